@@ -1,0 +1,1 @@
+"""What the NumPy engine runs, and how it chooses."""

@@ -1,0 +1,283 @@
+"""From the type of an array to the engine that computes on it.
+
+All errors about libraries, devices and dtypes are written here. A public function describes its call as a `Request`;
+`run` finds the engine, lets the agnostic one answer where it declines, and gives the result back in the form the
+arrays came in.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+
+from xpconv.spec import Array
+
+_ENGINES = ("numpy", "torch", "jax")  # every other library of the array API runs on the agnostic engine
+_SAME_LIBRARY = {"jaxlib": "jax", "ml_dtypes": "numpy"}
+_WHOLE = (...,)
+
+
+@dataclass(slots=True)
+class Request:
+    """One call, described: what to compute, on which arrays, and how the result is handed over."""
+
+    operation: str  # the engine's function
+    arrays: tuple[Array | None, ...]  # full forms, one dtype; the first is never None
+    spec: Any
+    options: dict[str, Any] = field(default_factory=dict)
+    method: str = "auto"
+    drop: tuple[Any, ...] = _WHOLE  # index that removes the axes the user's arrays did not have
+    then: Callable[[Any], Any] | None = None  # applied to the whole result, last of all
+    out: Array | None = None
+
+
+def run(request: Request) -> Any:
+    """Compute what the request describes."""
+    engine = engine_of(request)
+    result = _call(engine, request) if hasattr(engine, request.operation) else NotImplemented
+    if result is NotImplemented:
+        result = _call(agnostic_engine(), request)
+    if request.drop != _WHOLE:
+        result = tuple(r[request.drop] for r in result) if isinstance(result, tuple) else result[request.drop]
+    if request.then is not None:
+        result = request.then(result)
+    return result if request.out is None else _write(request.out, result)
+
+
+def _call(engine: ModuleType, request: Request) -> Any:
+    return getattr(engine, request.operation)(*request.arrays, request.spec, **request.options)
+
+
+# --- Engines ----------------------------------------------------------------------------------------------------------
+
+
+def library_of(array_type: type) -> str:
+    """The package an array type belongs to, subclasses included."""
+    for base in array_type.__mro__[:-1]:
+        name = base.__module__.partition(".")[0]
+        library = _SAME_LIBRARY.get(name, name)
+        if library in _ENGINES:
+            return library
+    return array_type.__module__.partition(".")[0]
+
+
+@lru_cache(maxsize=256)
+def engine_for(array_type: type) -> ModuleType:
+    """The engine's module, loaded with its first array."""
+    library = library_of(array_type)
+    return import_module(f"xpconv.engines.{library if library in _ENGINES else 'agnostic'}")
+
+
+def agnostic_engine() -> ModuleType:
+    """The reference, and the one fallback."""
+    return import_module("xpconv.engines.agnostic")
+
+
+def engine_of(request: Request) -> ModuleType:
+    """The engine that is asked first; it must have the method that was asked for."""
+    engine = engine_for(type(request.arrays[0]))
+    if request.method not in engine.METHODS:
+        has = ", ".join(map(repr, engine.METHODS))
+        name = engine.__name__.rpartition(".")[2]
+        raise ValueError(f"method={request.method!r} is not in the {name} engine; it has {has}")
+    return engine
+
+
+# --- Arrays: one library, one device ----------------------------------------------------------------------------------
+
+
+def arrays_of(name: str, **arguments: Any) -> tuple[Array | None, ...]:
+    """The arguments as arrays of one library on one device; lists and scalars become NumPy arrays."""
+    arrays = {argument: _as_array(name, argument, value) for argument, value in arguments.items()}
+    present = {argument: array for argument, array in arrays.items() if array is not None}
+    libraries = {library_of(type(array)) for array in present.values()}
+    if len(libraries) > 1:
+        given = ", ".join(_type_name(arguments[argument]) for argument in present)
+        raise TypeError(f"{name} needs arrays of one library, got {given}")
+    if len(present) > 1 and libraries != {"numpy"}:
+        _check_devices(name, present)
+    return tuple(arrays.values())
+
+
+def _as_array(name: str, argument: str, value: Any) -> Array | None:
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple, int, float, complex)) or library_of(type(value)) == "numpy":
+        return _numpy_array(name, argument, value)
+    if not array_api_compat.is_array_api_obj(value):
+        raise TypeError(
+            f"{name} cannot compute on {argument} of type {_type_name(value)}; pass an array of NumPy, CuPy, torch, "
+            "JAX or another array-API library"
+        )
+    _check_dtype(name, argument, array_api_compat.array_namespace(value), value.dtype)
+    return value
+
+
+def _numpy_array(name: str, argument: str, value: Any) -> Array:
+    import numpy as np
+
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} has no rule for the mask of {argument}; pass {argument}.filled(...)")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{argument} is not a rectangular array of numbers: {error}") from None
+    _check_dtype(name, argument, np, array.dtype)
+    return array
+
+
+def _check_dtype(name: str, argument: str, xp: Any, dtype: Any) -> None:
+    if is_numeric(xp, dtype):
+        return
+    if "bool" in str(dtype):
+        raise TypeError(f"{name} does not take bool ({argument}); cast it, for example to uint8 or float32")
+    raise TypeError(f"{name} does not take dtype {dtype} ({argument}); it takes integers, floats and complex numbers")
+
+
+@lru_cache(maxsize=256)
+def is_numeric(xp: Any, dtype: Any) -> bool:
+    """Integers, floats (bfloat16 too, wherever it comes from) and complex numbers."""
+    if str(dtype).rpartition(".")[2] == "bfloat16":
+        return True
+    try:
+        return bool(xp.isdtype(dtype, "numeric"))
+    except TypeError:  # a dtype that the library itself does not classify
+        return False
+
+
+def _check_devices(name: str, arrays: dict[str, Array]) -> None:
+    devices = {argument: str(array_api_compat.device(array)) for argument, array in arrays.items()}
+    if len(set(devices.values())) > 1:
+        given = ", ".join(f"{argument} on {device}" for argument, device in devices.items())
+        raise TypeError(f"{name} needs its arrays on one device, got {given}; move one with xpconv.to_device")
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+
+
+# --- Dtypes -----------------------------------------------------------------------------------------------------------
+
+
+def promoted(name: str, dtype: Any, x: Array, w: Array, bias: Array | None = None) -> tuple[Array | None, ...]:
+    """x, w and bias in the dtype of the result: `result_type(x, w)`, or the wider one asked for."""
+    xp = array_api_compat.array_namespace(x)
+    result = _result_dtype(xp, x.dtype, w.dtype)
+    if dtype is not None:
+        result = _widened(name, xp, result, dtype)
+    if bias is not None and bias.dtype != result and not _holds(xp, result, bias.dtype):
+        raise TypeError(
+            f"bias is {bias.dtype} but the result of {name} is {result}, which cannot hold it; cast the bias, or ask "
+            "for a wider result with dtype="
+        )
+    return tuple(a if a is None or a.dtype == result else xp.astype(a, result) for a in (x, w, bias))
+
+
+@lru_cache(maxsize=1024)
+def _result_dtype(xp: Any, first: Any, second: Any) -> Any:
+    try:
+        result = xp.result_type(first, second)
+    except TypeError:  # the standard leaves integer with float open: the float decides
+        integral = [bool(xp.isdtype(dtype, "integral")) for dtype in (first, second)]
+        if integral[0] == integral[1]:
+            raise
+        result = second if integral[0] else first
+    return result.newbyteorder("=") if hasattr(result, "newbyteorder") else result
+
+
+def _widened(name: str, xp: Any, result: Any, dtype: Any) -> Any:
+    asked = _as_dtype(name, xp, dtype)
+    if _result_dtype(xp, asked, result) != asked:
+        raise TypeError(f"dtype={dtype} cannot hold what {name} makes of these inputs, which is {result}")
+    return asked
+
+
+def _as_dtype(name: str, xp: Any, dtype: Any) -> Any:
+    """The library's own dtype object, from one, from its name or from NumPy's."""
+    wanted = str(getattr(dtype, "__name__", dtype)).rpartition(".")[2]
+    own = getattr(xp, wanted, None)
+    if own is None:
+        raise TypeError(f"dtype={dtype!r} is not a dtype of {xp.__name__.rpartition('.')[2]}")
+    own = xp.empty(0, dtype=own).dtype
+    if not is_numeric(xp, own):
+        raise TypeError(f"{name} does not make dtype={dtype!r}; it makes integers, floats and complex numbers")
+    return own
+
+
+def _holds(xp: Any, wide: Any, narrow: Any) -> bool:
+    """Whether a bias may be cast: to more digits or fewer, never from float to integer or complex to real."""
+    kinds = ("integral", "real floating", "complex floating")
+    return _kind(xp, kinds, narrow) <= _kind(xp, kinds, wide)
+
+
+def _kind(xp: Any, kinds: tuple[str, ...], dtype: Any) -> int:
+    if "bfloat16" in str(dtype):
+        return kinds.index("real floating")
+    return next(rank for rank, kind in enumerate(kinds) if xp.isdtype(dtype, kind))
+
+
+def cast_fill(fill_value: Any, padding_mode: str, x: Array) -> Any:
+    """The fill value in x's dtype, as a Python number."""
+    if padding_mode != "constant":
+        if fill_value != 0:
+            raise ValueError(f"fill_value={fill_value} needs padding_mode='constant', got {padding_mode!r}")
+        return 0
+    xp = array_api_compat.array_namespace(x)
+    if xp.isdtype(x.dtype, "integral") if "bfloat16" not in str(x.dtype) else False:
+        try:
+            number = operator.index(fill_value) if not isinstance(fill_value, float) else int(fill_value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"fill_value={fill_value!r} cannot be cast to x's dtype {x.dtype}") from None
+        limits = xp.iinfo(x.dtype)
+        if not limits.min <= number <= limits.max:
+            raise ValueError(f"fill_value={fill_value} is outside x's dtype {x.dtype}, {limits.min} to {limits.max}")
+        return number
+    complex_x = "complex" in str(x.dtype)
+    try:
+        return complex(fill_value) if complex_x else float(fill_value)
+    except (TypeError, ValueError):
+        raise ValueError(f"fill_value={fill_value!r} cannot be cast to x's dtype {x.dtype}") from None
+
+
+# --- out= -------------------------------------------------------------------------------------------------------------
+
+
+def check_out(out: Any, **inputs: Array | None) -> None:
+    """`out` must be an array that can be written and shares no memory with an input."""
+    if out is None:
+        return
+    if not array_api_compat.is_array_api_obj(out):
+        raise TypeError(f"out must be an array, got {_type_name(out)}")
+    if not array_api_compat.is_writeable_array(out):
+        raise TypeError(f"out cannot be written: {_type_name(out)} is read-only or immutable")
+    for argument, array in inputs.items():
+        if array is not None and _overlap(out, array):
+            raise ValueError(f"out overlaps {argument}; pass memory of its own")
+
+
+def _overlap(first: Array, second: Array) -> bool:
+    if array_api_compat.is_numpy_array(first):
+        import numpy as np
+
+        try:
+            return bool(np.shares_memory(first, second, max_work=1 << 20))
+        except np.exceptions.TooHardError:
+            return True  # their bounds overlap, and proving more would take too long
+    if array_api_compat.is_torch_array(first):
+        return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    return first is second
+
+
+def _write(out: Array, result: Array) -> Array:
+    if tuple(out.shape) != tuple(result.shape) or out.dtype != result.dtype:
+        raise ValueError(f"out is {tuple(out.shape)} {out.dtype}, the result {tuple(result.shape)} {result.dtype}")
+    out[...] = result
+    return out

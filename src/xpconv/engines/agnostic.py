@@ -1,0 +1,454 @@
+"""The reference engine: calls of the Python array API only, no writes in place, any rank.
+
+Everything is made from two moves and their adjoints. `pad` surrounds the input, `tap` takes one offset of every
+window as a strided slice; `untap` and `unpad` bring values back, so that a gradient is the forward operation read
+backwards. Arrays are channels-last inside: x (N, *size, C), w (*window, C / groups, F), y (N, *out, F).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from functools import lru_cache, reduce
+from itertools import product
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from xpconv.activations import ACTIVATIONS
+from xpconv.engines import fft
+from xpconv.spec import (
+    AdaptiveSpec,
+    Array,
+    ConvSpec,
+    PoolSpec,
+    ScatterSpec,
+    Sizes,
+    Windows,
+    padding_source,
+)
+
+METHODS = ("auto", "direct", "fft")
+
+
+# --- Convolution ------------------------------------------------------------------------------------------------------
+
+
+def conv(
+    x: Array,
+    w: Array,
+    bias: Array | None,
+    spec: ConvSpec,
+    *,
+    fill_value: complex = 0,
+    activation: str | None = None,
+    precision: str = "highest",  # noqa: ARG001  everything here is as exact as the dtype
+    method: str = "auto",
+) -> Array:
+    """``y[i] = sum over o of x_padded[i s + o d] w[k]``, k = m - 1 - o for a convolution, o for a correlation."""
+    dtype = x.dtype
+    x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
+    x = pad(spread(x, spec.input_dilation), spec, fill_value)
+    if method == "fft":
+        y = fft.conv(x, w, spec)
+    else:
+        y = total(product_of_groups(tap(x, spec, o), weight_at(w, spec, o), spec.groups) for o in spec.taps)
+    return epilogue(y, bias, activation, spec.layout, dtype)
+
+
+def conv_grad_input(
+    gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None
+) -> Array:
+    """``gx_padded[i s + o d] += gy[i] w[k]``: the taps of `conv` brought back. With a bias: transposed convolution."""
+    dtype = gy.dtype
+    gy, w = channels_last(widened(gy), spec.layout), weight_last(widened(w), spec.layout)
+    w = exchanged(w, spec.groups)
+    parts = (product_of_groups(gy, weight_at(w, spec, o), spec.groups) for o in spec.taps)
+    gx = total(untap(part, spec, o) for part, o in zip(parts, spec.taps, strict=True))
+    return epilogue(unpad(gx, spec), bias, activation, spec.layout, dtype)
+
+
+def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
+    """``gw[k] = sum over n, i of x_padded[n, i s + o d] gy[n, i]``."""
+    xp, dtype, groups = array_namespace(x), x.dtype, spec.groups
+    x = pad(channels_last(widened(x), spec.layout), spec)
+    gy = by_group(channels_last(widened(gy), spec.layout), groups)  # (G, N P, F / G)
+
+    def gradient(offset: Sizes) -> Array:
+        columns = by_group(tap(x, spec, offset), groups)  # (G, N P, C / G)
+        gw = xp.permute_dims(columns, (0, 2, 1)) @ gy
+        return xp.reshape(xp.permute_dims(gw, (1, 0, 2)), (spec.channels // groups, spec.filters))
+
+    gw = xp.stack([gradient(o) for o in spec.taps])
+    gw = xp.reshape(gw, (*spec.window, spec.channels // groups, spec.filters))
+    if spec.flip:
+        gw = xp.flip(gw, axis=tuple(range(spec.axes)))
+    return xp.astype(weight_as(gw, spec.layout), dtype, copy=False)
+
+
+def weight_at(w: Array, spec: ConvSpec, offset: Sizes) -> Array:
+    """The weight (C / G, F) that a window's offset meets: a convolution reads it from the far end."""
+    if spec.flip:
+        offset = tuple(m - 1 - o for m, o in zip(spec.window, offset, strict=True))
+    return w[(*offset, ...)]
+
+
+def exchanged(w: Array, groups: int) -> Array:
+    """Weight (*window, C / G, F) with the roles of channels and filters exchanged: (*window, F / G, C)."""
+    xp = array_namespace(w)
+    *window, per_group, filters = w.shape
+    w = xp.reshape(w, (*window, per_group, groups, filters // groups))
+    return xp.reshape(xp.moveaxis(w, -3, -1), (*window, filters // groups, groups * per_group))
+
+
+def product_of_groups(x: Array, w: Array, groups: int) -> Array:
+    """``x (N, *out, C)`` times ``w (C / G, F)``, each group with its own channels."""
+    xp = array_namespace(x)
+    if groups == 1:
+        return x @ w
+    per_group, filters = w.shape
+    w = xp.permute_dims(xp.reshape(w, (per_group, groups, filters // groups)), (1, 0, 2))
+    y = xp.permute_dims(by_group(x, groups) @ w, (1, 0, 2))  # (N P, G, F / G)
+    return xp.reshape(y, (*x.shape[:-1], filters))
+
+
+def by_group(x: Array, groups: int) -> Array:
+    """(N, *out, C) as (G, N P, C / G)."""
+    xp = array_namespace(x)
+    *positions, channels = x.shape
+    x = xp.reshape(x, (math.prod(positions), groups, channels // groups))
+    return xp.permute_dims(x, (1, 0, 2))
+
+
+def epilogue(y: Array, bias: Array | None, activation: str | None, layout: str, dtype: Any) -> Array:
+    """``phi(y + bias)`` in the accumulator's dtype, then the result's layout and dtype."""
+    xp = array_namespace(y)
+    if bias is not None:
+        y = y + xp.astype(bias, y.dtype, copy=False)
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    return xp.astype(as_layout(y, layout), dtype, copy=False)
+
+
+# --- Patches ----------------------------------------------------------------------------------------------------------
+
+
+def unfold(x: Array, spec: PoolSpec) -> Array:
+    """``patches[n, i, o, c] = x_padded[n, i s + o d, c]``."""
+    xp, axes = array_namespace(x), spec.axes
+    x = pad(channels_last(x, spec.layout), spec)
+    patches = xp.stack([tap(x, spec, o) for o in spec.taps], axis=axes + 1)
+    patches = xp.reshape(patches, (spec.batch, *spec.out_size, *spec.window, spec.channels))
+    if spec.layout == "channels_last":
+        return patches
+    return xp.permute_dims(patches, (0, 2 * axes + 1, *range(axes + 1, 2 * axes + 1), *range(1, axes + 1)))
+
+
+def fold(patches: Array, spec: PoolSpec) -> Array:
+    """The adjoint of `unfold`: patches are added up where they overlap."""
+    xp, axes, dtype = array_namespace(patches), spec.axes, patches.dtype
+    patches = widened(patches)
+    if spec.layout == "channels_first":
+        patches = xp.permute_dims(patches, (0, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2), 1))
+    every = (slice(None),) * (axes + 1)
+    x = unpad(total(untap(patches[(*every, *o, ...)], spec, o) for o in spec.taps), spec)
+    return xp.astype(as_layout(x, spec.layout), dtype, copy=False)
+
+
+# --- Pooling ----------------------------------------------------------------------------------------------------------
+
+
+def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
+    """``y[i] = max over o of x[i s + o d - before]``; padding never wins, the first NaN does."""
+    xp, reading = array_namespace(x), spec.reading
+    padded = pad(channels_last(x, spec.layout), reading, lowest(xp, x.dtype))
+    if not return_indices:
+        y = reduce(lambda best, v: xp.where((v > best) | is_nan(v), v, best), (tap(padded, reading, o) for o in spec.taps))
+        return as_layout(y, spec.layout)
+    y, indices = None, None
+    for offset in spec.taps:
+        value, (where, inside) = tap(padded, reading, offset), tap_positions(xp, spec, offset, device(x))
+        if y is None:
+            y, indices = value, xp.where(inside, where, -1 * xp.ones_like(where)) + xp.zeros_like(value, dtype=where.dtype)
+            continue
+        better = inside & ((indices < 0) | (value > y) | (is_nan(value) & ~is_nan(y)))
+        y, indices = xp.where(better, value, y), xp.where(better, where, indices)
+    return as_layout(y, spec.layout), as_layout(indices, spec.layout)
+
+
+def tap_positions(xp: Any, spec: PoolSpec, offset: Sizes, where: Any) -> tuple[Array, Array]:
+    """Flat position in the plane of one tap of every window, and whether it lies inside: each (*out, 1)."""
+    flat, inside = xp.zeros((1,) * (spec.axes + 1), dtype=xp.int64, device=where), True
+    for axis, n in enumerate(spec.size):
+        position = xp.asarray(spec.positions(axis, offset[axis]), dtype=xp.int64, device=where)
+        position = xp.reshape(position, (-1, *(1,) * (spec.axes - axis)))
+        flat = flat * n + position
+        inside = (position >= 0) & (position < n) & inside
+    return flat, inside
+
+
+def sum_pool(x: Array, spec: PoolSpec) -> Array:
+    """``y[i] = sum over o of x[i s + o d - before]``."""
+    xp, reading, dtype = array_namespace(x), spec.reading, x.dtype
+    padded = pad(channels_last(widened(x), spec.layout), reading)
+    y = total(tap(padded, reading, o) for o in spec.taps)
+    return xp.astype(as_layout(y, spec.layout), dtype, copy=False)
+
+
+def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
+    """The sum over each window divided by the taps that count, or by `divisor`."""
+    dtype = x.dtype
+    y = sum_pool(widened(x), spec)
+    return divided(y, spec, count_include_pad, divisor, dtype)
+
+
+def divided(y: Array, spec: PoolSpec, count_include_pad: bool, divisor: float | None, dtype: Any) -> Array:
+    """Sums `y` divided by the taps that count; a window of nothing but padding has the mean NaN."""
+    xp = array_namespace(y)
+    if divisor is not None:
+        return xp.astype(y / divisor, dtype, copy=False)
+    counts = xp.asarray(tap_counts(spec, count_include_pad), dtype=y.dtype, device=device(y))
+    counts = xp.reshape(counts, (*spec.out_size, 1) if spec.layout == "channels_last" else (1, *spec.out_size))
+    y = xp.where(counts > 0, y, xp.full_like(y, math.nan)) / xp.where(counts > 0, counts, xp.ones_like(counts))
+    return xp.astype(y, dtype, copy=False)
+
+
+@lru_cache(maxsize=256)
+def tap_counts(spec: PoolSpec, include_padding: bool) -> Sizes:
+    """Taps that count in each window, in the order of the result's plane."""
+    return tuple(map(math.prod, product(*(spec.counts(axis, include_padding) for axis in range(spec.axes)))))
+
+
+def lp_pool(x: Array, spec: PoolSpec, *, p: float) -> Array:
+    """``(sum over each window of |x|^p)^(1/p)``."""
+    xp, dtype = array_namespace(x), x.dtype
+    powers = xp.abs(widened(x)) ** p
+    y = sum_pool(powers, spec) ** (1.0 / p)
+    return xp.astype(y, dtype, copy=False) if y.dtype != dtype and not xp.isdtype(dtype, "complex floating") else y
+
+
+def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
+    """The adjoint of `avg_pool`: each gradient shared out over the taps of its window."""
+    xp, dtype, reading = array_namespace(gy), gy.dtype, spec.reading
+    gy = widened(gy)
+    shares = channels_last(divided(gy, spec, count_include_pad, divisor, gy.dtype), spec.layout)
+    gx = unpad(total(untap(shares, reading, o) for o in spec.taps), reading)
+    return xp.astype(as_layout(gx, spec.layout), dtype, copy=False)
+
+
+def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
+    """The adjoint of `max_pool`: every gradient goes to the element that won, index -1 to none."""
+    xp = array_namespace(gy)
+    return xp.astype(scattered(widened(gy), indices, spec, operator.add), gy.dtype, copy=False)
+
+
+def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
+    """Every value at its index, zero elsewhere; of values that share an index the last counts."""
+    return scattered(y, indices, spec, lambda _, value: value)
+
+
+def scattered(values: Array, indices: Array, spec: ScatterSpec, merge: Callable[[Array, Array], Array]) -> Array:
+    """Values at flat positions of a plane of zeros, one output position after the other."""
+    xp, outputs, places = array_namespace(values), math.prod(spec.out_size), math.prod(spec.size)
+    flat = (spec.batch, outputs, spec.channels)
+    values, indices = (xp.reshape(channels_last(a, spec.layout), flat) for a in (values, indices))
+    place = xp.reshape(xp.arange(places, dtype=indices.dtype, device=device(indices)), (1, places, 1))
+    plane = xp.zeros((spec.batch, places, spec.channels), dtype=values.dtype, device=device(values))
+    for p in range(outputs):
+        plane = xp.where(place == indices[:, p : p + 1, :], merge(plane, values[:, p : p + 1, :]), plane)
+    return as_layout(xp.reshape(plane, (spec.batch, *spec.size, spec.channels)), spec.layout)
+
+
+def global_max_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Array:
+    """The maximum of every map."""
+    return array_namespace(x).max(x, axis=axes, keepdims=keepdims)
+
+
+def global_avg_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Array:
+    """The mean of every map."""
+    xp = array_namespace(x)
+    return xp.astype(xp.mean(widened(x), axis=axes, keepdims=keepdims), x.dtype, copy=False)
+
+
+def adaptive_avg_pool(x: Array, spec: AdaptiveSpec) -> Array:
+    """The mean of every window of an adaptive pooling; one axis after the other, since a mean of means is exact."""
+    xp, dtype = array_namespace(x), x.dtype
+    x = channels_last(widened(x), spec.layout)
+    for axis in range(len(spec.size)):
+        before = (slice(None),) * (axis + 1)
+        spans = [x[(*before, slice(start, stop), ...)] for start, stop in spec.spans(axis)]
+        x = xp.stack([xp.mean(span, axis=axis + 1) for span in spans], axis=axis + 1)
+    return xp.astype(as_layout(x, spec.layout), dtype, copy=False)
+
+
+def adaptive_max_pool(x: Array, spec: AdaptiveSpec, *, return_indices: bool) -> Any:
+    """The maximum of every window of an adaptive pooling, each window a pooling of one output."""
+    axes = range(len(spec.size))
+    boxes = product(*(spec.spans(axis) for axis in axes))
+    results = [_box_max(channels_last(x, spec.layout), spec, box, return_indices) for box in boxes]
+    parts = zip(*results, strict=True) if return_indices else (results,)
+    pooled = tuple(as_layout(_joined(part, spec.out_size), spec.layout) for part in parts)
+    return pooled if return_indices else pooled[0]
+
+
+def _box_max(x: Array, spec: AdaptiveSpec, box: Any, return_indices: bool) -> Any:
+    """Maximum (N, C) of one box of the plane, and its flat position there."""
+    xp, axes = array_namespace(x), len(box)
+    inner = x[(slice(None), *(slice(start, stop) for start, stop in box), ...)]
+    extent = tuple(stop - start for start, stop in box)
+    whole = PoolSpec(
+        "channels_last", spec.batch, spec.channels, extent, extent, (1,) * axes, (1,) * axes, ((0, 0),) * axes
+    )
+    drop = (slice(None), *(0,) * axes, ...)
+    if not return_indices:
+        return max_pool(inner, whole, return_indices=False)[drop]
+    y, local = (part[drop] for part in max_pool(inner, whole, return_indices=True))
+    flat, step = xp.zeros_like(local), 1
+    for (start, _), length, n in zip(reversed(box), reversed(extent), reversed(spec.size), strict=True):
+        flat, local, step = flat + (local % length + start) * step, local // length, step * n
+    return y, flat
+
+
+def _joined(cells: Iterable[Array], out: Sizes) -> Array:
+    """Cells (N, C) of a plane, in order, as (N, *out, C)."""
+    cells = list(cells)
+    joined = array_namespace(cells[0]).stack(cells, axis=1)
+    return array_namespace(joined).reshape(joined, (joined.shape[0], *out, joined.shape[-1]))
+
+
+# --- The two moves and their adjoints ---------------------------------------------------------------------------------
+
+
+def tap(x: Array, spec: Windows, offset: Sizes) -> Array:
+    """One offset of every window: (N, *padded, ...) to (N, *out, ...)."""
+    axes = zip(offset, spec.dilation, spec.stride, spec.out_size, strict=True)
+    return x[(slice(None), *(slice(o * d, o * d + (n - 1) * s + 1, s) for o, d, s, n in axes), ...)]
+
+
+def untap(v: Array, spec: Windows, offset: Sizes) -> Array:
+    """The adjoint of `tap`: (N, *out, ...) to (N, *padded, ...), zero where no window has this offset."""
+    v = spread(v, spec.stride)
+    axes = zip(offset, spec.dilation, spec.padded_size, v.shape[1:], strict=False)
+    return padded_with(v, tuple((o * d, whole - o * d - n) for o, d, whole, n in axes), 0)
+
+
+def spread(x: Array, steps: Sizes) -> Array:
+    """Elements of the spatial axes `steps` apart, with zeros between them."""
+    xp = array_namespace(x)
+    for axis, step in enumerate(steps, start=1):
+        n = x.shape[axis]
+        if step == 1 or n < 2:
+            continue
+        zeros = xp.zeros((*x.shape[: axis + 1], step - 1, *x.shape[axis + 1 :]), dtype=x.dtype, device=device(x))
+        spaced = xp.concat((xp.expand_dims(x, axis=axis + 1), zeros), axis=axis + 1)
+        spaced = xp.reshape(spaced, (*x.shape[:axis], n * step, *x.shape[axis + 1 :]))
+        x = spaced[(slice(None),) * axis + (slice(0, (n - 1) * step + 1), ...)]
+    return x
+
+
+def pad(x: Array, spec: Windows, fill: complex = 0) -> Array:
+    """x (N, *size, ...) with the spec's padding around its spatial axes."""
+    mode = getattr(spec, "padding_mode", "zeros")
+    if mode in ("zeros", "constant"):
+        return padded_with(x, spec.padding, fill)
+    xp = array_namespace(x)
+    for axis, (n, pads) in enumerate(zip(spec.size, spec.padding, strict=True), start=1):
+        if any(pads):
+            x = xp.take(x, _table(xp, padding_source(n, *pads, mode), x), axis=axis)
+    return x
+
+
+def unpad(gx: Array, spec: Windows) -> Array:
+    """The adjoint of `pad`: what fell on padding is dropped, or added to the element it was copied from."""
+    mode = getattr(spec, "padding_mode", "zeros")
+    if mode in ("zeros", "constant"):
+        return padded_with(gx, tuple((-before, -after) for before, after in spec.padding), 0)
+    xp = array_namespace(gx)
+    for axis, (n, pads) in enumerate(zip(spec.size, spec.padding, strict=True), start=1):
+        if any(pads):
+            pads_one = ((0, 0),) * (axis - 1) + ((0, 1),)
+            with_zero = padded_with(gx, pads_one, 0)  # the last entry stands for "no further copy"
+            gx = total(xp.take(with_zero, _table(xp, rows, gx), axis=axis) for rows in copies_of(n, *pads, mode))
+    return gx
+
+
+@lru_cache(maxsize=1024)
+def copies_of(n: int, before: int, after: int, mode: str) -> tuple[Sizes, ...]:
+    """For each element of an axis the padded positions it was copied to, one tuple per copy, ended by the length."""
+    places: list[list[int]] = [[] for _ in range(n)]
+    for position, source in enumerate(padding_source(n, before, after, mode)):
+        places[source].append(position)
+    most, none = max(map(len, places)), n + before + after
+    return tuple(tuple(p[copy] if copy < len(p) else none for p in places) for copy in range(most))
+
+
+def padded_with(x: Array, pads: Iterable[tuple[int, int]], fill: complex) -> Array:
+    """x with constant padding around its axes from the second on; negative padding crops."""
+    xp = array_namespace(x)
+    for axis, (before, after) in enumerate(pads, start=1):
+        n = x.shape[axis]
+        if before < 0 or after < 0:
+            keep = slice(max(-before, 0), n - max(-after, 0))
+            x = x[(slice(None),) * axis + (keep, ...)]
+        blocks = [_block(xp, x, axis, length, fill) if length > 0 else None for length in (before, after)]
+        present = [block for block in (blocks[0], x, blocks[1]) if block is not None]
+        x = xp.concat(present, axis=axis) if len(present) > 1 else x
+    return x
+
+
+def _block(xp: Any, x: Array, axis: int, length: int, fill: complex) -> Array:
+    shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
+    return xp.full(shape, fill, dtype=x.dtype, device=device(x))
+
+
+def _table(xp: Any, rows: Sizes, like: Array) -> Array:
+    return xp.asarray(rows, dtype=xp.int64, device=device(like))
+
+
+# --- Layouts and dtypes -----------------------------------------------------------------------------------------------
+
+
+def channels_last(x: Array, layout: str) -> Array:
+    """Feature maps of either layout as (N, *size, C)."""
+    return x if layout == "channels_last" else array_namespace(x).moveaxis(x, 1, -1)
+
+
+def as_layout(y: Array, layout: str) -> Array:
+    """Feature maps (N, *size, C) in the user's layout."""
+    return y if layout == "channels_last" else array_namespace(y).moveaxis(y, -1, 1)
+
+
+def weight_last(w: Array, layout: str) -> Array:
+    """A weight of either layout as (*window, C / groups, F)."""
+    return w if layout == "channels_last" else array_namespace(w).permute_dims(w, (*range(2, w.ndim), 1, 0))
+
+
+def weight_as(w: Array, layout: str) -> Array:
+    """A weight (*window, C / groups, F) in the user's layout."""
+    if layout == "channels_last":
+        return w
+    return array_namespace(w).permute_dims(w, (w.ndim - 1, w.ndim - 2, *range(w.ndim - 2)))
+
+
+def widened(x: Array) -> Array:
+    """x in the dtype that sums are kept in: float32 for the 16-bit floats, else its own."""
+    if str(x.dtype).rpartition(".")[2] not in ("float16", "bfloat16"):
+        return x
+    xp = array_namespace(x)
+    return xp.astype(x, xp.float32)
+
+
+def lowest(xp: Any, dtype: Any) -> Any:
+    """The value that never wins a maximum."""
+    return xp.iinfo(dtype).min if xp.isdtype(dtype, "integral") else -math.inf
+
+
+def is_nan(x: Array) -> Array:
+    """Where x is NaN, the one value that differs from itself."""
+    return x != x  # noqa: PLR0124
+
+
+def total(terms: Iterable[Array]) -> Array:
+    """Sum of arrays, in their own dtype."""
+    return reduce(operator.add, terms)

@@ -1,0 +1,182 @@
+"""NumPy arrays: strided windows and matrix products."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xpconv.cpu.plan import Plan, Tile, conv_plan, row_bytes, tiles
+from xpconv.engines import agnostic, fft
+from xpconv.engines.agnostic import channels_last, epilogue, exchanged, pad, tap, unpad, weight_as, weight_last, widened
+from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
+from xpconv.workspace import current_limit
+
+METHODS = ("auto", "direct", "gemm", "fft")
+
+
+# --- Convolution ------------------------------------------------------------------------------------------------------
+
+
+def conv(
+    x: Array,
+    w: Array,
+    bias: Array | None,
+    spec: ConvSpec,
+    *,
+    fill_value: complex,
+    activation: str | None,
+    precision: str,  # noqa: ARG001  a CPU has one
+    method: str,
+) -> Array:
+    """Patches times weights, tile by tile; tap by tap where a group has one channel; spectra for large windows."""
+    dtype = x.dtype
+    plan = plan_conv(x, spec, method)
+    x = pad(channels_last(widened(x), spec.layout), spec, fill_value)
+    w = weight_last(widened(w), spec.layout)
+    if plan.method == "fft" and method == "auto" and not (np.isfinite(x).all() and np.isfinite(w).all()):
+        plan = plan_conv(x, spec, "gemm")  # a spectrum would spread one NaN over everything
+    y = _ALGORITHMS[plan.method](x, w, spec)
+    return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, dtype))
+
+
+def plan_conv(x: Array, spec: ConvSpec, method: str) -> Plan:
+    """What `conv` does with these arrays."""
+    inexact = not np.isdtype(x.dtype, "integral")
+    return conv_plan(spec, x.dtype.itemsize, inexact, method, current_limit())
+
+
+def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """One pass over the result per tap; as a broadcast product where each group has one channel."""
+    if spec.groups != spec.channels:
+        return agnostic.total(
+            agnostic.product_of_groups(tap(x, spec, o), agnostic.weight_at(w, spec, o), spec.groups) for o in spec.taps
+        )
+    multiplier = spec.filters // spec.channels
+    y = np.zeros((spec.batch, *spec.out_size, spec.channels, multiplier), dtype=x.dtype)
+    for o in spec.taps:
+        y += tap(x, spec, o)[..., None] * agnostic.weight_at(w, spec, o).reshape(spec.channels, multiplier)
+    return y.reshape(spec.batch, *spec.out_size, spec.filters)
+
+
+def _gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """im2col, never whole: the patches of one tile are copied side by side and multiplied at once."""
+    if spec.flip:
+        w = np.flip(w, axis=tuple(range(spec.axes)))
+    per_group, maps = spec.channels // spec.groups, spec.filters // spec.groups
+    y = np.empty((spec.batch, *spec.out_size, spec.filters), dtype=x.dtype)
+    for group in range(spec.groups):
+        columns = windows(x[..., group * per_group : (group + 1) * per_group], spec)
+        weight = w[..., group * maps : (group + 1) * maps].reshape(-1, maps)
+        for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
+            patches = _patches(columns, tile, spec, len(weight))
+            result = y[tile.images, tile.rows, ..., group * maps : (group + 1) * maps]
+            result[...] = (patches @ weight).reshape(result.shape)
+    return y
+
+
+def _patches(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array:
+    """The patches of one tile, copied side by side: (positions, length)."""
+    block = columns[tile.images, tile.rows]
+    return block.reshape(math.prod(block.shape[: spec.axes + 1]), length)
+
+
+def windows(x: Array, spec: Windows) -> Array:
+    """A view of padded `x` as (N, *out, *window, C), without a copy."""
+    steps = x.strides[1:-1]
+    strides = (
+        x.strides[0],
+        *(step * s for step, s in zip(steps, spec.stride, strict=True)),
+        *(step * d for step, d in zip(steps, spec.dilation, strict=True)),
+        x.strides[-1],
+    )
+    shape = (x.shape[0], *spec.out_size, *spec.window, x.shape[-1])
+    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
+
+
+_ALGORITHMS = {"direct": _direct, "gemm": _gemm, "fft": fft.conv}
+
+
+def conv_grad_input(
+    gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None
+) -> Array:
+    """One product per tap, added where the tap reads."""
+    dtype = gy.dtype
+    gy, w = channels_last(widened(gy), spec.layout), weight_last(widened(w), spec.layout)
+    w = exchanged(w, spec.groups)
+    gx = np.zeros((spec.batch, *spec.padded_size, spec.channels), dtype=gy.dtype)
+    for o in spec.taps:
+        here = tap(gx, spec, o)
+        here += agnostic.product_of_groups(gy, agnostic.weight_at(w, spec, o), spec.groups)
+    return np.ascontiguousarray(epilogue(unpad(gx, spec), bias, activation, spec.layout, dtype))
+
+
+def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
+    """Patches, transposed, times `gy`, tile by tile."""
+    if spec.groups > 1:
+        return NotImplemented  # the agnostic engine's batched products serve groups as well
+    dtype = x.dtype
+    x = pad(channels_last(widened(x), spec.layout), spec)
+    gy = channels_last(widened(gy), spec.layout)
+    columns, length = windows(x, spec), math.prod(spec.window) * spec.channels
+    gw = np.zeros((length, spec.filters), dtype=x.dtype)
+    for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
+        gw += _patches(columns, tile, spec, length).T @ gy[tile.images, tile.rows].reshape(-1, spec.filters)
+    gw = gw.reshape(*spec.window, spec.channels, spec.filters)
+    if spec.flip:
+        gw = np.flip(gw, axis=tuple(range(spec.axes)))
+    return np.ascontiguousarray(weight_as(gw, spec.layout).astype(dtype, copy=False))
+
+
+# --- Patches and pooling ----------------------------------------------------------------------------------------------
+
+
+def unfold(x: Array, spec: PoolSpec) -> Array:
+    """The strided windows, copied out."""
+    patches = windows(pad(channels_last(x, spec.layout), spec), spec)
+    if spec.layout == "channels_first":
+        axes = spec.axes
+        patches = patches.transpose(0, 2 * axes + 1, *range(axes + 1, 2 * axes + 1), *range(1, axes + 1))
+    return patches.copy()
+
+
+def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
+    """A running maximum over the taps, in place."""
+    if return_indices:
+        return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
+    reading = spec.reading
+    x = pad(channels_last(x, spec.layout), reading, agnostic.lowest(np, x.dtype))
+    taps = (tap(x, reading, o) for o in spec.taps)
+    y = next(taps).copy()
+    for value in taps:
+        np.maximum(y, value, out=y)
+    return np.ascontiguousarray(agnostic.as_layout(y, spec.layout))
+
+
+def sum_pool(x: Array, spec: PoolSpec) -> Array:
+    """A running sum over the taps, in place."""
+    dtype, reading = x.dtype, spec.reading
+    x = pad(channels_last(widened(x), spec.layout), reading)
+    y = np.zeros((spec.batch, *spec.out_size, spec.channels), dtype=x.dtype)
+    for o in spec.taps:
+        y += tap(x, reading, o)
+    return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
+
+
+def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
+    """The sums, divided."""
+    return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
+
+
+def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
+    """Every gradient added at its index."""
+    dtype, places = gy.dtype, math.prod(spec.size)
+    flat = (spec.batch, math.prod(spec.out_size), spec.channels)
+    gy, indices = (channels_last(a, spec.layout).reshape(flat) for a in (widened(gy), indices))
+    n, _, c = np.ogrid[: flat[0], : flat[1], : flat[2]]
+    kept = indices >= 0
+    gx = np.zeros(spec.batch * places * spec.channels, dtype=gy.dtype)
+    np.add.at(gx, ((n * places + indices) * spec.channels + c)[kept], gy[kept])
+    gx = agnostic.as_layout(gx.reshape(spec.batch, *spec.size, spec.channels), spec.layout)
+    return np.ascontiguousarray(gx.astype(dtype, copy=False))

@@ -1,0 +1,50 @@
+"""The memory that an operation may take beyond its inputs and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+DEFAULT_LIMIT = 64 * 2**20
+
+_limit = ContextVar("xpconv_workspace_limit", default=DEFAULT_LIMIT)
+
+
+@contextmanager
+def workspace_limit(nbytes: int) -> Iterator[None]:
+    """Limit, inside a ``with`` block, the memory taken beyond inputs and result.
+
+    The limit holds in the thread that sets it, for the engines that cut their work into tiles; today that is the
+    NumPy engine's "gemm". The default is 64 MB.
+
+    Parameters
+    ----------
+    nbytes : int
+        Bytes, at least 1; a tile is never smaller than one row of windows.
+
+    Raises
+    ------
+    ValueError
+        For anything but a positive integer.
+
+    Examples
+    --------
+    >>> import numpy as np, xpconv
+    >>> with xpconv.workspace_limit(4 * 2**20):
+    ...     y = xpconv.conv2d(np.ones((1, 64, 64, 8)), np.ones((3, 3, 8, 8)))
+    >>> y.shape
+    (1, 62, 62, 8)
+    """
+    if not isinstance(nbytes, int) or nbytes < 1:
+        raise ValueError(f"workspace_limit takes a positive number of bytes, got {nbytes!r}")
+    token = _limit.set(nbytes)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def current_limit() -> int:
+    """The limit in force, in bytes."""
+    return _limit.get()
