@@ -1,5 +1,6 @@
 """Convolution and pooling for the array you already have."""
 
+from xpconv import signal
 from xpconv.convolution import (
     conv,
     conv1d,
@@ -22,6 +23,8 @@ from xpconv.convolution import (
     corr_transpose2d,
     corr_transpose3d,
 )
+from xpconv.device import DeviceInfo, backend, devices, synchronize, to_device
+from xpconv.explanation import Explanation, explain
 from xpconv.patches import fold, unfold
 from xpconv.pooling import (
     adaptive_avg_pool,
@@ -55,3 +58,68 @@ from xpconv.pooling import (
     sum_pool2d,
     sum_pool3d,
 )
+from xpconv.workspace import workspace_limit
+
+__all__ = [
+    "DeviceInfo",
+    "Explanation",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "avg_pool",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "avg_pool_grad",
+    "backend",
+    "conv",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_grad_input",
+    "conv_grad_weight",
+    "conv_transpose",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "corr",
+    "corr1d",
+    "corr2d",
+    "corr3d",
+    "corr_grad_input",
+    "corr_grad_weight",
+    "corr_transpose",
+    "corr_transpose1d",
+    "corr_transpose2d",
+    "corr_transpose3d",
+    "devices",
+    "explain",
+    "fold",
+    "global_avg_pool",
+    "global_max_pool",
+    "lp_pool",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "max_pool_grad",
+    "max_unpool",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
+    "min_pool",
+    "min_pool1d",
+    "min_pool2d",
+    "min_pool3d",
+    "signal",
+    "sum_pool",
+    "sum_pool1d",
+    "sum_pool2d",
+    "sum_pool3d",
+    "synchronize",
+    "to_device",
+    "unfold",
+    "workspace_limit",
+]

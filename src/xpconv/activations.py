@@ -40,13 +40,15 @@ def tanh(a: Array) -> Array:
 def gelu(a: Array) -> Array:
     """``a Phi(a)`` with the normal distribution function Phi: the exact form, with erf (Hendrycks and Gimpel, 2016)."""
     xp = array_api_compat.array_namespace(a)
-    return xp.where(xp.isinf(a) & (a < 0), xp.zeros_like(a), 0.5 * a * (1.0 + erf(a * math.sqrt(0.5))))
+    a = xp.where(a == -math.inf, xp.zeros_like(a), a)  # the limit, where the product would be inf * 0
+    return 0.5 * a * (1.0 + erf(a * math.sqrt(0.5)))
 
 
 def silu(a: Array) -> Array:
     """``a / (1 + exp(-a))``."""
     xp = array_api_compat.array_namespace(a)
-    return xp.where(xp.isinf(a) & (a < 0), xp.zeros_like(a), a * sigmoid(a))
+    a = xp.where(a == -math.inf, xp.zeros_like(a), a)  # the limit, where the product would be inf * 0
+    return a * sigmoid(a)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -82,8 +84,9 @@ _ERF_REACH = 6.0  # erf rounds to 1 in double precision from 5.93 on
 @cache
 def _erf_coefficients() -> tuple[float, ...]:
     from numpy.polynomial.chebyshev import chebinterpolate
+    from scipy.special import erf
 
-    return tuple(chebinterpolate(lambda t: [math.erf(_ERF_REACH * v) for v in t], 91)[1::2].tolist())
+    return tuple(chebinterpolate(lambda t: erf(_ERF_REACH * t), 91)[1::2].tolist())
 
 
 def _erf_by_chebyshev(a: Array) -> Array:

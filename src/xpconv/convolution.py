@@ -113,7 +113,7 @@ def _conv(
     user_out = out
     x, w, bias, out = arrays_of(name, x=x, w=w, bias=bias, out=out)
     fill = cast_fill(fill_value, padding_mode := checked_padding_mode(padding_mode), x)
-    geometry = _geometry(variant, x, w, stride, padding, dilation, groups, layout)
+    geometry = _geometry(variant, w, stride, padding, dilation, groups, layout)
     spec, form = conv_spec(tuple(x.shape), tuple(w.shape), padding_mode=padding_mode, **geometry)
     one_of("precision", precision, PRECISIONS)
     check_out(user_out, x=x, w=w, bias=bias)
@@ -177,7 +177,7 @@ def _conv_transpose(
     """
     name = variant.name
     x, w, bias = arrays_of(name, x=x, w=w, bias=bias)
-    geometry = _geometry(variant, x, w, stride, padding, dilation, groups, layout)
+    geometry = _geometry(variant, w, stride, padding, dilation, groups, layout)
     extra = per_axis("output_padding", output_padding, len(geometry["stride"]), least=0)
     spec, form = conv_transpose_spec(tuple(x.shape), tuple(w.shape), output_padding=extra, **geometry)
     x, w, bias = promoted(name, None, x, w, bias)
@@ -228,7 +228,7 @@ def _conv_grad_input(
     $result
     """
     gy, w = arrays_of(variant.name, gy=gy, w=w)
-    geometry = _geometry(variant, gy, w, stride, padding, dilation, groups, layout)
+    geometry = _geometry(variant, w, stride, padding, dilation, groups, layout)
     size = per_axis("size", size, len(geometry["stride"]), least=0)
     geometry |= {"padding_mode": checked_padding_mode(padding_mode), "size": size}
     del geometry["axes"]
@@ -294,7 +294,6 @@ def _conv_grad_weight(
 
 def _geometry(
     variant: Variant,
-    x: Array,
     w: Array,
     stride: PerAxis,
     padding: Padding,
@@ -426,7 +425,7 @@ conv_grad_input = public(
     _conv_grad_input, Variant("conv_grad_input", None, True), **_words("conv_grad_input"), result="[2.0, 3.0, 3.0, 1.0]"
 )
 corr_grad_input = public(
-    _conv_grad_input, Variant("corr_grad_input", None, False), **_words("corr_grad_input"), result="[1.0, 3.0, 3.0, 2.0]"
+    _conv_grad_input, Variant("corr_grad_input"), **_words("corr_grad_input"), result="[1.0, 3.0, 3.0, 2.0]"
 )
 conv_grad_weight = public(
     _conv_grad_weight, Variant("conv_grad_weight", None, True), **_words("conv_grad_weight"), result="[6.0, 3.0]"

@@ -36,6 +36,7 @@ class Request:
     drop: tuple[Any, ...] = _WHOLE  # index that removes the axes the user's arrays did not have
     then: Callable[[Any], Any] | None = None  # applied to the whole result, last of all
     out: Array | None = None
+    reference_methods: bool = False  # a method that the array's engine lacks is taken from the agnostic engine
 
 
 def run(request: Request) -> Any:
@@ -82,7 +83,9 @@ def agnostic_engine() -> ModuleType:
 
 def engine_of(request: Request) -> ModuleType:
     """The engine that is asked first; it must have the method that was asked for."""
-    engine = engine_for(type(request.arrays[0]))
+    engine = engine_for(type(request.arrays[0]))  # type: ignore[arg-type]  # mypy: a type may be unhashable
+    if request.reference_methods and request.method not in engine.METHODS:
+        engine = agnostic_engine()
     if request.method not in engine.METHODS:
         has = ", ".join(map(repr, engine.METHODS))
         name = engine.__name__.rpartition(".")[2]
@@ -153,7 +156,8 @@ def is_numeric(xp: Any, dtype: Any) -> bool:
 
 
 def _check_devices(name: str, arrays: dict[str, Array]) -> None:
-    devices = {argument: str(array_api_compat.device(array)) for argument, array in arrays.items()}
+    present = {argument: array_api_compat.device(array) for argument, array in arrays.items()}
+    devices = {argument: str(device) for argument, device in present.items() if device is not None}  # None: traced
     if len(set(devices.values())) > 1:
         given = ", ".join(f"{argument} on {device}" for argument, device in devices.items())
         raise TypeError(f"{name} needs its arrays on one device, got {given}; move one with xpconv.to_device")
@@ -230,21 +234,26 @@ def cast_fill(fill_value: Any, padding_mode: str, x: Array) -> Any:
         if fill_value != 0:
             raise ValueError(f"fill_value={fill_value} needs padding_mode='constant', got {padding_mode!r}")
         return 0
+    return cast_number("fill_value", fill_value, "x's dtype", x)
+
+
+def cast_number(argument: str, value: Any, whose: str, x: Array) -> Any:
+    """A number in the dtype of `x`, which the user knows as `whose`, as a Python number."""
     xp = array_api_compat.array_namespace(x)
     if xp.isdtype(x.dtype, "integral") if "bfloat16" not in str(x.dtype) else False:
         try:
-            number = operator.index(fill_value) if not isinstance(fill_value, float) else int(fill_value)
+            number = operator.index(value) if not isinstance(value, float) else int(value)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"fill_value={fill_value!r} cannot be cast to x's dtype {x.dtype}") from None
+            raise ValueError(f"{argument}={value!r} cannot be cast to {whose} {x.dtype}") from None
         limits = xp.iinfo(x.dtype)
         if not limits.min <= number <= limits.max:
-            raise ValueError(f"fill_value={fill_value} is outside x's dtype {x.dtype}, {limits.min} to {limits.max}")
+            raise ValueError(f"{argument}={value} is outside {whose} {x.dtype}, {limits.min} to {limits.max}")
         return number
     complex_x = "complex" in str(x.dtype)
     try:
-        return complex(fill_value) if complex_x else float(fill_value)
+        return complex(value) if complex_x else float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"fill_value={fill_value!r} cannot be cast to x's dtype {x.dtype}") from None
+        raise ValueError(f"{argument}={value!r} cannot be cast to {whose} {x.dtype}") from None
 
 
 # --- out= -------------------------------------------------------------------------------------------------------------
@@ -268,7 +277,7 @@ def _overlap(first: Array, second: Array) -> bool:
         import numpy as np
 
         try:
-            return bool(np.shares_memory(first, second, max_work=1 << 20))
+            return bool(np.shares_memory(first, second, max_work=1 << 20))  # type: ignore[arg-type]  # the stub has only 0 and -1
         except np.exceptions.TooHardError:
             return True  # their bounds overlap, and proving more would take too long
     if array_api_compat.is_torch_array(first):

@@ -420,14 +420,14 @@ def _avg_pool_grad(
     """
     (gy,) = arrays_of(variant.name, gy=gy)
     axes = _axes(variant, gy, window)
-    layout = checked_layout(layout)
+    checked_layout(layout)
     batched = gy.ndim == axes + 2
     channels = 1 if gy.ndim == axes else gy.shape[-1 if layout == "channels_last" else gy.ndim - axes - 1]
     x_shape = in_layout(layout, gy.shape[0] if batched else 1, per_axis("size", size, axes, least=0), channels)
     x_shape = x_shape if batched else x_shape[1:]
     x_shape = per_axis("size", size, axes, least=0) if gy.ndim == axes else x_shape
     spec, form = _geometry_of_shape(variant, x_shape, axes, window, stride, padding, dilation, ceil_mode, layout)
-    check_gradient("avg_pool", tuple(gy.shape), spec.y_shape, form)
+    check_gradient(tuple(gy.shape), spec.y_shape, form, "the forward avg_pool")
     options = {"count_include_pad": bool(count_include_pad), "divisor": _checked_divisor(divisor)}
     return Request("avg_pool_grad", (_as_float(gy)[form.x],), spec, options, drop=form.y)
 
@@ -569,7 +569,8 @@ def _words(name: str, axes: int | None, values: str, **words: str) -> dict[str, 
 
 def _max_words(axes: int | None = None) -> dict[str, str]:
     name, values = f"max_pool{axes}d" if axes else "max_pool", {1: "[1.0, 3.0]", 3: "[21.0, 23.0]"}
-    return _words(name, axes, values.get(axes or 2, "[5.0, 7.0]"), extreme="maximum", nothing="-inf, or the smallest integer")
+    nothing = "-inf, or the smallest integer"
+    return _words(name, axes, values.get(axes or 2, "[5.0, 7.0]"), extreme="maximum", nothing=nothing)
 
 
 def _min_words(axes: int | None = None) -> dict[str, str]:
@@ -596,8 +597,8 @@ def _unpool_words(axes: int | None = None) -> dict[str, str]:
 def _lp_words(axes: int | None = None) -> dict[str, str]:
     name, n = f"lp_pool{axes}d" if axes else "lp_pool", axes or 2
     words = _words(name, axes, "")
-    words["example"] = f">>> import numpy as np\n>>> {name}(np.full({(1, *(2,) * n, 1)}, 3.0), 2, p=1).item()\n{3.0 * 2**n}"
-    return words
+    call = f"{name}(np.full({(1, *(2,) * n, 1)}, 3.0), 2, p=1).item()"
+    return words | {"example": f">>> import numpy as np\n>>> {call}\n{3.0 * 2**n}"}
 
 
 max_pool = public(_max_pool, Variant("max_pool"), **_max_words())

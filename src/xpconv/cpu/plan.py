@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from xpconv.plan import Plan, operations
 from xpconv.spec import ConvSpec, Windows
 
 # Rates of one core, from which only ratios matter. Measured with NumPy 2.4 on two cores of an AMD Zen 3: patches are
@@ -16,16 +17,6 @@ _COPIES = 0.5e9
 _PRODUCTS = 40e9
 _PASSES = 0.6e9
 _TRANSFORMS = 1.5e9
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one convolution is computed, and why."""
-
-    method: str
-    reason: str
-    operations: int  # multiplications and additions of the definition
-    workspace: int  # bytes beyond inputs and result
 
 
 @dataclass(frozen=True)
@@ -45,13 +36,15 @@ def conv_plan(spec: ConvSpec, itemsize: int, inexact: bool, method: str, limit: 
         reason = "the least expected time: " + ", ".join(f"{name} {s:.2g} s" for name, s in candidates.items())
     else:
         reason = "asked for"
-    return Plan(method, reason, operations(spec), _workspace(spec, itemsize, method, limit))
+    tile = "the whole result, tap by tap" if method == "direct" else "the whole result"
+    if method == "gemm":
+        first = next(tiles(spec, row_bytes(spec, itemsize), limit), Tile(slice(0, 0), slice(0, 0)))
+        tile = f"{_length(first.images)} of {spec.batch} images, {_length(first.rows)} of {spec.out_size[0]} rows"
+    return Plan(method, reason, tile, _workspace(spec, itemsize, method, limit))
 
 
-def operations(spec: ConvSpec) -> int:
-    """Multiplications and additions that the definition takes."""
-    per_output = 2 * math.prod(spec.window) * (spec.channels // spec.groups)
-    return per_output * spec.batch * math.prod(spec.out_size) * spec.filters
+def _length(part: slice) -> int:
+    return part.stop - part.start
 
 
 def _direct_seconds(spec: ConvSpec) -> float:
@@ -81,9 +74,8 @@ _COSTS = {"direct": _direct_seconds, "gemm": _gemm_seconds, "fft": _fft_seconds}
 def _workspace(spec: ConvSpec, itemsize: int, method: str, limit: int) -> int:
     padded = spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize if spec.padded_size != spec.size else 0
     if method == "gemm":
-        tile = next(tiles(spec, row_bytes(spec, itemsize), limit), None)
-        rows = (tile.images.stop - tile.images.start) * (tile.rows.stop - tile.rows.start) if tile else 0
-        return padded + rows * row_bytes(spec, itemsize)
+        largest = next(tiles(spec, row_bytes(spec, itemsize), limit), Tile(slice(0, 0), slice(0, 0)))
+        return padded + _length(largest.images) * _length(largest.rows) * row_bytes(spec, itemsize)
     if method == "fft":
         maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
         return padded + 8 * math.prod(spec.padded_size) * maps

@@ -18,6 +18,7 @@ from array_api_compat import array_namespace, device
 
 from xpconv.activations import ACTIVATIONS
 from xpconv.engines import fft
+from xpconv.plan import Plan
 from xpconv.spec import (
     AdaptiveSpec,
     Array,
@@ -30,6 +31,13 @@ from xpconv.spec import (
 )
 
 METHODS = ("auto", "direct", "fft")
+
+
+def plan(operation: str, x: Array, spec: Any, method: str) -> Plan:  # noqa: ARG001  the same for every engine
+    """What this engine does with these arguments: always the same."""
+    if method == "fft":
+        return Plan("fft", "asked for")
+    return Plan("direct", "calls of the array API, one group of them per tap", "the whole result, tap by tap")
 
 
 # --- Convolution ------------------------------------------------------------------------------------------------------
@@ -99,7 +107,9 @@ def exchanged(w: Array, groups: int) -> Array:
     xp = array_namespace(w)
     *window, per_group, filters = w.shape
     w = xp.reshape(w, (*window, per_group, groups, filters // groups))
-    return xp.reshape(xp.moveaxis(w, -3, -1), (*window, filters // groups, groups * per_group))
+    axes = len(window)
+    w = xp.permute_dims(w, (*range(axes), axes + 2, axes + 1, axes))
+    return xp.reshape(w, (*window, filters // groups, groups * per_group))
 
 
 def product_of_groups(x: Array, w: Array, groups: int) -> Array:
@@ -164,14 +174,14 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     xp, reading = array_namespace(x), spec.reading
     padded = pad(channels_last(x, spec.layout), reading, lowest(xp, x.dtype))
     if not return_indices:
-        y = reduce(lambda best, v: xp.where((v > best) | is_nan(v), v, best), (tap(padded, reading, o) for o in spec.taps))
+        taps = (tap(padded, reading, o) for o in spec.taps)
+        y = reduce(lambda best, value: xp.where((value > best) | is_nan(value), value, best), taps)
         return as_layout(y, spec.layout)
-    y, indices = None, None
+    shape = (spec.batch, *spec.out_size, spec.channels)
+    y = xp.full(shape, lowest(xp, x.dtype), dtype=x.dtype, device=device(x))
+    indices = xp.full(shape, -1, dtype=index_dtype(xp), device=device(x))
     for offset in spec.taps:
         value, (where, inside) = tap(padded, reading, offset), tap_positions(xp, spec, offset, device(x))
-        if y is None:
-            y, indices = value, xp.where(inside, where, -1 * xp.ones_like(where)) + xp.zeros_like(value, dtype=where.dtype)
-            continue
         better = inside & ((indices < 0) | (value > y) | (is_nan(value) & ~is_nan(y)))
         y, indices = xp.where(better, value, y), xp.where(better, where, indices)
     return as_layout(y, spec.layout), as_layout(indices, spec.layout)
@@ -179,9 +189,9 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
 
 def tap_positions(xp: Any, spec: PoolSpec, offset: Sizes, where: Any) -> tuple[Array, Array]:
     """Flat position in the plane of one tap of every window, and whether it lies inside: each (*out, 1)."""
-    flat, inside = xp.zeros((1,) * (spec.axes + 1), dtype=xp.int64, device=where), True
+    flat, inside = xp.zeros((1,) * (spec.axes + 1), dtype=index_dtype(xp), device=where), True
     for axis, n in enumerate(spec.size):
-        position = xp.asarray(spec.positions(axis, offset[axis]), dtype=xp.int64, device=where)
+        position = xp.asarray(spec.positions(axis, offset[axis]), dtype=index_dtype(xp), device=where)
         position = xp.reshape(position, (-1, *(1,) * (spec.axes - axis)))
         flat = flat * n + position
         inside = (position >= 0) & (position < n) & inside
@@ -403,7 +413,7 @@ def _block(xp: Any, x: Array, axis: int, length: int, fill: complex) -> Array:
 
 
 def _table(xp: Any, rows: Sizes, like: Array) -> Array:
-    return xp.asarray(rows, dtype=xp.int64, device=device(like))
+    return xp.asarray(rows, dtype=index_dtype(xp), device=device(like))
 
 
 # --- Layouts and dtypes -----------------------------------------------------------------------------------------------
@@ -439,6 +449,11 @@ def widened(x: Array) -> Array:
     return xp.astype(x, xp.float32)
 
 
+def index_dtype(xp: Any) -> Any:
+    """The dtype of positions: int64, but for JAX, which has it only where the user switched it on."""
+    return xp.__array_namespace_info__().default_dtypes()["indexing"]
+
+
 def lowest(xp: Any, dtype: Any) -> Any:
     """The value that never wins a maximum."""
     return xp.iinfo(dtype).min if xp.isdtype(dtype, "integral") else -math.inf
@@ -446,7 +461,7 @@ def lowest(xp: Any, dtype: Any) -> Any:
 
 def is_nan(x: Array) -> Array:
     """Where x is NaN, the one value that differs from itself."""
-    return x != x  # noqa: PLR0124
+    return x != x
 
 
 def total(terms: Iterable[Array]) -> Array:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu.plan import Plan, Tile, conv_plan, row_bytes, tiles
+from xpconv.cpu.plan import Tile, conv_plan, row_bytes, tiles
 from xpconv.engines import agnostic, fft
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, pad, tap, unpad, weight_as, weight_last, widened
+from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
 
@@ -32,17 +33,23 @@ def conv(
 ) -> Array:
     """Patches times weights, tile by tile; tap by tap where a group has one channel; spectra for large windows."""
     dtype = x.dtype
-    plan = plan_conv(x, spec, method)
+    chosen = _conv_plan(x, spec, method).method
     x = pad(channels_last(widened(x), spec.layout), spec, fill_value)
     w = weight_last(widened(w), spec.layout)
-    if plan.method == "fft" and method == "auto" and not (np.isfinite(x).all() and np.isfinite(w).all()):
-        plan = plan_conv(x, spec, "gemm")  # a spectrum would spread one NaN over everything
-    y = _ALGORITHMS[plan.method](x, w, spec)
+    if chosen == "fft" and method == "auto" and not (np.isfinite(x).all() and np.isfinite(w).all()):
+        chosen = "gemm"  # a spectrum would spread one NaN over everything
+    y = _ALGORITHMS[chosen](x, w, spec)
     return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, dtype))
 
 
-def plan_conv(x: Array, spec: ConvSpec, method: str) -> Plan:
-    """What `conv` does with these arrays."""
+def plan(operation: str, x: Array, spec: Any, method: str) -> Plan | None:
+    """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    if operation == "conv":
+        return _conv_plan(x, spec, method)
+    return Plan("direct", "one pass over the result per tap", "the whole result, tap by tap")
+
+
+def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
     inexact = not np.isdtype(x.dtype, "integral")
     return conv_plan(spec, x.dtype.itemsize, inexact, method, current_limit())
 

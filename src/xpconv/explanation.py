@@ -1,0 +1,114 @@
+"""What a call would do, and why, without doing it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from xpconv.dispatch import Request, agnostic_engine, engine_of
+from xpconv.plan import operations
+from xpconv.spec import Array, ConvSpec, PoolSpec
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One call, taken apart; printing it gives one line per entry."""
+
+    operation: str
+    engine: str
+    method: str
+    reason: str
+    tile: str  # what is computed at a time
+    operations: int  # multiplications and additions of the definition
+    bytes_moved: int  # inputs read once, result written once
+    workspace: int | None  # bytes beyond inputs and result; None where the library does not tell
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                f"{self.operation} on the {self.engine} engine",
+                f"  method      {self.method}: {self.reason}",
+                f"  tile        {self.tile}",
+                f"  operations  {self.operations:,}",
+                f"  bytes moved {self.bytes_moved:,}",
+                f"  workspace   {'not told' if self.workspace is None else f'{self.workspace:,} bytes'}",
+            )
+        )
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Say how ``function(*args, **kwargs)`` would be computed, without computing it.
+
+    Parameters
+    ----------
+    function : one of xpconv's operations
+    *args, **kwargs
+        Its arguments.
+
+    Returns
+    -------
+    Explanation
+        method and reason, tile, operations, bytes moved and workspace; printable.
+
+    Raises
+    ------
+    TypeError
+        For a function that is not one of xpconv's operations.
+    ValueError, TypeError
+        What the call itself would raise.
+
+    Examples
+    --------
+    >>> import numpy as np, xpconv
+    >>> plan = xpconv.explain(xpconv.conv2d, np.ones((8, 56, 56, 64)), np.ones((3, 3, 64, 64)), padding=1)
+    >>> plan.engine, plan.method, plan.operations
+    ('numpy', 'gemm', 1849688064)
+    """
+    request = getattr(function, "request", None)
+    if request is None:
+        raise TypeError(f"explain takes one of xpconv's operations, got {function!r}")
+    return explained(request(*args, **kwargs))
+
+
+def explained(request: Request) -> Explanation:
+    """The explanation of a call that is already described."""
+    engine, plan = engine_of(request), None
+    if hasattr(engine, request.operation):
+        plan = engine.plan(request.operation, request.arrays[0], request.spec, request.method)
+    if plan is None:
+        engine = agnostic_engine()
+        plan = engine.plan(request.operation, request.arrays[0], request.spec, request.method)
+    return Explanation(
+        operation=request.operation,
+        engine=engine.__name__.rpartition(".")[2],
+        method=plan.method,
+        reason=plan.reason,
+        tile=plan.tile,
+        operations=operations(request.spec),
+        bytes_moved=_bytes_moved(request),
+        workspace=plan.workspace,
+    )
+
+
+def _bytes_moved(request: Request) -> int:
+    """Inputs read once, result written once."""
+    sizes = [math.prod(array.shape) for array in request.arrays if array is not None]
+    if isinstance(request.spec, ConvSpec):
+        shapes = (request.spec.x_shape, request.spec.w_shape, request.spec.y_shape)
+        sizes = [*map(math.prod, shapes), *sizes[2:]]  # forward and gradients move the same three
+    elif isinstance(request.spec, PoolSpec):
+        sizes = [math.prod(request.spec.x_shape), math.prod(request.spec.y_shape)]
+    return sum(sizes) * _itemsize(request.arrays[0])
+
+
+def _itemsize(x: Array) -> int:
+    own = getattr(x.dtype, "itemsize", None)
+    if own is not None:
+        return own
+    xp = array_namespace(x)
+    info = xp.iinfo if xp.isdtype(x.dtype, "integral") else xp.finfo
+    return info(x.dtype).bits // 8 * (2 if xp.isdtype(x.dtype, "complex floating") else 1)

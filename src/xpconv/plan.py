@@ -1,0 +1,29 @@
+"""What an engine says it will do: the vocabulary that the engines share with `explain`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from xpconv.spec import ConvSpec, PoolSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one operation is computed, and why."""
+
+    method: str
+    reason: str
+    tile: str = "the whole result"  # what is computed at a time
+    workspace: int | None = None  # bytes beyond inputs and result; None where the library does not tell
+
+
+def operations(spec: Any) -> int:
+    """Multiplications and additions that the definition takes; for pooling, the elements that windows read."""
+    if isinstance(spec, ConvSpec):
+        per_output = 2 * math.prod(spec.window) * (spec.channels // spec.groups)
+        return per_output * spec.batch * math.prod(spec.out_size) * spec.filters
+    if isinstance(spec, PoolSpec):
+        return math.prod(spec.window) * spec.batch * math.prod(spec.out_size) * spec.channels
+    return 0

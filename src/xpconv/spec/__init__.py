@@ -1,0 +1,71 @@
+"""Geometry of convolution and pooling as plain integers, checked once.
+
+No arrays and no library here: what a user wrote about shapes becomes a frozen, hashable spec, or one clear
+`ValueError`. Engines, layers and tests ask the spec and never compute a shape themselves.
+"""
+
+from xpconv.spec.arguments import (
+    MODES,
+    checked_layout,
+    checked_padding_mode,
+    integers,
+    one_of,
+    padding_per_axis,
+    per_axis,
+    whole_number,
+)
+from xpconv.spec.convolution import conv_grad_input_spec, conv_grad_weight_spec, conv_spec, conv_transpose_spec
+from xpconv.spec.forms import Form, check_bias, check_gradient
+from xpconv.spec.padding import padding_source
+from xpconv.spec.pooling import adaptive_spec, fold_spec, global_axes, pool_spec, scatter_spec
+from xpconv.spec.signal import Pairing, signal_spec
+from xpconv.spec.windows import (
+    AdaptiveSpec,
+    Array,
+    ConvSpec,
+    Layout,
+    Padding,
+    PerAxis,
+    PoolSpec,
+    ScatterSpec,
+    Sizes,
+    Windows,
+    in_layout,
+)
+
+__all__ = [
+    "MODES",
+    "AdaptiveSpec",
+    "Array",
+    "ConvSpec",
+    "Form",
+    "Layout",
+    "Padding",
+    "Pairing",
+    "PerAxis",
+    "PoolSpec",
+    "ScatterSpec",
+    "Sizes",
+    "Windows",
+    "adaptive_spec",
+    "check_bias",
+    "check_gradient",
+    "checked_layout",
+    "checked_padding_mode",
+    "conv_grad_input_spec",
+    "conv_grad_weight_spec",
+    "conv_spec",
+    "conv_transpose_spec",
+    "fold_spec",
+    "global_axes",
+    "in_layout",
+    "integers",
+    "one_of",
+    "padding_per_axis",
+    "padding_source",
+    "per_axis",
+    "pool_spec",
+    "scatter_spec",
+    "signal_spec",
+    "whole_number",
+]

@@ -1,0 +1,51 @@
+"""How much a named padding adds, and where padded elements come from."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from xpconv.spec.windows import Pairs, Sizes
+
+
+def resolved_padding(
+    padding: str | Pairs, size: Sizes, window: Sizes, stride: Sizes, dilation: Sizes, flip: bool
+) -> Pairs:
+    """Padding in elements; a name is worked out from the geometry."""
+    if not isinstance(padding, str):
+        return padding
+    axes = zip(size, window, stride, dilation, strict=True)
+    return tuple(named_padding(padding, n, m, s, d, flip) for n, m, s, d in axes)
+
+
+def named_padding(padding: str, n: int, m: int, s: int, d: int, flip: bool) -> tuple[int, int]:
+    total = (m - 1) * d
+    match padding:
+        case "valid":
+            return 0, 0
+        case "full":
+            return total, total
+        case "same":  # the centre tap w[(m-1)//2] lies on every s-th element; flipped, it is read from the other end
+            centre = (m - 1) // 2 * d
+            return (total - centre, centre) if flip else (centre, total - centre)
+    total = max((-(-n // s) - 1) * s + total + 1 - n, 0)
+    half = total // 2
+    return (half, total - half) if padding == "same_upper" else (total - half, half)
+
+
+@lru_cache(maxsize=4096)
+def padding_source(n: int, before: int, after: int, mode: str) -> Sizes:
+    """Where each element of a padded axis comes from, as `numpy.pad` has it, also beyond the axis' own length.
+
+    >>> padding_source(3, 2, 2, "reflect")
+    (2, 1, 0, 1, 2, 1, 0)
+    """
+    period = {"edge": 1, "wrap": n, "symmetric": 2 * n, "reflect": max(2 * (n - 1), 1)}[mode]
+
+    def source(p: int) -> int:
+        if mode == "edge":
+            return min(max(p, 0), n - 1)
+        p %= period
+        mirrored = 2 * n - 1 - p if mode == "symmetric" else period - p
+        return p if p < n else mirrored
+
+    return tuple(source(p) for p in range(-before, n + after))

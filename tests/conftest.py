@@ -1,0 +1,75 @@
+"""The libraries that every promise is tested on, and how hard Hypothesis looks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+_QUIET = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors)
+settings.register_profile("default", deadline=None, max_examples=25, derandomize=True, suppress_health_check=_QUIET)
+settings.register_profile("compiled", settings.get_profile("default"), max_examples=4)  # JAX: every shape compiles
+settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=_QUIET)
+_PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
+settings.load_profile(_PROFILE)
+_SETTINGS = "_hypothesis_internal_use_settings"  # of one test; there is no public way to set them per parameter
+
+
+class Library:
+    """One array library under test: how to make its arrays, call on them, and read the result back."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        package, _, self.manner = name.partition(":")
+        self.namespace = import_module({"strict": "array_api_strict", "jax": "jax.numpy"}.get(package, package))
+
+    def array(self, values: np.ndarray):
+        """A NumPy array as this library's."""
+        if self.name.startswith("numpy"):
+            array = np.array(values)
+            array.flags.writeable = self.manner != "readonly"
+            return array
+        if self.name == "torch":
+            return self.namespace.from_numpy(np.ascontiguousarray(values).copy()).reshape(values.shape)
+        return self.namespace.asarray(values)
+
+    def call(self, function, *arrays: np.ndarray, **options):
+        """The function's result on this library's arrays, as NumPy; its arrays must come back as its own."""
+        own = [None if a is None else self.array(a) for a in arrays]
+        function = partial(function, **options)
+        if self.manner == "jit":
+            function = import_module("jax").jit(function)
+        result = function(*own)
+        parts = result if isinstance(result, tuple) else (result,)
+        assert all(type(part) is type(own[0]) or isinstance(part, type(own[0])) for part in parts)
+        read = tuple(np.asarray(part) for part in parts)
+        return read if isinstance(result, tuple) else read[0]
+
+
+def _library(name: str):
+    package = {"strict": "array_api_strict"}.get(name.partition(":")[0], name.partition(":")[0])
+    missing = find_spec(package) is None
+    marks = [pytest.mark.skip(reason=f"{package} is not installed")] if missing else []
+    return pytest.param(name, marks=marks, id=name)
+
+
+LIBRARIES = ("numpy", "numpy:readonly", "strict", "torch", "jax", "jax:jit")
+
+
+@pytest.fixture(params=[_library(name) for name in LIBRARIES])
+def lib(request: pytest.FixtureRequest) -> Iterator[Library]:
+    """A library to test on; absent ones skip with a reason. JAX keeps double precision meanwhile."""
+    library = Library(request.param)
+    if not library.name.startswith("jax"):
+        yield library
+        return
+    with pytest.MonkeyPatch.context() as patch, import_module("jax").enable_x64(True):
+        if _PROFILE == "default" and hasattr(request.function, _SETTINGS):
+            patch.setattr(request.function, _SETTINGS, settings.get_profile("compiled"))
+        yield library
