@@ -1,0 +1,190 @@
+"""Picture filters: the kernels that have a name, kernels from a file or a literal, and how they are applied."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xpconv.convolution import conv2d
+from xpconv.device import backend, to_device
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Filter:
+    """Kernels, and how what they give becomes a picture again.
+
+    ``picture = offset + scale * response``, in units of the brightest value; with several kernels the response is
+    the root of the sum of their squares, the length of the gradient.
+
+    Parameters
+    ----------
+    name : str
+    kernels : array of shape (count, height, width)
+    scale, offset : float
+    """
+
+    name: str
+    kernels: np.ndarray
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+def named_filter(text: str, size: int | None = None) -> Filter:
+    """Read what stands after ``--kernel``: a name, a file ``*.npy``, or a literal such as ``"[[0, 1], [1, 0]]"``.
+
+    Parameters
+    ----------
+    text : str
+        ``sobel``, ``gaussian``, ``sharpen``, ``emboss``, ``laplacian``, ``box``, a path that ends in ``.npy``, or a
+        2-d kernel written as a list of rows
+    size : int, optional
+        side of the gaussian (5 if not given) or the box (3), odd
+
+    Returns
+    -------
+    Filter
+
+    Raises
+    ------
+    ValueError
+        no such name, an even size, a size for a kernel that has one of its own, or a kernel that is no 2-d array of
+        finite real numbers
+    OSError
+        the file cannot be read
+
+    Examples
+    --------
+    >>> named_filter("box").kernels.shape
+    (1, 3, 3)
+    >>> named_filter("[[0, 1], [2, 0]]").kernels[0].tolist()
+    [[0.0, 1.0], [2.0, 0.0]]
+    """
+    if text in _SIZED:
+        default, kernel_of = _SIZED[text]
+        return Filter(text, kernel_of(_odd(default if size is None else size))[np.newaxis])
+    if size is not None:
+        raise ValueError(f"--size {size} belongs to the kernels {' and '.join(_SIZED)}, {text} has a size of its own")
+    if text in _FIXED:
+        return _FIXED[text]
+    if text.endswith(".npy"):
+        return Filter(text, _checked(_load(Path(text)), text)[np.newaxis])
+    if text.lstrip().startswith("["):
+        return Filter(text, _checked(_parse(text), text)[np.newaxis])
+    names = ", ".join(sorted([*_FIXED, *_SIZED]))
+    raise ValueError(f'no kernel is called {text!r}; there are {names}, a file ending in .npy, and "[[...], [...]]"')
+
+
+def apply_filter(
+    pixels: np.ndarray, chosen: Filter, *, padding_mode: str = "symmetric", device: str = "auto"
+) -> np.ndarray:
+    """Convolve each channel of a picture with a filter, at the picture's size and depth.
+
+    The sums are of floats; what leaves the range of an integer picture is cut off at its ends, after rounding.
+
+    Parameters
+    ----------
+    pixels : array of shape (height, width, channels), of uint8, uint16 or floats from 0 to 1
+    chosen : Filter
+    padding_mode : str
+        what lies beyond the border, as in `xpconv.conv2d`
+    device : str
+        as in `xpconv.backend`
+
+    Returns
+    -------
+    array of pixels' shape and dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spot = np.zeros((3, 3, 1), np.uint8)
+    >>> spot[1, 1] = 90
+    >>> apply_filter(spot, named_filter("box"))[..., 0].tolist()
+    [[10, 10, 10], [10, 10, 10], [10, 10, 10]]
+    """
+    xp, where = backend(device)
+    brightest = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1.0
+    channels = np.moveaxis(pixels, -1, 0)[..., np.newaxis].astype(np.float32)  # (channels, height, width, 1)
+    weight = np.moveaxis(chosen.kernels, 0, -1)[:, :, np.newaxis, :].astype(np.float32)  # (window, 1, kernels)
+    response = conv2d(
+        xp.asarray(channels, device=where),
+        xp.asarray(weight, device=where),
+        padding="same",
+        padding_mode=padding_mode,
+    )
+    response = response[..., 0] if len(chosen.kernels) == 1 else xp.sqrt(xp.sum(response**2, axis=-1))
+    picture = np.moveaxis(to_device(response, "cpu"), 0, -1) * chosen.scale + brightest * chosen.offset
+    if pixels.dtype.kind == "u":
+        picture = np.clip(np.rint(picture), 0, brightest)
+    return picture.astype(pixels.dtype)
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _box(size: int) -> np.ndarray:
+    return np.full((size, size), 1 / size**2)
+
+
+def _gaussian(size: int) -> np.ndarray:
+    """The bell curve cut at three standard deviations."""
+    sigma = size / 6
+    bell = np.exp(-0.5 * ((np.arange(size) - size // 2) / sigma) ** 2)
+    bell /= bell.sum()
+    return np.outer(bell, bell)
+
+
+_SIZED: dict[str, tuple[int, Callable[[int], np.ndarray]]] = {"gaussian": (5, _gaussian), "box": (3, _box)}
+
+_SOBEL = np.array([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+
+_FIXED = {
+    # A step from black to white answers 4; half of it shows as white, for few edges of a photograph are so steep.
+    "sobel": Filter("sobel", np.stack([_SOBEL, _SOBEL.T]), scale=0.5),
+    "sharpen": Filter("sharpen", np.array([[[0.0, -1, 0], [-1, 5, -1], [0, -1, 0]]])),
+    # These two give zero on a plain surface: mid-grey shows both signs.
+    "emboss": Filter("emboss", np.array([[[1.0, 1, 0], [1, 0, -1], [0, -1, -1]]]), scale=0.5, offset=0.5),
+    "laplacian": Filter("laplacian", np.array([[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]), offset=0.5),
+}
+
+
+# -- reading a kernel ------------------------------------------------------------------------------------------------
+
+
+def _odd(size: int) -> int:
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"--size must be odd and at least 1, so that the kernel has a centre, got {size}")
+    return size
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:  # pickled, cut short, or another format altogether
+        raise ValueError(
+            f"{path} holds no plain array that NumPy can read ({error}); write it with numpy.save"
+        ) from None
+
+
+def _parse(text: str) -> np.ndarray:
+    try:
+        return np.asarray(ast.literal_eval(text.strip()))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ValueError(
+            f'the kernel {text!r} is no list of equally long rows of numbers, as "[[1, 0], [0, -1]]"'
+        ) from None
+
+
+def _checked(kernel: np.ndarray, text: str) -> np.ndarray:
+    if kernel.ndim != 2 or kernel.size == 0:
+        raise ValueError(f"the kernel {text} must have two axes and at least one value, it has shape {kernel.shape}")
+    if kernel.dtype.kind not in "iufb":
+        raise ValueError(f"the kernel {text} must hold real numbers, it holds {kernel.dtype}")
+    if not np.isfinite(kernel).all():
+        raise ValueError(f"the kernel {text} holds NaN or infinity")
+    return kernel.astype(np.float64)

@@ -1,0 +1,272 @@
+"""The command line: what it prints, what it writes, and one line for each thing that goes wrong."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for library in ("typer", "rich", "matplotlib", "PIL", "sklearn"):
+    pytest.importorskip(library, reason='needs pip install "xpconv[cli]"')
+
+from PIL import Image  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from xpconv import __main__ as entry  # noqa: E402
+from xpconv import device as module  # noqa: E402
+from xpconv.cli import app  # noqa: E402
+from xpconv.device import DeviceInfo  # noqa: E402
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def printed(*arguments):
+    """What a call prints, without the colours that some terminals are given."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", run(*arguments).stdout)
+
+
+def refused(status, *arguments):
+    """The one line on stderr of a call that leaves with `status` and prints nothing else."""
+    result = run(*arguments)
+    assert result.exit_code == status, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    return result.stderr.rstrip()
+
+
+def python_m_xpconv(*arguments):
+    path = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, "-m", "xpconv", *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _same_everywhere(monkeypatch):
+    monkeypatch.delenv("XPCONV_DEVICE", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (12, 15, 3), np.uint8)
+    Image.fromarray(values).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def _no_gpu(monkeypatch):
+    missing = DeviceInfo(
+        "cuda", "NVIDIA GPU", available=False, reason='CuPy is not installed; pip install "xpconv[cuda12]"'
+    )
+    monkeypatch.setattr(module, "_cuda_devices", lambda: [missing])
+
+
+# -- the program -----------------------------------------------------------------------------------------------------
+
+
+def test_python_m_xpconv_is_the_same_program():
+    done = python_m_xpconv("devices")
+    assert done.returncode == 0, done.stderr
+    assert "cpu" in done.stdout
+    assert python_m_xpconv("--version").stdout.startswith("xpconv")
+
+
+def test_the_help_shows_the_commands_and_their_examples():
+    assert all(command in printed("--help") for command in ("devices", "filter", "demo"))
+    assert "xpconv devices" in printed("devices", "--help")
+    assert "xpconv filter photo.jpg --kernel sobel -o edges.png" in printed("filter", "--help")
+    assert '--kernel "[[0, -1, 0], [-1, 5, -1], [0, -1, 0]]"' in printed("filter", "--help")
+    assert "xpconv demo --output pictures --seed 1" in printed("demo", "--help")
+
+
+def test_a_missing_library_is_one_line_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(entry, "find_spec", lambda name: None if name == "typer" else object())
+    with pytest.raises(SystemExit) as left:
+        entry.main()
+    assert left.value.code == 'xpconv\'s command line needs more: pip install "xpconv[cli]"'
+
+
+# -- devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_devices_says_what_can_compute_what_cannot_and_why():
+    output = printed("devices")
+    assert re.search(r"cpu .* yes", output)
+    assert re.search(r"cuda .* no", output)
+    assert output.endswith('cuda: CuPy is not installed; pip install "xpconv[cuda12]"\nauto takes cpu\n')
+
+
+def test_devices_names_a_wrong_variable(monkeypatch):
+    monkeypatch.setenv("XPCONV_DEVICE", "gpu")
+    result = run("devices")
+    assert result.exit_code == 2
+    assert result.stderr.startswith('xpconv: XPCONV_DEVICE must be "auto", "cpu", "cuda" or "cuda:N"')
+
+
+# -- filter ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["sobel", "gaussian", "sharpen", "emboss", "laplacian", "box", "[[0, 1], [-1, 0]]"])
+def test_filter_writes_a_picture_of_the_same_size(photo, kernel):
+    output = photo.with_name("out.png")
+    result = run("filter", photo, "--kernel", kernel, "-o", output)
+    assert result.exit_code == 0, result.output
+    assert Image.open(output).size == Image.open(photo).size
+    assert result.stdout == f"{output}: {photo} convolved with {kernel}\n"
+
+
+def test_filter_takes_size_and_padding_mode(photo):
+    output = photo.with_name("out.png")
+    assert run("filter", photo, "-k", "box", "--size", 5, "--padding-mode", "zeros", "-o", output).exit_code == 0
+    before, after = (np.asarray(Image.open(path)).astype(int) for path in (photo, output))
+    assert abs(before[:3, :3].sum(axis=(0, 1)) / 25 - after[0, 0]).max() <= 0.5
+
+
+def test_filter_keeps_alpha(photo):
+    values = np.random.default_rng(0).integers(0, 255, (12, 15, 4), np.uint8)
+    Image.fromarray(values).save(photo)
+    run("filter", photo, "-k", "sobel", "-o", photo)
+    assert np.array_equal(np.asarray(Image.open(photo))[..., 3], values[..., 3])
+
+
+def test_filter_reads_a_kernel_from_a_file(photo):
+    np.save(photo.with_name("k.npy"), np.array([[1.0]]))
+    output = photo.with_name("out.png")
+    run("filter", photo, "-k", photo.with_name("k.npy"), "-o", output)
+    assert np.array_equal(np.asarray(Image.open(output)), np.asarray(Image.open(photo)))
+
+
+def test_filter_may_write_over_its_input(photo):
+    before = photo.read_bytes()
+    assert run("filter", photo, "-k", "box", "-o", photo).exit_code == 0
+    assert photo.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("kernel", "complaint"),
+    [
+        ("blur", "no kernel is called 'blur'; there are box, emboss"),
+        ("[1, 2]", "the kernel [1, 2] must have two axes and at least one value, it has shape (2,)"),
+        ("[[1, 2], [3]]", "the kernel '[[1, 2], [3]]' is no list of equally long rows of numbers"),
+        ("[[1e999]]", "the kernel [[1e999]] holds NaN or infinity"),
+    ],
+)
+def test_a_wrong_kernel_is_one_line_and_writes_nothing(photo, kernel, complaint):
+    assert refused(2, "filter", photo, "-k", kernel, "-o", photo.with_name("out.png")).startswith(
+        f"xpconv: {complaint}"
+    )
+    assert not photo.with_name("out.png").exists()
+
+
+def test_a_pickled_kernel_is_one_line(photo):
+    np.save(photo.with_name("k.npy"), np.array([[{}]], dtype=object), allow_pickle=True)
+    line = refused(2, "filter", photo, "-k", photo.with_name("k.npy"), "-o", photo.with_name("out.png"))
+    assert "k.npy holds no plain array that NumPy can read (Object arrays cannot be loaded" in line
+
+
+def test_a_missing_kernel_file_is_one_line(photo):
+    line = refused(1, "filter", photo, "-k", "none.npy", "-o", photo.with_name("out.png"))
+    assert line == "xpconv: none.npy: No such file or directory"
+
+
+def test_a_size_for_sobel_is_one_line(photo):
+    line = refused(2, "filter", photo, "-k", "sobel", "--size", 5, "-o", photo.with_name("out.png"))
+    assert line == "xpconv: --size 5 belongs to the kernels gaussian and box, sobel has a size of its own"
+
+
+def test_an_unreadable_picture_is_one_line(photo):
+    photo.write_bytes(b"not a picture")
+    line = refused(1, "filter", photo, "-k", "sobel", "-o", photo.with_name("out.png"))
+    assert line == f"xpconv: {photo} cannot be read as a picture: its format is unknown"
+
+
+def test_a_missing_picture_is_one_line(tmp_path):
+    line = refused(1, "filter", tmp_path / "none.png", "-k", "sobel", "-o", tmp_path / "out.png")
+    assert line == f"xpconv: {tmp_path / 'none.png'} does not exist"
+
+
+def test_an_unknown_extension_is_one_line(photo):
+    line = refused(2, "filter", photo, "-k", "sobel", "-o", photo.with_name("out.xyz"))
+    assert line == f"xpconv: {photo.with_name('out.xyz')}: no picture format is written as '.xyz'; take .png"
+
+
+def test_a_missing_folder_is_one_line(photo):
+    output = photo.with_name("none") / "out.png"
+    line = refused(1, "filter", photo, "-k", "sobel", "-o", output)
+    assert line == f"xpconv: {output} cannot be written: there is no folder {output.parent}"
+
+
+def test_an_output_that_cannot_be_written_is_one_line_and_leaves_no_half_file(photo, monkeypatch):
+    def fail_midway(_, part, **__):
+        Path(part).write_bytes(b"half of it")
+        raise PermissionError(13, "Permission denied", str(part))
+
+    monkeypatch.setattr(Image.Image, "save", fail_midway)
+    line = refused(1, "filter", photo, "-k", "sobel", "-o", photo.with_name("out.png"))
+    assert line == f"xpconv: {photo.with_name('out.png')} cannot be written: Permission denied"
+    assert list(photo.parent.iterdir()) == [photo]
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_a_device_that_cannot_be_had_is_one_line_with_the_command_that_brings_it(photo):
+    line = refused(1, "filter", photo, "-k", "sobel", "--device", "cuda", "-o", photo.with_name("out.png"))
+    reason = 'CuPy is not installed; pip install "xpconv[cuda12]"'
+    assert line == f"xpconv: device='cuda' cannot be had: {reason}"
+
+
+def test_a_device_that_does_not_exist_is_one_line(photo):
+    line = refused(2, "filter", photo, "-k", "sobel", "--device", "gpu", "-o", photo.with_name("out.png"))
+    assert line == """xpconv: device must be "auto", "cpu", "cuda" or "cuda:N" with N from 0, got 'gpu'"""
+
+
+# -- demo ------------------------------------------------------------------------------------------------------------
+
+
+def test_demo_trains_saves_pictures_and_ends_with_the_accuracy(tmp_path, monkeypatch):
+    from xpconv import demo
+
+    monkeypatch.setattr(demo, "train_digits", functools.partial(demo.train_digits, epochs=1))
+    result = run("demo", "--output", tmp_path / "new" / "folder", "--device", "cpu", "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("device: cpu, ")
+    assert "(asked for)" in result.stdout
+    accuracy = re.fullmatch(r"held-out accuracy: (\d+\.\d\d) %", result.stdout.splitlines()[-1])
+    assert float(accuracy[1]) > 20  # of ten digits, after one epoch
+    names = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert names == [
+        "feature-maps.png",
+        "hardest-digits.png",
+        "learned-kernels.png",
+        "photograph-china.png",
+        "photograph-flower.png",
+        "training.png",
+    ]
+    for name in names:
+        Image.open(tmp_path / "new" / "folder" / name).verify()
+
+
+def test_a_demo_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    result = run("demo", "-o", tmp_path / "taken", "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr == f"xpconv: {tmp_path / 'taken'}: File exists\n"
+
+
+def test_the_confusion_matrix_counts_each_reading():
+    from xpconv.demo import confusion_matrix
+
+    counts = confusion_matrix(np.array([3, 3, 8, 8]), np.array([3, 8, 8, 8]))
+    assert (counts[3, 3], counts[3, 8], counts[8, 8], counts.sum()) == (1, 1, 2, 4)
