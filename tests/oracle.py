@@ -13,9 +13,7 @@ import numpy as np
 
 def named_pads(name, size, window, stride, dilation, flip):
     """(before, after) per axis of a padding's name, searched for rather than computed where the name says where."""
-    return [
-        _named_pad(name, n, m, s, d, flip) for n, m, s, d in zip(size, window, stride, dilation, strict=True)
-    ]
+    return [_named_pad(name, n, m, s, d, flip) for n, m, s, d in zip(size, window, stride, dilation, strict=True)]
 
 
 def _named_pad(name, n, m, s, d, flip):
@@ -93,7 +91,7 @@ def conv_transpose(x, w, *, flip, stride, dilation, pads, extra, groups=1):
 
 
 def pool_out_size(size, window, stride, dilation, pads, ceil_mode):
-    """Windows per axis, counted one by one: each must lie in the padded axis, or, with ceil_mode, start before its end padding."""
+    """Windows per axis: in the padded axis; with ceil_mode also a last partial one that starts before the end padding."""
     result = []
     for n, m, s, d, (lo, hi) in zip(size, window, stride, dilation, pads, strict=True):
         whole = floor((n + lo + hi - ((m - 1) * d + 1)) / s) + 1

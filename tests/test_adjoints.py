@@ -54,8 +54,8 @@ def test_the_gradients_are_those_of_the_definition(case):
 @given(case=conv_cases(dtypes=(np.float64,), modes=("zeros",), batches=(1, 2)))
 def test_the_adjoint_of_a_spec_is_a_spec(case):
     spec, _ = conv_spec(
-        case.x.shape, case.w.shape, name="conv", axes=None, flip=case.flip, padding=tuple(case.pads), groups=case.groups,
-        padding_mode="zeros", layout="channels_last", **case.geometry,
+        case.x.shape, case.w.shape, name="conv", axes=None, flip=case.flip, padding=tuple(case.pads),
+        groups=case.groups, padding_mode="zeros", layout="channels_last", **case.geometry,
     )  # fmt: skip
     gy = integers(np.random.default_rng(0), spec.y_shape)
     gx = agnostic.conv(gy, agnostic.exchanged(case.w, case.groups), None, spec.input_adjoint)

@@ -32,9 +32,7 @@ def test_channels_first_is_the_same_with_the_axes_moved(lib, case):
 @pytest.mark.parametrize("method", ["direct", "gemm", "fft"])
 @given(case=conv_cases())
 def test_every_method_of_the_numpy_engine_agrees(method, case):
-    y = getattr(xpconv, case.function)(
-        case.x, case.w, case.bias, fill_value=case.fill, method=method, **case.options
-    )
+    y = getattr(xpconv, case.function)(case.x, case.w, case.bias, fill_value=case.fill, method=method, **case.options)
     np.testing.assert_allclose(y, case.expected(), atol=1e-4 if case.x.dtype == np.float32 else 1e-10)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="ONNX brings the cases")
+onnx = pytest.importorskip("onnx", reason="onnx, which brings the cases, is not installed")
 
 from onnx.backend.test.loader import load_model_tests  # noqa: E402
 

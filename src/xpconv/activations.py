@@ -9,6 +9,7 @@ from typing import Any
 
 import array_api_compat
 
+from xpconv.dtypes import kind
 from xpconv.spec import Array
 
 LEAK = 0.01  # leaky_relu's slope below zero, as in PyTorch and ONNX
@@ -108,8 +109,7 @@ def checked_activation(name: str, activation: Any, xp: Any, dtype: Any) -> None:
         raise ValueError(
             f"activation={activation!r} is unknown; take None, a callable or one of {', '.join(map(repr, ACTIVATIONS))}"
         )
-    if "bfloat16" in str(dtype) or xp.isdtype(dtype, "real floating"):
-        return
-    if activation == "relu" and xp.isdtype(dtype, "integral"):
+    held = kind(xp, dtype)
+    if held == "real floating" or (activation == "relu" and held == "integral"):
         return
     raise TypeError(f"activation={activation!r} needs a real floating result but {name} makes {dtype}; ask with dtype=")

@@ -17,6 +17,7 @@ from typing import Any
 
 import array_api_compat
 
+from xpconv.dtypes import KINDS, NO_ARITHMETIC, kind, kind_of, short_name
 from xpconv.spec import Array
 
 _ENGINES = ("numpy", "torch", "jax")  # every other library of the array API runs on the agnostic engine
@@ -45,11 +46,21 @@ def run(request: Request) -> Any:
     result = _call(engine, request) if hasattr(engine, request.operation) else NotImplemented
     if result is NotImplemented:
         result = _call(agnostic_engine(), request)
-    if request.drop != _WHOLE:
-        result = tuple(r[request.drop] for r in result) if isinstance(result, tuple) else result[request.drop]
+    if isinstance(result, tuple):
+        result = tuple(_as_asked(part, request) for part in result)
+    else:
+        result = _as_asked(result, request)
     if request.then is not None:
         result = request.then(result)
     return result if request.out is None else _write(request.out, result)
+
+
+def _as_asked(result: Array, request: Request) -> Array:
+    """The result without the axes that the user's arrays did not have, in memory of its own."""
+    if request.drop != _WHOLE:
+        result = result[request.drop]
+    shared = any(array is not None and _overlap(result, array) for array in request.arrays)
+    return array_api_compat.array_namespace(result).asarray(result, copy=True) if shared else result
 
 
 def _call(engine: ModuleType, request: Request) -> Any:
@@ -137,22 +148,13 @@ def _numpy_array(name: str, argument: str, value: Any) -> Array:
 
 
 def _check_dtype(name: str, argument: str, xp: Any, dtype: Any) -> None:
-    if is_numeric(xp, dtype):
+    if kind(xp, dtype) is not None:
         return
+    if str(dtype) in NO_ARITHMETIC:
+        raise TypeError(f"{name} does not take {dtype} ({argument}): torch has no arithmetic for it; cast it to int64")
     if "bool" in str(dtype):
         raise TypeError(f"{name} does not take bool ({argument}); cast it, for example to uint8 or float32")
     raise TypeError(f"{name} does not take dtype {dtype} ({argument}); it takes integers, floats and complex numbers")
-
-
-@lru_cache(maxsize=256)
-def is_numeric(xp: Any, dtype: Any) -> bool:
-    """Integers, floats (bfloat16 too, wherever it comes from) and complex numbers."""
-    if str(dtype).rpartition(".")[2] == "bfloat16":
-        return True
-    try:
-        return bool(xp.isdtype(dtype, "numeric"))
-    except TypeError:  # a dtype that the library itself does not classify
-        return False
 
 
 def _check_devices(name: str, arrays: dict[str, Array]) -> None:
@@ -190,10 +192,10 @@ def _result_dtype(xp: Any, first: Any, second: Any) -> Any:
     try:
         result = xp.result_type(first, second)
     except TypeError:  # the standard leaves integer with float open: the float decides
-        integral = [bool(xp.isdtype(dtype, "integral")) for dtype in (first, second)]
-        if integral[0] == integral[1]:
+        integral = kind(xp, first) == "integral"
+        if integral == (kind(xp, second) == "integral"):
             raise
-        result = second if integral[0] else first
+        result = second if integral else first
     return result.newbyteorder("=") if hasattr(result, "newbyteorder") else result
 
 
@@ -206,26 +208,18 @@ def _widened(name: str, xp: Any, result: Any, dtype: Any) -> Any:
 
 def _as_dtype(name: str, xp: Any, dtype: Any) -> Any:
     """The library's own dtype object, from one, from its name or from NumPy's."""
-    wanted = str(getattr(dtype, "__name__", dtype)).rpartition(".")[2]
-    own = getattr(xp, wanted, None)
+    own = getattr(xp, short_name(dtype), None)
     if own is None:
         raise TypeError(f"dtype={dtype!r} is not a dtype of {xp.__name__.rpartition('.')[2]}")
     own = xp.empty(0, dtype=own).dtype
-    if not is_numeric(xp, own):
+    if kind(xp, own) is None:
         raise TypeError(f"{name} does not make dtype={dtype!r}; it makes integers, floats and complex numbers")
     return own
 
 
 def _holds(xp: Any, wide: Any, narrow: Any) -> bool:
     """Whether a bias may be cast: to more digits or fewer, never from float to integer or complex to real."""
-    kinds = ("integral", "real floating", "complex floating")
-    return _kind(xp, kinds, narrow) <= _kind(xp, kinds, wide)
-
-
-def _kind(xp: Any, kinds: tuple[str, ...], dtype: Any) -> int:
-    if "bfloat16" in str(dtype):
-        return kinds.index("real floating")
-    return next(rank for rank, kind in enumerate(kinds) if xp.isdtype(dtype, kind))
+    return KINDS.index(kind(xp, narrow) or "") <= KINDS.index(kind(xp, wide) or "")
 
 
 def cast_fill(fill_value: Any, padding_mode: str, x: Array) -> Any:
@@ -240,7 +234,7 @@ def cast_fill(fill_value: Any, padding_mode: str, x: Array) -> Any:
 def cast_number(argument: str, value: Any, whose: str, x: Array) -> Any:
     """A number in the dtype of `x`, which the user knows as `whose`, as a Python number."""
     xp = array_api_compat.array_namespace(x)
-    if xp.isdtype(x.dtype, "integral") if "bfloat16" not in str(x.dtype) else False:
+    if kind_of(x) == "integral":
         try:
             number = operator.index(value) if not isinstance(value, float) else int(value)
         except (TypeError, ValueError, OverflowError):
@@ -249,9 +243,8 @@ def cast_number(argument: str, value: Any, whose: str, x: Array) -> Any:
         if not limits.min <= number <= limits.max:
             raise ValueError(f"{argument}={value} is outside {whose} {x.dtype}, {limits.min} to {limits.max}")
         return number
-    complex_x = "complex" in str(x.dtype)
     try:
-        return complex(value) if complex_x else float(value)
+        return complex(value) if kind_of(x) == "complex floating" else float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{argument}={value!r} cannot be cast to {whose} {x.dtype}") from None
 
@@ -273,16 +266,25 @@ def check_out(out: Any, **inputs: Array | None) -> None:
 
 
 def _overlap(first: Array, second: Array) -> bool:
+    """Whether two arrays share memory, where their library lets memory be shared and written."""
     if array_api_compat.is_numpy_array(first):
         import numpy as np
 
-        try:
-            return bool(np.shares_memory(first, second, max_work=1 << 20))  # type: ignore[arg-type]  # the stub has only 0 and -1
+        try:  # mypy's stub has only the two named bounds
+            return bool(np.shares_memory(first, second, max_work=1 << 20))  # type: ignore[arg-type]
         except np.exceptions.TooHardError:
             return True  # their bounds overlap, and proving more would take too long
     if array_api_compat.is_torch_array(first):
-        return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+        return _storage(first) is not None and _storage(first) == _storage(second)
     return first is second
+
+
+def _storage(tensor: Array) -> int | None:
+    """Address of a torch tensor's memory; None where it has none, as inside `torch.vmap`."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _write(out: Array, result: Array) -> Array:

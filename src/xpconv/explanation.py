@@ -10,13 +10,26 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from xpconv.dispatch import Request, agnostic_engine, engine_of
+from xpconv.dtypes import kind_of
 from xpconv.plan import operations
 from xpconv.spec import Array, ConvSpec, PoolSpec
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One call, taken apart; printing it gives one line per entry."""
+    """One call, taken apart; printing it gives one line per entry.
+
+    Examples
+    --------
+    >>> import xpconv
+    >>> print(xpconv.explain(xpconv.conv1d, [1.0, 2.0, 3.0], [1.0, -1.0], method="direct"))
+    conv on the numpy engine
+      method      direct: asked for
+      tile        the whole result, tap by tap
+      operations  8
+      bytes moved 56
+      workspace   16 bytes
+    """
 
     operation: str
     engine: str
@@ -109,6 +122,6 @@ def _itemsize(x: Array) -> int:
     own = getattr(x.dtype, "itemsize", None)
     if own is not None:
         return own
-    xp = array_namespace(x)
-    info = xp.iinfo if xp.isdtype(x.dtype, "integral") else xp.finfo
-    return info(x.dtype).bits // 8 * (2 if xp.isdtype(x.dtype, "complex floating") else 1)
+    xp, kind = array_namespace(x), kind_of(x)
+    info = xp.iinfo if kind == "integral" else xp.finfo
+    return info(x.dtype).bits // 8 * (2 if kind == "complex floating" else 1)

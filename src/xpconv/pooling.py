@@ -8,6 +8,7 @@ from typing import Any
 from array_api_compat import array_namespace, is_dask_array
 
 from xpconv.dispatch import Request, arrays_of
+from xpconv.dtypes import kind_of
 from xpconv.spec import (
     Array,
     Form,
@@ -84,7 +85,7 @@ def _max_pool(
 
 def _mirrored(x: Array) -> Array:
     """x in the opposite order, without loss: ``-x``, and ``-x - 1`` for integers, whose smallest has no negative."""
-    return ~x if _is_integral(x) else -x
+    return ~x if kind_of(x) == "integral" else -x
 
 
 def _mirrored_values(result: Any) -> Any:
@@ -492,7 +493,7 @@ def _scatter(
     variant: Variant, operation: str, argument: str, values: Array, indices: Array, size: PerAxis, layout: Layout
 ) -> Request:
     values, indices = arrays_of(variant.name, **{argument: values, "indices": indices})
-    if not _is_integral(indices):
+    if kind_of(indices) != "integral":
         raise TypeError(f"indices must be integers, got {indices.dtype}")
     sizes = per_axis("size", size, _axes(variant, values, size), least=0)
     shapes = tuple(values.shape), tuple(indices.shape)
@@ -517,17 +518,13 @@ def _check_inside(indices: Array, places: int, least: int) -> None:
 
 
 def _require_order(name: str, x: Array) -> None:
-    if "complex" in str(x.dtype):
+    if kind_of(x) == "complex floating":
         raise TypeError(f"{name} needs an order, and {x.dtype} has none; pool the absolute value or the parts")
-
-
-def _is_integral(x: Array) -> bool:
-    return bool(array_namespace(x).isdtype(x.dtype, "integral"))
 
 
 def _as_float(x: Array) -> Array:
     """Integers in the library's default float dtype, everything else as it is."""
-    if not _is_integral(x):
+    if kind_of(x) != "integral":
         return x
     xp = array_namespace(x)
     return xp.astype(x, xp.__array_namespace_info__().default_dtypes()["real floating"])

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from array_api_compat import array_namespace, device
 
 from xpconv.dispatch import Request, arrays_of, cast_number, promoted
+from xpconv.dtypes import kind_of
 from xpconv.spec import MODES, Array, Pairing, Sizes, integers, one_of, signal_spec
 from xpconv.variants import Variant, public
 
@@ -112,7 +113,7 @@ def _surroundings(boundary: str, fillvalue: complex, in1: Array) -> tuple[str, A
 
 
 def _conjugate(in2: Array) -> Array:
-    return array_namespace(in2).conj(in2) if "complex" in str(in2.dtype) else in2
+    return array_namespace(in2).conj(in2) if kind_of(in2) == "complex floating" else in2
 
 
 def _reversed(x: Array) -> Array:
@@ -137,6 +138,7 @@ def _restored(y: Array, pairing: Pairing) -> Array:
 
 
 # --- Public names -----------------------------------------------------------------------------------------------------
+
 
 def _example(name: str, result: str) -> str:
     return f"""\

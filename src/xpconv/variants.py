@@ -26,9 +26,7 @@ class Variant:
     flip: bool = False  # of the kernel in convolution, of the order in pooling
 
 
-def public(
-    body: Callable[Concatenate[Variant, P], Request], variant: Variant, **words: str
-) -> Callable[P, Any]:
+def public(body: Callable[Concatenate[Variant, P], Request], variant: Variant, **words: str) -> Callable[P, Any]:
     """The public function of one variant; `words` fill the `$placeholders` of the body's docstring."""
 
     @wraps(body)

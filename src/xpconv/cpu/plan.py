@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from xpconv.plan import Plan, operations
 from xpconv.spec import ConvSpec, Windows
@@ -27,6 +28,7 @@ class Tile:
     rows: slice
 
 
+@lru_cache(maxsize=4096)
 def conv_plan(spec: ConvSpec, itemsize: int, inexact: bool, method: str, limit: int) -> Plan:
     """The plan for one forward convolution; `inexact` is false for integers, whose sums must not be rounded."""
     seconds = {name: cost(spec) for name, cost in _COSTS.items()}

@@ -17,6 +17,7 @@ from typing import Any
 from array_api_compat import array_namespace, device
 
 from xpconv.activations import ACTIVATIONS
+from xpconv.dtypes import index_dtype, kind, widened
 from xpconv.engines import fft
 from xpconv.plan import Plan
 from xpconv.spec import (
@@ -65,9 +66,7 @@ def conv(
     return epilogue(y, bias, activation, spec.layout, dtype)
 
 
-def conv_grad_input(
-    gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None
-) -> Array:
+def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
     """``gx_padded[i s + o d] += gy[i] w[k]``: the taps of `conv` brought back. With a bias: transposed convolution."""
     dtype = gy.dtype
     gy, w = channels_last(widened(gy), spec.layout), weight_last(widened(w), spec.layout)
@@ -218,16 +217,17 @@ def divided(y: Array, spec: PoolSpec, count_include_pad: bool, divisor: float | 
     xp = array_namespace(y)
     if divisor is not None:
         return xp.astype(y / divisor, dtype, copy=False)
-    counts = xp.asarray(tap_counts(spec, count_include_pad), dtype=y.dtype, device=device(y))
-    counts = xp.reshape(counts, (*spec.out_size, 1) if spec.layout == "channels_last" else (1, *spec.out_size))
-    y = xp.where(counts > 0, y, xp.full_like(y, math.nan)) / xp.where(counts > 0, counts, xp.ones_like(counts))
-    return xp.astype(y, dtype, copy=False)
+    divisors = reduce(operator.mul, (_tap_counts(y, spec, axis, count_include_pad) for axis in range(spec.axes)))
+    return xp.astype(y / divisors, dtype, copy=False)
 
 
-@lru_cache(maxsize=256)
-def tap_counts(spec: PoolSpec, include_padding: bool) -> Sizes:
-    """Taps that count in each window, in the order of the result's plane."""
-    return tuple(map(math.prod, product(*(spec.counts(axis, include_padding) for axis in range(spec.axes)))))
+def _tap_counts(y: Array, spec: PoolSpec, axis: int, include_padding: bool) -> Array:
+    """Taps that count along one axis of the result `y`, shaped to broadcast against it; NaN for none."""
+    xp = array_namespace(y)
+    counts = [count or math.nan for count in spec.counts(axis, include_padding)]
+    counts = xp.asarray(counts, dtype=y.dtype, device=device(y))
+    trailing = spec.axes - axis - (spec.layout == "channels_first")
+    return xp.reshape(counts, (spec.out_size[axis], *(1,) * trailing))
 
 
 def lp_pool(x: Array, spec: PoolSpec, *, p: float) -> Array:
@@ -235,7 +235,7 @@ def lp_pool(x: Array, spec: PoolSpec, *, p: float) -> Array:
     xp, dtype = array_namespace(x), x.dtype
     powers = xp.abs(widened(x)) ** p
     y = sum_pool(powers, spec) ** (1.0 / p)
-    return xp.astype(y, dtype, copy=False) if y.dtype != dtype and not xp.isdtype(dtype, "complex floating") else y
+    return y if kind(xp, dtype) == "complex floating" else xp.astype(y, dtype, copy=False)
 
 
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
@@ -441,22 +441,9 @@ def weight_as(w: Array, layout: str) -> Array:
     return array_namespace(w).permute_dims(w, (w.ndim - 1, w.ndim - 2, *range(w.ndim - 2)))
 
 
-def widened(x: Array) -> Array:
-    """x in the dtype that sums are kept in: float32 for the 16-bit floats, else its own."""
-    if str(x.dtype).rpartition(".")[2] not in ("float16", "bfloat16"):
-        return x
-    xp = array_namespace(x)
-    return xp.astype(x, xp.float32)
-
-
-def index_dtype(xp: Any) -> Any:
-    """The dtype of positions: int64, but for JAX, which has it only where the user switched it on."""
-    return xp.__array_namespace_info__().default_dtypes()["indexing"]
-
-
 def lowest(xp: Any, dtype: Any) -> Any:
     """The value that never wins a maximum."""
-    return xp.iinfo(dtype).min if xp.isdtype(dtype, "integral") else -math.inf
+    return xp.iinfo(dtype).min if kind(xp, dtype) == "integral" else -math.inf
 
 
 def is_nan(x: Array) -> Array:

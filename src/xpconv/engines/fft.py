@@ -11,6 +11,7 @@ from typing import Any
 from array_api_compat import array_namespace
 from scipy.fft import next_fast_len
 
+from xpconv.dtypes import kind_of, own_dtype
 from xpconv.spec import Array, ConvSpec
 
 
@@ -19,18 +20,16 @@ def conv(x: Array, w: Array, spec: ConvSpec) -> Array:
     xp = array_namespace(x)
     axes = tuple(range(spec.axes))
     lengths = tuple(next_fast_len(n, real=True) for n in spec.padded_size)
-    work, is_complex = _working_dtype(xp, x.dtype)
+    is_complex = kind_of(x) == "complex floating"
+    work = own_dtype(xp, "complex128", "complex64") if is_complex else own_dtype(xp, "float64", "float32")
     forward, inverse = (xp.fft.fftn, xp.fft.ifftn) if is_complex else (xp.fft.rfftn, xp.fft.irfftn)
     x_spectrum = forward(xp.astype(x, work), s=lengths, axes=tuple(a + 1 for a in axes))
     w_spectrum = forward(_spread_kernel(xp.astype(w, work), spec, xp), s=lengths, axes=axes)
     y = inverse(_product(x_spectrum, w_spectrum, spec, xp), s=lengths, axes=tuple(a + 1 for a in axes))
     y = y[:, *_result_positions(spec), ...]
-    return xp.astype(xp.round(y) if xp.isdtype(x.dtype, "integral") else y, x.dtype)
-
-
-def _working_dtype(xp: Any, dtype: Any) -> tuple[Any, bool]:
-    is_complex = bool(xp.isdtype(dtype, "complex floating"))
-    return (xp.complex128 if is_complex else xp.float64), is_complex
+    if kind_of(x) == "integral":
+        y = xp.astype(xp.round(y), own_dtype(xp, "int64", "int32"))  # the widest first, so that the last cast wraps
+    return xp.astype(y, x.dtype)
 
 
 def _spread_kernel(w: Array, spec: ConvSpec, xp: Any) -> Array:

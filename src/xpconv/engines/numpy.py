@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu.plan import Tile, conv_plan, row_bytes, tiles
+from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
-from xpconv.engines.agnostic import channels_last, epilogue, exchanged, pad, tap, unpad, weight_as, weight_last, widened
+from xpconv.engines.agnostic import channels_last, epilogue, exchanged, pad, tap, unpad, weight_as, weight_last
 from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
@@ -50,7 +51,7 @@ def plan(operation: str, x: Array, spec: Any, method: str) -> Plan | None:
 
 
 def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
-    inexact = not np.isdtype(x.dtype, "integral")
+    inexact = kind_of(x) != "integral"
     return conv_plan(spec, x.dtype.itemsize, inexact, method, current_limit())
 
 
@@ -72,12 +73,13 @@ def _gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
     if spec.flip:
         w = np.flip(w, axis=tuple(range(spec.axes)))
     per_group, maps = spec.channels // spec.groups, spec.filters // spec.groups
+    length = math.prod(spec.window) * per_group
     y = np.empty((spec.batch, *spec.out_size, spec.filters), dtype=x.dtype)
     for group in range(spec.groups):
         columns = windows(x[..., group * per_group : (group + 1) * per_group], spec)
-        weight = w[..., group * maps : (group + 1) * maps].reshape(-1, maps)
+        weight = w[..., group * maps : (group + 1) * maps].reshape(length, maps)
         for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
-            patches = _patches(columns, tile, spec, len(weight))
+            patches = _patches(columns, tile, spec, length)
             result = y[tile.images, tile.rows, ..., group * maps : (group + 1) * maps]
             result[...] = (patches @ weight).reshape(result.shape)
     return y
@@ -105,9 +107,7 @@ def windows(x: Array, spec: Windows) -> Array:
 _ALGORITHMS = {"direct": _direct, "gemm": _gemm, "fft": fft.conv}
 
 
-def conv_grad_input(
-    gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None
-) -> Array:
+def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
     """One product per tap, added where the tap reads."""
     dtype = gy.dtype
     gy, w = channels_last(widened(gy), spec.layout), weight_last(widened(w), spec.layout)

@@ -64,7 +64,12 @@ def load(model: AnyLayer, path: str | os.PathLike[str]) -> AnyLayer:
 
     Examples
     --------
-    See `save`.
+    >>> import tempfile
+    >>> from xpconv.nn import Dense
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Dense(2, 1, rng=0), f"{folder}/dense.safetensors")
+    ...     load(Dense(2, 1), f"{folder}/dense.safetensors").bias.value.tolist()
+    [0.0]
     """
     safetensors = require("safetensors.numpy", extra="nn")
     try:

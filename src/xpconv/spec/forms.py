@@ -18,7 +18,7 @@ class Form:
 
 
 def conv_form(name: str, x_rank: int, w_rank: int, axes: int | None, layout: str, shapes: str) -> Form:
-    """The forms that API.md admits, as index tuples."""
+    """The axes that the arrays may lack, as index tuples."""
     if axes is None:
         if w_rank < 3:
             raise ValueError(

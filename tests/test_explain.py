@@ -1,0 +1,94 @@
+"""`explain` says what a call would do, and the call does it."""
+
+import numpy as np
+import pytest
+
+import xpconv
+from xpconv.cpu.plan import conv_plan, row_bytes, tiles
+from xpconv.engines import numpy as engine
+from xpconv.spec import conv_spec
+
+LAYER = np.zeros((2, 28, 28, 16), np.float32), np.zeros((3, 3, 16, 32), np.float32)
+
+
+def spec_of(x_shape, w_shape, **options):
+    defaults = dict(stride=(1, 1), padding="valid", dilation=(1, 1), groups=1, padding_mode="zeros")
+    fixed = dict(name="conv", axes=None, flip=True, layout="channels_last")
+    return conv_spec(x_shape, w_shape, **fixed, **defaults | options)[0]
+
+
+def test_an_explanation_counts_operations_and_bytes():
+    plan = xpconv.explain(xpconv.conv2d, *LAYER, padding=1)
+    assert plan.engine == "numpy"
+    assert plan.operations == 2 * 9 * 16 * 32 * 2 * 28 * 28
+    assert plan.bytes_moved == 4 * (2 * 28 * 28 * 16 + 9 * 16 * 32 + 2 * 28 * 28 * 32)
+    assert str(plan).splitlines()[0] == "conv on the numpy engine"
+    assert f"operations  {plan.operations:,}" in str(plan)
+
+
+@pytest.mark.parametrize("method", ["direct", "gemm", "fft"])
+def test_the_method_explained_is_the_method_run(method, monkeypatch):
+    ran = []
+    for name, algorithm in engine._ALGORITHMS.items():
+        monkeypatch.setitem(
+            engine._ALGORITHMS, name, lambda *args, name=name, run=algorithm: (ran.append(name), run(*args))[1]
+        )
+    assert xpconv.explain(xpconv.conv2d, *LAYER, method=method).method == method
+    xpconv.conv2d(*LAYER, method=method)
+    assert ran == [method]
+
+
+def test_auto_takes_products_for_layers_taps_for_depthwise_and_spectra_for_large_windows():
+    image = np.zeros((512, 512), np.float32)
+    assert xpconv.explain(xpconv.conv2d, *LAYER).method == "gemm"
+    depthwise = np.zeros((3, 3, 1, 16), np.float32)
+    assert xpconv.explain(xpconv.conv2d, LAYER[0], depthwise, groups=16).method == "direct"
+    assert xpconv.explain(xpconv.conv2d, image, image[:101, :101]).method == "fft"
+    assert xpconv.explain(xpconv.conv2d, image.astype(int), image[:101, :101].astype(int)).method != "fft"
+
+
+def test_explaining_computes_nothing(monkeypatch):
+    monkeypatch.setattr(engine, "conv", None)
+    assert xpconv.explain(xpconv.conv2d, *LAYER).method == "gemm"
+
+
+def test_what_an_engine_leaves_to_the_reference_is_said():
+    strict = pytest.importorskip("array_api_strict")
+    assert xpconv.explain(xpconv.conv2d, strict.ones((1, 8, 8, 2)), strict.ones((3, 3, 2, 2))).engine == "agnostic"
+    assert xpconv.explain(xpconv.adaptive_avg_pool, np.ones((1, 8, 8, 2)), (2, 2)).engine == "agnostic"
+
+
+def test_explain_works_for_every_kind_of_operation():
+    x, w = LAYER
+    gy = np.zeros((2, 26, 26, 32), np.float32)
+    calls = [
+        (xpconv.corr, x, w), (xpconv.max_pool2d, x, 2), (xpconv.global_avg_pool, x), (xpconv.unfold, x, (3, 3)),
+        (xpconv.signal.convolve, x, w[:, :, :1, :1].reshape(3, 3, 1, 1)),
+    ]  # fmt: skip
+    for function, *arrays in calls:
+        plan = xpconv.explain(function, *arrays)
+        assert plan.bytes_moved > 0
+        assert plan.method
+    assert xpconv.explain(xpconv.conv_grad_input, gy, w, size=(28, 28)).operations > 0
+    assert xpconv.explain(xpconv.conv_grad_weight, x, gy, window=(3, 3)).operations > 0
+
+
+def test_the_errors_of_a_call_are_those_of_its_explanation():
+    with pytest.raises(ValueError, match="x has 16 channels but w reads 8"):
+        xpconv.explain(xpconv.conv2d, LAYER[0], LAYER[1][:, :, :8])
+
+
+@pytest.mark.parametrize("limit", [1, 5000, 10**6, 10**9])
+def test_tiles_cover_the_result_once(limit):
+    spec = spec_of((5, 12, 9, 2), (3, 3, 2, 4))
+    covered = np.zeros((5, 10), int)
+    for tile in tiles(spec, row_bytes(spec, 8), limit):
+        covered[tile.images, tile.rows] += 1
+    assert (covered == 1).all()
+
+
+def test_the_plan_keeps_tiles_within_the_limit():
+    spec = spec_of((8, 56, 56, 64), (3, 3, 64, 64))
+    for limit in (2**20, 2**24, 2**28):
+        plan = conv_plan(spec, 4, True, "gemm", limit)
+        assert plan.workspace <= max(limit, row_bytes(spec, 4))
