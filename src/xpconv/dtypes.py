@@ -34,12 +34,11 @@ def kind_of(x: Array) -> str | None:
 
 def short_name(dtype: Any) -> str:
     """A dtype's name without its library: torch.float32 and numpy's float32 are "float32"."""
-    return _short_name(type(dtype), dtype)
+    return _short_name(type(dtype).__module__, dtype)
 
 
 @lru_cache(maxsize=256)
-def _short_name(_: type, dtype: Any) -> str:
-    # The type comes first in the key, so that dtypes of two libraries are never compared.
+def _short_name(library: str, dtype: Any) -> str:  # noqa: ARG001  first in the key: no two libraries' are compared
     return str(getattr(dtype, "__name__", dtype)).rpartition(".")[2]
 
 
