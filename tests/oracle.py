@@ -91,7 +91,7 @@ def conv_transpose(x, w, *, flip, stride, dilation, pads, extra, groups=1):
 
 
 def pool_out_size(size, window, stride, dilation, pads, ceil_mode):
-    """Windows per axis: in the padded axis; with ceil_mode also a last partial one that starts before the end padding."""
+    """Windows per axis; with ceil_mode also a last partial one, if it starts before the end padding."""
     result = []
     for n, m, s, d, (lo, hi) in zip(size, window, stride, dilation, pads, strict=True):
         whole = floor((n + lo + hi - ((m - 1) * d + 1)) / s) + 1

@@ -114,6 +114,10 @@ SHAPES = {
         lambda: xpconv.max_pool_grad(np.ones((2, 1)), np.array([[0], [-2]]), size=(4,)),
         "indices has -2, outside the plane of 4 elements that size gives",
     ),
+    "an index outside a plane that its dtype cannot count": (
+        lambda: xpconv.max_unpool1d(np.ones(2), np.array([0, 200], np.uint8), size=100),
+        "indices has 200, outside the plane of 100 elements that size gives",
+    ),
     "a pooling gradient of another shape": (
         lambda: xpconv.avg_pool_grad(np.ones((1, 3, 1)), 2, size=4),
         "gy has shape (1, 3, 1) but the forward avg_pool makes (1, 2, 1)",

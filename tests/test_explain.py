@@ -1,5 +1,7 @@
 """`explain` says what a call would do, and the call does it."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,18 @@ def test_what_an_engine_leaves_to_the_reference_is_said():
     strict = pytest.importorskip("array_api_strict")
     assert xpconv.explain(xpconv.conv2d, strict.ones((1, 8, 8, 2)), strict.ones((3, 3, 2, 2))).engine == "agnostic"
     assert xpconv.explain(xpconv.adaptive_avg_pool, np.ones((1, 8, 8, 2)), (2, 2)).engine == "agnostic"
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_a_library_with_its_own_operators_runs_them_and_leaves_the_rest(library):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    array = importlib.import_module({"jax": "jax.numpy"}.get(library, library)).ones
+    x, w = array((1, 8, 8, 2)), array((3, 3, 2, 4))
+    for function, *arguments in ((xpconv.conv2d, x, w), (xpconv.max_pool2d, x, 2), (xpconv.avg_pool2d, x, 2)):
+        assert xpconv.explain(function, *arguments).engine == library
+        assert xpconv.explain(function, *arguments).method == "native"
+    assert xpconv.explain(xpconv.unfold, x, (3, 3)).engine == "agnostic"
+    assert xpconv.explain(xpconv.max_pool2d, x, 2, dilation=2, padding=1, ceil_mode=True).engine == "agnostic"
 
 
 def test_explain_works_for_every_kind_of_operation():

@@ -151,3 +151,11 @@ def test_ceil_mode_drops_windows_that_would_start_in_the_end_padding(lib):
     options = {"window": 2, "stride": 2, "padding": ((0, 3),), "ceil_mode": True}
     assert lib.call(xpconv.max_pool1d, x, **options).tolist() == [2, 4, 5]
     assert lib.call(xpconv.avg_pool1d, x, count_include_pad=True, **options).tolist() == [1.5, 3.5, 2.5]
+
+
+def test_indices_of_few_bits_reach_into_a_large_plane(lib):
+    y, indices = np.array([[[1.0], [2.0]]]), np.array([[[1], [200]]], np.uint8)
+    expected = np.zeros(400)
+    expected[[1, 200]] = 1, 2
+    np.testing.assert_array_equal(lib.call(xpconv.max_unpool, y, indices, size=400).ravel(), expected)
+    np.testing.assert_array_equal(lib.call(xpconv.max_pool_grad, y, indices, size=400).ravel(), expected)

@@ -90,11 +90,12 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 def explained(request: Request) -> Explanation:
     """The explanation of a call that is already described."""
     engine, plan = engine_of(request), None
+    arguments = request.operation, request.arrays[0], request.spec, request.options
     if hasattr(engine, request.operation):
-        plan = engine.plan(request.operation, request.arrays[0], request.spec, request.method)
+        plan = engine.plan(*arguments)
     if plan is None:
         engine = agnostic_engine()
-        plan = engine.plan(request.operation, request.arrays[0], request.spec, request.method)
+        plan = engine.plan(*arguments)
     return Explanation(
         operation=request.operation,
         engine=engine.__name__.rpartition(".")[2],

@@ -507,13 +507,12 @@ def _check_inside(indices: Array, places: int, least: int) -> None:
     if is_dask_array(indices) or math.prod(indices.shape) == 0:
         return
     xp = array_namespace(indices)
-    outside = (indices < least) | (indices >= places)
     try:
-        found = bool(xp.any(outside))
+        lowest, highest = int(xp.min(indices)), int(xp.max(indices))
     except (TypeError, RuntimeError):  # traced by jax.jit or torch.vmap: there are no values yet
         return
-    if found:
-        worst = int(xp.max(indices)) if int(xp.max(indices)) >= places else int(xp.min(indices))
+    if lowest < least or highest >= places:
+        worst = highest if highest >= places else lowest
         raise ValueError(f"indices has {worst}, outside the plane of {places} elements that size gives")
 
 

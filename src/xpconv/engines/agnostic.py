@@ -34,9 +34,9 @@ from xpconv.spec import (
 METHODS = ("auto", "direct", "fft")
 
 
-def plan(operation: str, x: Array, spec: Any, method: str) -> Plan:  # noqa: ARG001  the same for every engine
+def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan:  # noqa: ARG001  as every engine's
     """What this engine does with these arguments: always the same."""
-    if method == "fft":
+    if options.get("method") == "fft":
         return Plan("fft", "asked for")
     return Plan("direct", "calls of the array API, one group of them per tap", "the whole result, tap by tap")
 
@@ -261,6 +261,7 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
 def scattered(values: Array, indices: Array, spec: ScatterSpec, merge: Callable[[Array, Array], Array]) -> Array:
     """Values at flat positions of a plane of zeros, one output position after the other."""
     xp, outputs, places = array_namespace(values), math.prod(spec.out_size), math.prod(spec.size)
+    indices = xp.astype(indices, index_dtype(xp), copy=False)
     flat = (spec.batch, outputs, spec.channels)
     values, indices = (xp.reshape(channels_last(a, spec.layout), flat) for a in (values, indices))
     place = xp.reshape(xp.arange(places, dtype=indices.dtype, device=device(indices)), (1, places, 1))

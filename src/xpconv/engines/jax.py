@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from xpconv.dtypes import widened
 from xpconv.engines import agnostic
 from xpconv.engines.agnostic import channels_last
+from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, in_layout
 
 METHODS = ("auto",)
@@ -31,6 +33,17 @@ DECLINED = {
 }
 
 _PRECISION = {"highest": lax.Precision.HIGHEST, "tf32": lax.Precision.DEFAULT}
+
+
+def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:
+    """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    declined = {
+        "conv": not _convolves(x),
+        "conv_grad_input": not _convolves(x),
+        "conv_grad_weight": not _convolves(x),
+        "max_pool": operation == "max_pool" and not _slides(spec, options["return_indices"]),
+    }
+    return None if declined.get(operation) else Plan("native", "XLA's operator")
 
 
 # --- Convolution ------------------------------------------------------------------------------------------------------
@@ -48,7 +61,7 @@ def conv(
     method: str,  # noqa: ARG001  there is one
 ) -> Array:
     """`lax.conv_general_dilated`, which is a correlation, of the weight or the flipped weight."""
-    if jnp.issubdtype(x.dtype, jnp.integer):
+    if not _convolves(x):
         return NotImplemented
     dtype = x.dtype
     if spec.padding_mode != "zeros":
@@ -60,7 +73,7 @@ def conv(
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
     """The convolution with the spec's `input_adjoint`; padding other than zeros is taken back afterwards."""
-    if jnp.issubdtype(gy.dtype, jnp.integer):
+    if not _convolves(gy):
         return NotImplemented
     zeros = spec.padding_mode == "zeros"
     w = agnostic.exchanged(agnostic.weight_last(w, spec.layout), spec.groups)
@@ -72,7 +85,7 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The correlation with the spec's `weight_adjoint`."""
-    if jnp.issubdtype(x.dtype, jnp.integer):
+    if not _convolves(x):
         return NotImplemented
     x, gy, dtype = channels_last(x, spec.layout), channels_last(gy, spec.layout), x.dtype
     if spec.padding_mode != "zeros":
@@ -84,6 +97,10 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     gw = jnp.moveaxis(gw, 0, -2)
     gw = jnp.flip(gw, axis=tuple(range(spec.axes))) if spec.flip else gw
     return agnostic.weight_as(gw, spec.layout).astype(dtype)
+
+
+def _convolves(x: Array) -> bool:
+    return not jnp.issubdtype(x.dtype, jnp.integer)
 
 
 def _convolved(x: Array, w: Array, spec: ConvSpec, precision: str = "highest") -> Array:
@@ -117,28 +134,32 @@ def _dimensions(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     """`lax.reduce_window` with `lax.max`; its gradient goes to the first maximum."""
-    if return_indices or any(d > 1 for d in spec.dilation):
+    if not _slides(spec, return_indices):
         return NotImplemented
     return _reduced(x, spec, agnostic.lowest(jnp, x.dtype), lax.max)
 
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
     """`lax.reduce_window` with `lax.add`."""
-    return _reduced(agnostic.widened(x), spec, 0, lax.add).astype(x.dtype)
+    return _reduced(widened(x), spec, 0, lax.add).astype(x.dtype)
 
 
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The sums, divided."""
-    return agnostic.divided(sum_pool(agnostic.widened(x), spec), spec, count_include_pad, divisor, x.dtype)
+    return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
 
 
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The transpose of the sums, of the divided gradient."""
-    wide = agnostic.widened(gy)
+    wide = widened(gy)
     shares = agnostic.divided(wide, spec, count_include_pad, divisor, wide.dtype)
     x = jax.ShapeDtypeStruct(spec.x_shape, wide.dtype)
     (gx,) = jax.linear_transpose(partial(sum_pool, spec=spec), x)(shares)
     return gx.astype(gy.dtype)
+
+
+def _slides(spec: PoolSpec, return_indices: bool) -> bool:
+    return not return_indices and max(spec.dilation) == 1
 
 
 def _reduced(x: Array, spec: PoolSpec, start: Any, merge: Any) -> Array:
@@ -157,7 +178,7 @@ def _reduced(x: Array, spec: PoolSpec, start: Any, merge: Any) -> Array:
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every gradient added at its index; index -1 means a place behind the plane, which is dropped."""
-    values, indices = _flat(agnostic.widened(gy), spec), _flat(indices, spec).astype(int)
+    values, indices = _flat(widened(gy), spec), _flat(indices, spec).astype(int)
     return _plane(values, indices, spec).astype(gy.dtype)
 
 

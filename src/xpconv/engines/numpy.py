@@ -43,10 +43,12 @@ def conv(
     return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, dtype))
 
 
-def plan(operation: str, x: Array, spec: Any, method: str) -> Plan | None:
+def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
     if operation == "conv":
-        return _conv_plan(x, spec, method)
+        return _conv_plan(x, spec, options["method"])
+    if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
+        return None
     return Plan("direct", "one pass over the result per tap", "the whole result, tap by tap")
 
 

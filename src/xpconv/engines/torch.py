@@ -18,7 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from xpconv.dtypes import widened
 from xpconv.engines import agnostic
+from xpconv.plan import Plan
 from xpconv.spec import AdaptiveSpec, Array, ConvSpec, PoolSpec, ScatterSpec, Sizes
 
 METHODS = ("auto",)
@@ -56,6 +58,11 @@ _ADAPTIVE_AVG = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 _MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
+def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:  # noqa: ARG001
+    """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    return Plan("native", "torch's own operator") if _TAKES[operation](x, spec) else None
+
+
 # --- Convolution ------------------------------------------------------------------------------------------------------
 
 
@@ -74,7 +81,7 @@ def conv(
 
     `precision` governs this call; gradients that autograd takes later follow torch's setting of that time.
     """
-    if not _convolves(x, w, spec):
+    if not _convolves(x, spec):
         return NotImplemented
     dtype, plane = x.dtype, planar(spec)
     x, w, bias = (in_float32(a, _SLOW_ON_CPU) for a in (x, w, bias))
@@ -86,7 +93,7 @@ def conv(
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
     """`F.conv_transpose{n}d`; where it cannot undo the padding, back to the padded input, and on from there."""
-    if not _convolves(gy, w, spec) or 0 in spec.size:
+    if not _convolves(gy, spec):
         return NotImplemented
     dtype, plane = gy.dtype, planar(spec)
     gy, w, bias = (in_float32(a, _INEXACT_ON_CPU) for a in (gy, w, bias))
@@ -104,7 +111,7 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """`torch.nn.grad.conv{n}d_weight`."""
-    if not _convolves(x, gy, spec) or x.dtype in _COMPLEX:
+    if not _takes_weight_gradient(x, spec):
         return NotImplemented
     dtype, plane = x.dtype, planar(spec)
     x, gy = (feature_maps(in_float32(a, _SLOW_ON_CPU), spec) for a in (x, gy))
@@ -117,9 +124,14 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     return (gw if spec.layout == "channels_first" else gw.permute(*range(2, gw.ndim), 1, 0)).to(dtype)
 
 
-def _convolves(x: Array, w: Array, spec: ConvSpec) -> bool:
-    """Whether torch has a convolution of these arrays."""
-    return x.dtype in _FLOATS + _COMPLEX and spec.axes <= 3 and 0 not in x.shape and 0 not in w.shape
+def _convolves(x: Array, spec: ConvSpec) -> bool:
+    """Whether torch has a convolution of such arrays."""
+    elements = 0 not in (spec.batch, *spec.size, spec.channels, spec.filters)
+    return x.dtype in _FLOATS + _COMPLEX and spec.axes <= 3 and elements
+
+
+def _takes_weight_gradient(x: Array, spec: ConvSpec) -> bool:
+    return _convolves(x, spec) and x.dtype not in _COMPLEX
 
 
 def _padded(x: Array, plane: ConvSpec, fill: complex = 0) -> tuple[Array, ConvSpec]:
@@ -149,7 +161,7 @@ def _weight(w: Array, spec: ConvSpec) -> Array:
 
 def _finished(y: Array, bias: Array | None, activation: str | None, spec: ConvSpec, dtype: Any) -> Array:
     """``phi(y + bias)`` in the user's form."""
-    y = y if activation is None else agnostic.widened(y)
+    y = y if activation is None else widened(y)
     y = y.squeeze(2) if spec.axes == 1 else y
     return agnostic.epilogue(y.movedim(1, -1), bias, activation, spec.layout, dtype)
 
@@ -182,7 +194,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     """`F.max_pool{n}d`, with the first NaN's index, where torch gives the last one's."""
-    if not _orders(x) or not _slides(x, spec):
+    if not _takes_maxima(x, spec):
         return NotImplemented
     plane = planar(spec)
     maps, pool = _channels_last_memory(feature_maps(x, spec)), _MAX_POOL[plane.axes]
@@ -202,7 +214,7 @@ def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: floa
     """`F.avg_pool{n}d`; it counts as we do, except that it takes whole divisors only."""
     if divisor is None:
         return _average(x, spec, count_include_pad=count_include_pad, divisor_override=None)
-    y = _average(agnostic.widened(x), spec, count_include_pad=True, divisor_override=1)
+    y = _average(widened(x), spec, count_include_pad=True, divisor_override=1)
     return NotImplemented if y is NotImplemented else (y / divisor).to(x.dtype)
 
 
@@ -218,7 +230,7 @@ def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor
     """The backward operator of `F.avg_pool{n}d`."""
     if not _averages(gy, spec):
         return NotImplemented
-    plane, wide = planar(spec), agnostic.widened(gy)
+    plane, wide = planar(spec), widened(gy)
     maps = feature_maps(wide if divisor is None else wide / divisor, spec)
     shape_only = maps.new_empty(1).expand(plane.batch, plane.channels, *plane.size)
     gx = _AVG_POOL_GRAD[plane.axes](
@@ -269,9 +281,9 @@ def _may_hold(flags: Array) -> bool:
         return True
 
 
-def _orders(x: Array) -> bool:
-    """Whether torch has a maximum over windows of x."""
-    return x.dtype in _FLOATS or (x.dtype in _INTEGERS and x.device.type == "cpu")
+def _takes_maxima(x: Array, spec: PoolSpec) -> bool:
+    """Whether torch has a maximum over such windows of x."""
+    return (x.dtype in _FLOATS or (x.dtype in _INTEGERS and x.device.type == "cpu")) and _slides(x, spec)
 
 
 def _slides(x: Array, spec: PoolSpec) -> bool:
@@ -301,21 +313,25 @@ def _channels_last_memory(maps: Array) -> Array:
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every gradient added at its index; index -1 means a place behind the plane, cut off afterwards."""
-    if gy.dtype not in _FLOATS + _COMPLEX + _INTEGERS:
+    if not _scatters(gy, spec):
         return NotImplemented
-    values, indices = _flat(agnostic.widened(gy), spec), _flat(indices, spec).to(torch.int64)
+    values, indices = _flat(widened(gy), spec), _flat(indices, spec).to(torch.int64)
     return _plane(values, indices, spec).to(gy.dtype)
 
 
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
     """The sum of `max_pool_grad`, after all but the last of the values that share an index are made zero."""
-    if y.dtype not in _FLOATS + _COMPLEX + _INTEGERS:
+    if not _scatters(y, spec):
         return NotImplemented
     values, indices = _flat(y, spec), _flat(indices, spec).to(torch.int64)
     order = torch.arange(values.shape[1], device=values.device).reshape(1, -1, 1).expand(values.shape)
     places = (spec.batch, math.prod(spec.size), spec.channels)
     last = order.new_zeros(places).scatter_reduce(1, indices, order, "amax").gather(1, indices)
     return _plane(torch.where(last == order, values, 0), indices, spec)
+
+
+def _scatters(values: Array, _: ScatterSpec) -> bool:
+    return values.dtype in _FLOATS + _COMPLEX + _INTEGERS
 
 
 def _flat(a: Array, spec: ScatterSpec) -> Array:
@@ -369,3 +385,20 @@ def _before(plane: ConvSpec | PoolSpec) -> list[int]:
 def in_float32(x: Array, dtypes: tuple[Any, ...]) -> Array:
     """x in float32, if it lies on a CPU in one of `dtypes`."""
     return x.to(torch.float32) if x is not None and x.dtype in dtypes and x.device.type == "cpu" else x
+
+
+# --- What is taken: the check that each operation makes first ---------------------------------------------------------
+
+_TAKES: dict[str, Callable[[Array, Any], bool]] = {
+    "conv": _convolves,
+    "conv_grad_input": _convolves,
+    "conv_grad_weight": _takes_weight_gradient,
+    "max_pool": _takes_maxima,
+    "sum_pool": _averages,
+    "avg_pool": _averages,
+    "avg_pool_grad": _averages,
+    "adaptive_avg_pool": _adapts,
+    "adaptive_max_pool": _adapts,
+    "max_pool_grad": _scatters,
+    "max_unpool": _scatters,
+}
