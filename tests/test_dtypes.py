@@ -66,7 +66,7 @@ def test_integers_are_exact_and_wrap_as_numpys_do(lib, dtype):
     assert np.asarray(xpconv.conv1d(x, w)).tolist() == expected.tolist()
 
 
-def test_what_a_library_cannot_compute_with_is_said_so():
+def test_what_torch_cannot_compute_with_is_said_so():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x = torch.ones(3, dtype=torch.uint16)
     with pytest.raises(TypeError, match=r"conv1d does not take torch.uint16 \(x\): torch has no arithmetic for it"):

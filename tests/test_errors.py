@@ -269,6 +269,9 @@ def test_two_libraries_in_one_call():
         "conv1d needs arrays of one library, got array_api_strict.Array, numpy.ndarray",
         lambda: xpconv.conv1d(strict.ones(3), np.ones(2)),
     )
+
+
+def test_numpy_and_torch_in_one_call():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     fails_with(
         TypeError,

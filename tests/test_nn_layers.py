@@ -136,7 +136,7 @@ def test_conv_layers_flip_the_kernel_and_corr_layers_do_not():
     assert_allclose(layer(x), corr2d(x, layer.weight.value[::-1, ::-1]), rtol=1e-6)
 
 
-def test_corr_layers_take_the_weights_of_a_framework_as_they_are():
+def test_corr_layers_take_the_weights_of_torch_as_they_are():
     torch = pytest.importorskip("torch")
     theirs = torch.nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2).double()
     ours = nn.Corr2D(4, 6, 3, stride=2, padding=1, groups=2, layout="channels_first")
