@@ -126,6 +126,13 @@ def test_adaptive_pooling_divides_into_the_wanted_size(lib, size, data):
     np.testing.assert_array_equal(lib.call(xpconv.adaptive_max_pool, x[0], size=out), most[0])
 
 
+def test_the_first_nan_wins_an_adaptive_maximum(lib):
+    x = np.array([3.0, np.nan, 7.0, np.nan, 1.0, 2.0])[None, :, None]
+    y, indices = lib.call(xpconv.adaptive_max_pool, x, size=2, return_indices=True)
+    np.testing.assert_array_equal(y.ravel(), [np.nan, np.nan])
+    assert indices.ravel().tolist() == [1, 3]
+
+
 @pytest.mark.parametrize("keepdims", [False, True])
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
 def test_global_pooling_reduces_every_map(lib, keepdims, layout):

@@ -31,7 +31,7 @@ class Tile:
 @lru_cache(maxsize=4096)
 def conv_plan(spec: ConvSpec, itemsize: int, inexact: bool, method: str, limit: int) -> Plan:
     """The plan for one forward convolution; `inexact` is false for integers, whose sums must not be rounded."""
-    seconds = {name: cost(spec) for name, cost in _COSTS.items()}
+    seconds = expected_seconds(spec)
     if method == "auto":
         candidates = seconds if inexact else {name: seconds[name] for name in ("direct", "gemm")}
         method = min(candidates, key=candidates.__getitem__)
@@ -43,6 +43,11 @@ def conv_plan(spec: ConvSpec, itemsize: int, inexact: bool, method: str, limit: 
         first = next(tiles(spec, row_bytes(spec, itemsize), limit), Tile(slice(0, 0), slice(0, 0)))
         tile = f"{_length(first.images)} of {spec.batch} images, {_length(first.rows)} of {spec.out_size[0]} rows"
     return Plan(method, reason, tile, _workspace(spec, itemsize, method, limit))
+
+
+def expected_seconds(spec: ConvSpec) -> dict[str, float]:
+    """What each method is expected to take; only the ratios matter."""
+    return {name: cost(spec) for name, cost in _COSTS.items()}
 
 
 def _length(part: slice) -> int:

@@ -305,16 +305,15 @@ def adaptive_max_pool(x: Array, spec: AdaptiveSpec, *, return_indices: bool) -> 
 
 def _box_max(x: Array, spec: AdaptiveSpec, box: Any, return_indices: bool) -> Any:
     """Maximum (N, C) of one box of the plane, and its flat position there."""
-    xp, axes = array_namespace(x), len(box)
+    xp = array_namespace(x)
     inner = x[(slice(None), *(slice(start, stop) for start, stop in box), ...)]
-    extent = tuple(stop - start for start, stop in box)
-    whole = PoolSpec(
-        "channels_last", spec.batch, spec.channels, extent, extent, (1,) * axes, (1,) * axes, ((0, 0),) * axes
-    )
-    drop = (slice(None), *(0,) * axes, ...)
+    extent = inner.shape[1:-1]
+    cells = xp.reshape(inner, (spec.batch, math.prod(extent), spec.channels))
+    y = xp.max(cells, axis=1)
     if not return_indices:
-        return max_pool(inner, whole, return_indices=False)[drop]
-    y, local = (part[drop] for part in max_pool(inner, whole, return_indices=True))
+        return y
+    first_nan = xp.argmax(xp.astype(is_nan(cells), xp.uint8), axis=1)
+    local = xp.astype(xp.where(is_nan(y), first_nan, xp.argmax(cells, axis=1)), index_dtype(xp))
     flat, step = xp.zeros_like(local), 1
     for (start, _), length, n in zip(reversed(box), reversed(extent), reversed(spec.size), strict=True):
         flat, local, step = flat + (local % length + start) * step, local // length, step * n

@@ -82,8 +82,11 @@ def _gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
         weight = w[..., group * maps : (group + 1) * maps].reshape(length, maps)
         for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
             patches = _patches(columns, tile, spec, length)
-            result = y[tile.images, tile.rows, ..., group * maps : (group + 1) * maps]
-            result[...] = (patches @ weight).reshape(result.shape)
+            result = y[tile.images, tile.rows]
+            if spec.groups == 1:
+                np.matmul(patches, weight, out=result.reshape(len(patches), maps))  # a view: whole rows lie together
+            else:
+                result[..., group * maps : (group + 1) * maps] = (patches @ weight).reshape(*result.shape[:-1], maps)
     return y
 
 
