@@ -2,7 +2,7 @@
 
 Times every method on every geometry, interleaved, and prints the medians beside what the plan expected:
 
-    python benchmarks/methods.py > benchmarks/results/methods.txt
+    OPENBLAS_NUM_THREADS=1 python benchmarks/methods.py > benchmarks/results/methods.txt
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ GEOMETRIES = {
 
 def main() -> None:
     """Print one line per geometry."""
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, NumPy {np.__version__}, float32")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, NumPy {np.__version__}, float32, "
+        f"OPENBLAS_NUM_THREADS={os.environ.get('OPENBLAS_NUM_THREADS', 'not set')}"
+    )
     print(f"medians of {ROUNDS} interleaved runs in ms; in brackets what the plan expected; * is what auto takes\n")
     ratios = []
     for name, (x_shape, w_shape, options) in GEOMETRIES.items():

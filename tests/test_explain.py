@@ -40,9 +40,10 @@ def test_the_method_explained_is_the_method_run(method, monkeypatch):
     assert ran == [method]
 
 
-def test_auto_takes_products_for_layers_taps_for_depthwise_and_spectra_for_large_windows():
+def test_auto_takes_patches_for_few_channels_taps_for_depthwise_and_spectra_for_large_windows():
     image = np.zeros((512, 512), np.float32)
-    assert xpconv.explain(xpconv.conv2d, *LAYER).method == "gemm"
+    stem = np.zeros((1, 224, 224, 3), np.float32), np.zeros((7, 7, 3, 64), np.float32)
+    assert xpconv.explain(xpconv.conv2d, *stem, stride=2, padding=3).method == "gemm"
     depthwise = np.zeros((3, 3, 1, 16), np.float32)
     assert xpconv.explain(xpconv.conv2d, LAYER[0], depthwise, groups=16).method == "direct"
     assert xpconv.explain(xpconv.conv2d, image, image[:101, :101]).method == "fft"
@@ -51,7 +52,7 @@ def test_auto_takes_products_for_layers_taps_for_depthwise_and_spectra_for_large
 
 def test_explaining_computes_nothing(monkeypatch):
     monkeypatch.setattr(engine, "conv", None)
-    assert xpconv.explain(xpconv.conv2d, *LAYER).method == "gemm"
+    assert xpconv.explain(xpconv.conv2d, *LAYER, method="gemm").method == "gemm"
 
 
 def test_what_an_engine_leaves_to_the_reference_is_said():

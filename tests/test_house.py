@@ -112,6 +112,10 @@ def test_the_public_names_are_those_of_the_contract():
 
 def public_objects():
     """Every public function and class with its qualified name."""
+    return list(_public_objects())
+
+
+def _public_objects():
     for module_name in ("xpconv", "xpconv.signal", "xpconv.nn", "xpconv.nn.lenet"):
         module = importlib.import_module(module_name)
         for name in getattr(module, "__all__", ()):

@@ -78,8 +78,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     --------
     >>> import numpy as np, xpconv
     >>> plan = xpconv.explain(xpconv.conv2d, np.ones((8, 56, 56, 64)), np.ones((3, 3, 64, 64)), padding=1)
-    >>> plan.engine, plan.method, plan.operations
-    ('numpy', 'gemm', 1849688064)
+    >>> plan.engine, plan.operations
+    ('numpy', 1849688064)
     """
     request = getattr(function, "request", None)
     if request is None:

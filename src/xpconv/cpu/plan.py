@@ -10,14 +10,17 @@ from functools import lru_cache
 from xpconv.plan import Plan, operations
 from xpconv.spec import ConvSpec, Windows
 
-# Rates of one core, from which only ratios matter. Measured with NumPy 2.4 on two cores of an AMD Zen 3: patches are
-# copied at about 0.5e9 elements a second and multiplied at 40e9 operations a second; a tap of a depthwise or a
-# single-channel convolution costs one pass over the result; double-precision transforms run at 1.5e9 operations a
-# second.
-_COPIES = 0.5e9
-_PRODUCTS = 40e9
-_PASSES = 0.6e9
-_TRANSFORMS = 1.5e9
+# Per second, of one core; only ratios matter. Fitted to what benchmarks/methods.py measured with NumPy 2.4 on an AMD
+# Zen 3, where they are right within a factor of two.
+_COPIES = 1.0e9  # elements of patches, in long runs
+_PRODUCTS = 85e9  # operations of a matrix product
+_PASSES = 2.0e9  # elements added to the result
+_TRANSFORMS = 4.0e9  # operations of a transform in double precision
+
+# Seconds, of one array operation.
+_TAP = 4.5e-6
+_GROUP = 10e-6
+_SPECTRUM = 50e-6
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,19 @@ def _length(part: slice) -> int:
 
 
 def _direct_seconds(spec: ConvSpec) -> float:
-    """One pass over the result, per tap and channel of a group."""
-    passes = math.prod(spec.window) * (spec.channels // spec.groups)
-    return passes * spec.batch * math.prod(spec.out_size) * spec.filters / _PASSES
+    """One pass over the result per tap; where a group has several channels, of products that a matrix makes."""
+    taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
+    passes = taps * (results / _PASSES + _TAP)
+    if spec.groups == spec.channels:
+        return passes
+    return passes + operations(spec) / _PRODUCTS + taps * spec.groups * _TAP
 
 
 def _gemm_seconds(spec: ConvSpec) -> float:
-    """Copying every patch once, and one product; groups are products of their own."""
+    """Copying every patch once, the slower the shorter the runs, and one product per group."""
     patches = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
-    return patches / _COPIES + operations(spec) / _PRODUCTS + 2e-6 * spec.groups
+    run = max(spec.window[-1] * spec.channels // spec.groups, 1)
+    return patches * (1 + 6 / run) / _COPIES + operations(spec) / _PRODUCTS + spec.groups * _GROUP
 
 
 def _fft_seconds(spec: ConvSpec) -> float:
@@ -72,7 +79,7 @@ def _fft_seconds(spec: ConvSpec) -> float:
     maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
     transforms = 2.5 * plane * max(math.log2(max(plane, 2)), 1) * maps
     products = 4 * plane * spec.batch * spec.channels * spec.filters // spec.groups
-    return 1e-4 + (transforms + products) / _TRANSFORMS
+    return _SPECTRUM + (transforms + products) / _TRANSFORMS
 
 
 _COSTS = {"direct": _direct_seconds, "gemm": _gemm_seconds, "fft": _fft_seconds}
