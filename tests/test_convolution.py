@@ -105,6 +105,28 @@ def test_plain_transposed_arrays_too(lib, layout):
     np.testing.assert_array_equal(y[0], np.kron(image, kernel))
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_a_transposed_map_reads_every_channel(lib, layout):
+    rng = np.random.default_rng(0)
+    x, w = integers(rng, (2, 4, 3)), integers(rng, (2, 3))  # (N, size, C), (window, C)
+    expected = oracle.conv_transpose(x, w[:, None], flip=True, stride=(2,), dilation=(1,), pads=[(0, 0)], extra=(0,))[
+        ..., 0
+    ]
+    if layout == "channels_first":
+        x, w = first(x), w.T.copy()
+    np.testing.assert_array_equal(lib.call(xpconv.conv_transpose1d, x, w, stride=2, layout=layout), expected)
+
+
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_the_fft_runs_on_the_device_of_its_arrays(dilation):
+    strict = pytest.importorskip("array_api_strict")
+    device = strict.Device("device1")
+    x, w = strict.arange(9, dtype=strict.float64, device=device), strict.ones(2, device=device)
+    y = xpconv.conv1d(x, w, dilation=dilation, method="fft")
+    assert y.device == device
+    assert [round(float(v), 9) for v in y] == [2 * i + dilation for i in range(9 - dilation)]
+
+
 @given(case=conv_cases(dtypes=(np.float64,), modes=("zeros",), batches=(2,)), data=st.data())
 @settings(max_examples=10)
 def test_convolution_is_linear(lib, case, data):

@@ -66,13 +66,11 @@ SHAPES = {
     ),
     "a gradient of another shape": (
         lambda: xpconv.conv_grad_input(np.ones((8, 30, 25, 16)), W, size=(32, 30)),
-        "gy has shape (8, 30, 25, 16) but a forward conv_grad_input from size (32, 30) with w (3, 5, 6, 16) makes "
-        "(8, 30, 26, 16)",
+        "gy has shape (8, 30, 25, 16) but a forward conv from size (32, 30) with w (3, 5, 6, 16) makes (8, 30, 26, 16)",
     ),
     "a gradient for another window": (
         lambda: xpconv.corr_grad_weight(X, np.ones((8, 30, 26, 16)), window=(3, 4)),
-        "gy has shape (8, 30, 26, 16) but a forward corr_grad_weight of x (8, 32, 30, 6) with window (3, 4) makes "
-        "(8, 30, 27, 16)",
+        "gy has shape (8, 30, 26, 16) but a forward corr of x (8, 32, 30, 6) with window (3, 4) makes (8, 30, 27, 16)",
     ),
     "a batch on one side of a weight gradient": (
         lambda: xpconv.conv_grad_weight(X, np.ones((30, 26, 16)), window=(3, 5)),
@@ -179,7 +177,30 @@ OTHERS = {
         lambda: xpconv.conv1d([1, 2], [1], padding=1, padding_mode="constant", fill_value=float("nan")),
         "fill_value=nan cannot be cast to x's dtype int64",
     ),
-    "a divisor of zero": (lambda: xpconv.avg_pool1d([1.0, 2.0], 2, divisor=0), "divisor must not be zero, got 0"),
+    "a divisor of zero": (
+        lambda: xpconv.avg_pool1d([1.0, 2.0], 2, divisor=0),
+        "divisor must be a finite number other than zero, got 0",
+    ),
+    "a divisor that is no number": (
+        lambda: xpconv.avg_pool1d([1.0, 2.0], 2, divisor="a"),
+        "divisor must be a finite number other than zero, got 'a'",
+    ),
+    "a norm of no order": (
+        lambda: xpconv.lp_pool1d([1.0, 2.0], 2, p="a"),
+        "p must be positive and finite, got p='a'; for the maximum take max_pool of |x|",
+    ),
+    "a list for an activation": (
+        lambda: xpconv.conv1d([1.0], [1.0], activation=["relu"]),
+        "activation=['relu'] is unknown; take None, a callable or one of 'relu', 'leaky_relu'",
+    ),
+    "a list for a padding mode": (
+        lambda: xpconv.conv1d([1.0], [1.0], padding_mode=["wrap"]),
+        "padding_mode=['wrap'] is unknown; take one of 'zeros'",
+    ),
+    "a gradient of no axes": (
+        lambda: xpconv.avg_pool_grad(5.0, 2, size=4),
+        "avg_pool_grad takes gy of 2 or 3 axes, got 0; shape: gy ()",
+    ),
     "a norm of order zero": (
         lambda: xpconv.lp_pool1d([1.0, 2.0], 2, p=0),
         "p must be positive and finite, got p=0; for the maximum take max_pool of |x|",
@@ -208,6 +229,14 @@ TYPES = {
         lambda: xpconv.conv1d(np.ma.masked_array([1.0, 2.0], [0, 1]), [1.0]),
         "conv1d has no rule for the mask of x; pass x.filled(...)",
     ),
+    "nothing": (lambda: xpconv.conv1d(None, [1]), "conv1d needs an array for x, got None"),
+    "nothing to pool": (lambda: xpconv.max_pool1d(None, 2), "max_pool1d needs an array for x, got None"),
+    "a missing argument": (lambda: xpconv.conv2d([1]), "conv2d: missing a required argument: 'w'"),
+    "an argument that is none": (
+        lambda: xpconv.conv2d([1], [1], stirde=2),
+        "conv2d: got an unexpected keyword argument 'stirde'",
+    ),
+    "an option given by position": (lambda: xpconv.max_pool1d([1], 1, 1), "max_pool1d: too many positional arguments"),
     "something that is no array": (
         lambda: xpconv.conv1d({1: 2}, [1]),
         "conv1d cannot compute on x of type dict; pass an array of NumPy, CuPy, torch, JAX or another array-API library",

@@ -76,16 +76,27 @@ def test_a_library_with_its_own_operators_runs_them_and_leaves_the_rest(library)
 def test_explain_works_for_every_kind_of_operation():
     x, w = LAYER
     gy = np.zeros((2, 26, 26, 32), np.float32)
-    calls = [
-        (xpconv.corr, x, w), (xpconv.max_pool2d, x, 2), (xpconv.global_avg_pool, x), (xpconv.unfold, x, (3, 3)),
-        (xpconv.signal.convolve, x, w[:, :, :1, :1].reshape(3, 3, 1, 1)),
-    ]  # fmt: skip
-    for function, *arrays in calls:
-        plan = xpconv.explain(function, *arrays)
-        assert plan.bytes_moved > 0
-        assert plan.method
-    assert xpconv.explain(xpconv.conv_grad_input, gy, w, size=(28, 28)).operations > 0
-    assert xpconv.explain(xpconv.conv_grad_weight, x, gy, window=(3, 3)).operations > 0
+    products = 2 * 9 * 16 * 32 * 2 * 26 * 26
+    assert xpconv.explain(xpconv.corr, x, w).operations == products
+    assert xpconv.explain(xpconv.conv_grad_input, gy, w, size=(28, 28)).operations == products
+    assert xpconv.explain(xpconv.signal.convolve, x[0, :, :, 0], w[:, :, 0, 0], "valid").operations == 2 * 9 * 26 * 26
+    pooling = xpconv.explain(xpconv.max_pool2d, x, 2)
+    assert pooling.operations == 2 * 28 * 28 * 16
+    assert pooling.bytes_moved == 4 * (2 * 28 * 28 * 16 + 2 * 14 * 14 * 16)
+    whole = xpconv.explain(xpconv.global_avg_pool, x)
+    assert whole.operations is None
+    assert "operations  not told" in str(whole)
+    assert xpconv.explain(xpconv.conv2d, x.astype(complex), w).bytes_moved == 16 * (x.size + w.size + gy.size)
+
+
+def test_the_weight_gradient_tells_its_tiles_and_who_computes_groups():
+    x, gy = LAYER[0], np.zeros((2, 26, 26, 32), np.float32)
+    with xpconv.workspace_limit(10**6):
+        plan = xpconv.explain(xpconv.conv_grad_weight, x, gy, window=(3, 3))
+    assert (plan.engine, plan.method) == ("numpy", "gemm")
+    assert 0 < plan.workspace <= 10**6
+    grouped = xpconv.explain(xpconv.conv_grad_weight, x, gy, window=(3, 3), groups=2)
+    assert grouped.engine == xpconv.explain(xpconv.max_pool2d, x, 2, return_indices=True).engine == "agnostic"
 
 
 def test_the_errors_of_a_call_are_those_of_its_explanation():

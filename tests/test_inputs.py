@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import xpconv
+from xpconv.workspace import current_limit
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(-9, 9, (3, 8, 7, 4)).astype(np.float64)
@@ -161,6 +162,13 @@ def test_the_workspace_limit_changes_the_tiles_and_not_the_result(limit):
         np.testing.assert_allclose(xpconv.conv2d(IMAGE, KERNEL, method="gemm"), expected, atol=1e-12)
         gw = xpconv.conv_grad_weight(IMAGE, expected, window=(3, 2))
     np.testing.assert_allclose(gw, xpconv.conv_grad_weight(IMAGE, expected, window=(3, 2)), rtol=1e-12)
+
+
+def test_the_workspace_limit_ends_with_its_block():
+    before = current_limit()
+    with xpconv.workspace_limit(5):
+        assert current_limit() == 5
+    assert current_limit() == before
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "4MB"])

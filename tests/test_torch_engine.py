@@ -448,6 +448,15 @@ def test_vmap_gives_what_one_call_after_the_other_gives(name):
     torch.testing.assert_close(mapped, torch.stack(each))
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # it traces through them
+@pytest.mark.parametrize("name", ["conv2d", "corr2d"])
+def test_torch_compile_traces_through_a_convolution(name):
+    x, w = torch.randn(1, 6, 6, 2), torch.randn(3, 3, 2, 4)
+    function = getattr(xpconv, name)
+    compiled = torch.compile(lambda a: function(a, w, padding="same"), backend="eager")
+    torch.testing.assert_close(compiled(x), function(x, w, padding="same"))
+
+
 def test_vmap_can_run_over_weights():
     x, w = random(2, 6, 6, 3), random(5, 3, 3, 3, 4, seed=1)
     mapped = torch.func.vmap(lambda w: xpconv.conv2d(x, w, padding=1))(w)

@@ -105,7 +105,7 @@ def checked_activation(name: str, activation: Any, xp: Any, dtype: Any) -> None:
     """Raise unless `activation` is None, one of the names, or a callable, and its values fit the result's dtype."""
     if activation is None or callable(activation):
         return
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(
             f"activation={activation!r} is unknown; take None, a callable or one of {', '.join(map(repr, ACTIVATIONS))}"
         )

@@ -15,6 +15,7 @@ from xpconv.spec import (
     Layout,
     Padding,
     PerAxis,
+    axes_of,
     check_bias,
     checked_layout,
     checked_padding_mode,
@@ -79,16 +80,19 @@ def _conv(
         Filters f and channels c are cut into this many groups, and each filter reads only its own; groups=C is
         depthwise.
     padding_mode : {"zeros", "constant", "edge", "reflect", "symmetric", "wrap"}
-        What surrounds `x`, in the words of `numpy.pad`; "constant" takes `fill_value`, cast to x's dtype.
+        What surrounds `x`, in the words of `numpy.pad`; "replicate" is "edge", "circular" is "wrap".
+    fill_value : number
+        For padding_mode="constant", cast to x's dtype.
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"} or callable, optional
         phi, a callable taking the array.
     layout : {"channels_last", "channels_first"}
     dtype : optional
         A dtype wider than ``result_type(x, w)`` for the sums and the result.
     precision : {"highest", "tf32"}
-        Of float32 on a GPU.
+        Of float32 on a GPU: as exact as float32 arithmetic, or rounded to 10 bits of fraction for speed.
     method : str
-        "auto", or one of the methods that the array's engine has.
+        "auto", or what the array's engine has. NumPy: "direct", "gemm" and "fft"; torch and JAX: "auto" alone; CuPy
+        and other libraries: "direct" and "fft". "fft" rounds integers back, exact below 2^53.
     out : array, optional
         Where the result is written; right shape and dtype, its own memory.
 
@@ -228,11 +232,16 @@ def _conv_grad_input(
     $result
     """
     gy, w = arrays_of(variant.name, gy=gy, w=w)
-    geometry = _geometry(variant, w, stride, padding, dilation, groups, layout)
-    size = per_axis("size", size, len(geometry["stride"]), least=0)
-    geometry |= {"padding_mode": checked_padding_mode(padding_mode), "size": size}
-    del geometry["axes"]
-    spec, form = conv_grad_input_spec(tuple(gy.shape), tuple(w.shape), **geometry)
+    axes = max(w.ndim - 2, 1)
+    spec, form = conv_grad_input_spec(
+        tuple(gy.shape),
+        tuple(w.shape),
+        name=variant.name,
+        flip=variant.flip,
+        size=per_axis("size", size, axes, least=0),
+        padding_mode=checked_padding_mode(padding_mode),
+        **_steps(axes, stride, padding, dilation, groups, layout),
+    )
     gy, w = promoted(variant.name, None, gy, w)[:2]
     return Request("conv_grad_input", (gy[form.x], w, None), spec, drop=form.y)
 
@@ -275,7 +284,7 @@ def _conv_grad_weight(
     $result
     """
     x, gy = arrays_of(variant.name, x=x, gy=gy)
-    axes = len(window) if isinstance(window, (tuple, list)) else max(x.ndim - 2, 1)
+    axes = axes_of(window, x.ndim)
     spec, form = conv_grad_weight_spec(
         tuple(x.shape),
         tuple(gy.shape),
@@ -391,45 +400,39 @@ def _transpose_words(family: str, axes: int | None = None) -> dict[str, str]:
     return _words(family, axes) | {"summary": summary, "example": "\n".join(lines)}
 
 
-conv = public(_conv, Variant("conv", None, True), **_forward_words("conv"))
-conv1d = public(_conv, Variant("conv1d", 1, True), **_forward_words("conv", 1))
-conv2d = public(_conv, Variant("conv2d", 2, True), **_forward_words("conv", 2))
-conv3d = public(_conv, Variant("conv3d", 3, True), **_forward_words("conv", 3))
-corr = public(_conv, Variant("corr", None, False), **_forward_words("corr"))
-corr1d = public(_conv, Variant("corr1d", 1, False), **_forward_words("corr", 1))
-corr2d = public(_conv, Variant("corr2d", 2, False), **_forward_words("corr", 2))
-corr3d = public(_conv, Variant("corr3d", 3, False), **_forward_words("corr", 3))
+conv = public(_conv, Variant("conv", flip=True), **_forward_words("conv"))
+conv1d = public(_conv, Variant("conv1d", 1, flip=True), **_forward_words("conv", 1))
+conv2d = public(_conv, Variant("conv2d", 2, flip=True), **_forward_words("conv", 2))
+conv3d = public(_conv, Variant("conv3d", 3, flip=True), **_forward_words("conv", 3))
+corr = public(_conv, Variant("corr"), **_forward_words("corr"))
+corr1d = public(_conv, Variant("corr1d", 1), **_forward_words("corr", 1))
+corr2d = public(_conv, Variant("corr2d", 2), **_forward_words("corr", 2))
+corr3d = public(_conv, Variant("corr3d", 3), **_forward_words("corr", 3))
 
-conv_transpose = public(_conv_transpose, Variant("conv_transpose", None, True), **_transpose_words("conv_transpose"))
+conv_transpose = public(_conv_transpose, Variant("conv_transpose", flip=True), **_transpose_words("conv_transpose"))
 conv_transpose1d = public(
-    _conv_transpose, Variant("conv_transpose1d", 1, True), **_transpose_words("conv_transpose", 1)
+    _conv_transpose, Variant("conv_transpose1d", 1, flip=True), **_transpose_words("conv_transpose", 1)
 )
 conv_transpose2d = public(
-    _conv_transpose, Variant("conv_transpose2d", 2, True), **_transpose_words("conv_transpose", 2)
+    _conv_transpose, Variant("conv_transpose2d", 2, flip=True), **_transpose_words("conv_transpose", 2)
 )
 conv_transpose3d = public(
-    _conv_transpose, Variant("conv_transpose3d", 3, True), **_transpose_words("conv_transpose", 3)
+    _conv_transpose, Variant("conv_transpose3d", 3, flip=True), **_transpose_words("conv_transpose", 3)
 )
-corr_transpose = public(_conv_transpose, Variant("corr_transpose", None, False), **_transpose_words("corr_transpose"))
-corr_transpose1d = public(
-    _conv_transpose, Variant("corr_transpose1d", 1, False), **_transpose_words("corr_transpose", 1)
-)
-corr_transpose2d = public(
-    _conv_transpose, Variant("corr_transpose2d", 2, False), **_transpose_words("corr_transpose", 2)
-)
-corr_transpose3d = public(
-    _conv_transpose, Variant("corr_transpose3d", 3, False), **_transpose_words("corr_transpose", 3)
-)
+corr_transpose = public(_conv_transpose, Variant("corr_transpose"), **_transpose_words("corr_transpose"))
+corr_transpose1d = public(_conv_transpose, Variant("corr_transpose1d", 1), **_transpose_words("corr_transpose", 1))
+corr_transpose2d = public(_conv_transpose, Variant("corr_transpose2d", 2), **_transpose_words("corr_transpose", 2))
+corr_transpose3d = public(_conv_transpose, Variant("corr_transpose3d", 3), **_transpose_words("corr_transpose", 3))
 
 conv_grad_input = public(
-    _conv_grad_input, Variant("conv_grad_input", None, True), **_words("conv_grad_input"), result="[2.0, 3.0, 3.0, 1.0]"
+    _conv_grad_input, Variant("conv_grad_input", flip=True), **_words("conv_grad_input"), result="[2.0, 3.0, 3.0, 1.0]"
 )
 corr_grad_input = public(
     _conv_grad_input, Variant("corr_grad_input"), **_words("corr_grad_input"), result="[1.0, 3.0, 3.0, 2.0]"
 )
 conv_grad_weight = public(
-    _conv_grad_weight, Variant("conv_grad_weight", None, True), **_words("conv_grad_weight"), result="[6.0, 3.0]"
+    _conv_grad_weight, Variant("conv_grad_weight", flip=True), **_words("conv_grad_weight"), result="[6.0, 3.0]"
 )
 corr_grad_weight = public(
-    _conv_grad_weight, Variant("corr_grad_weight", None, False), **_words("corr_grad_weight"), result="[3.0, 6.0]"
+    _conv_grad_weight, Variant("corr_grad_weight"), **_words("corr_grad_weight"), result="[3.0, 6.0]"
 )

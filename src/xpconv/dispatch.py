@@ -22,6 +22,7 @@ from xpconv.spec import Array
 
 _ENGINES = ("numpy", "torch", "jax")  # every other library of the array API runs on the agnostic engine
 _SAME_LIBRARY = {"jaxlib": "jax", "ml_dtypes": "numpy"}
+_OPTIONAL = ("bias", "out")
 _WHOLE = (...,)
 
 
@@ -122,7 +123,9 @@ def arrays_of(name: str, **arguments: Any) -> tuple[Array | None, ...]:
 
 def _as_array(name: str, argument: str, value: Any) -> Array | None:
     if value is None:
-        return None
+        if argument in _OPTIONAL:
+            return None
+        raise TypeError(f"{name} needs an array for {argument}, got None")
     if isinstance(value, (list, tuple, int, float, complex)) or library_of(type(value)) == "numpy":
         return _numpy_array(name, argument, value)
     if not array_api_compat.is_array_api_obj(value):

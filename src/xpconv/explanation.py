@@ -36,7 +36,7 @@ class Explanation:
     method: str
     reason: str
     tile: str  # what is computed at a time
-    operations: int  # multiplications and additions of the definition
+    operations: int | None  # multiplications and additions of the definition
     bytes_moved: int  # inputs read once, result written once
     workspace: int | None  # bytes beyond inputs and result; None where the library does not tell
 
@@ -46,11 +46,15 @@ class Explanation:
                 f"{self.operation} on the {self.engine} engine",
                 f"  method      {self.method}: {self.reason}",
                 f"  tile        {self.tile}",
-                f"  operations  {self.operations:,}",
+                f"  operations  {_told(self.operations)}",
                 f"  bytes moved {self.bytes_moved:,}",
-                f"  workspace   {'not told' if self.workspace is None else f'{self.workspace:,} bytes'}",
+                f"  workspace   {_told(self.workspace, ' bytes')}",
             )
         )
+
+
+def _told(number: int | None, unit: str = "") -> str:
+    return "not told" if number is None else f"{number:,}{unit}"
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:

@@ -10,6 +10,7 @@ from xpconv.spec import (
     Layout,
     Padding,
     PerAxis,
+    axes_of,
     checked_layout,
     fold_spec,
     padding_per_axis,
@@ -54,7 +55,7 @@ def _unfold(
     [[0, 1, 2], [1, 2, 3]]
     """
     (x,) = arrays_of(variant.name, x=x)
-    axes = len(window) if isinstance(window, (tuple, list)) else max(x.ndim - 2, 1)
+    axes = axes_of(window, x.ndim)
     spec, form = pool_spec(
         tuple(x.shape), name=variant.name, ceil_mode=False, plain=False,
         **_geometry(axes, window, stride, padding, dilation, layout),

@@ -19,11 +19,19 @@ class Plan:
     workspace: int | None = None  # bytes beyond inputs and result; None where the library does not tell
 
 
-def operations(spec: Any) -> int:
-    """Multiplications and additions that the definition takes; for pooling, the elements that windows read."""
+def operations(spec: Any) -> int | None:
+    """Multiplications and additions that the definition takes; for pooling, the elements that windows read.
+
+    None for what has neither windows nor products, such as global pooling.
+    """
     if isinstance(spec, ConvSpec):
-        per_output = 2 * math.prod(spec.window) * (spec.channels // spec.groups)
-        return per_output * spec.batch * math.prod(spec.out_size) * spec.filters
+        return conv_operations(spec)
     if isinstance(spec, PoolSpec):
         return math.prod(spec.window) * spec.batch * math.prod(spec.out_size) * spec.channels
-    return 0
+    return None
+
+
+def conv_operations(spec: ConvSpec) -> int:
+    """Multiplications and additions of a convolution; its two gradients take as many."""
+    per_output = 2 * math.prod(spec.window) * (spec.channels // spec.groups)
+    return per_output * spec.batch * math.prod(spec.out_size) * spec.filters

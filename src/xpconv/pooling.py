@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from array_api_compat import array_namespace, is_dask_array
@@ -17,10 +18,10 @@ from xpconv.spec import (
     PerAxis,
     PoolSpec,
     adaptive_spec,
-    check_gradient,
+    avg_pool_grad_spec,
+    axes_of,
     checked_layout,
     global_axes,
-    in_layout,
     padding_per_axis,
     per_axis,
     pool_spec,
@@ -198,8 +199,8 @@ def _lp_pool(
     $example
     """
     (x,) = arrays_of(variant.name, x=x)
-    if not 0 < p < math.inf:
-        raise ValueError(f"p must be positive and finite, got p={p}; for the maximum take max_pool of |x|")
+    if not (isinstance(p, Real) and 0 < p < math.inf):
+        raise ValueError(f"p must be positive and finite, got p={p!r}; for the maximum take max_pool of |x|")
     spec, form = _geometry(variant, x, window, stride, padding, dilation, ceil_mode, layout)
     return Request("lp_pool", (_as_float(x)[form.x],), spec, {"p": p}, drop=form.y)
 
@@ -421,14 +422,18 @@ def _avg_pool_grad(
     """
     (gy,) = arrays_of(variant.name, gy=gy)
     axes = _axes(variant, gy, window)
-    checked_layout(layout)
-    batched = gy.ndim == axes + 2
-    channels = 1 if gy.ndim == axes else gy.shape[-1 if layout == "channels_last" else gy.ndim - axes - 1]
-    x_shape = in_layout(layout, gy.shape[0] if batched else 1, per_axis("size", size, axes, least=0), channels)
-    x_shape = x_shape if batched else x_shape[1:]
-    x_shape = per_axis("size", size, axes, least=0) if gy.ndim == axes else x_shape
-    spec, form = _geometry_of_shape(variant, x_shape, axes, window, stride, padding, dilation, ceil_mode, layout)
-    check_gradient(tuple(gy.shape), spec.y_shape, form, "the forward avg_pool")
+    windows = per_axis("window", window, axes)
+    spec, form = avg_pool_grad_spec(
+        tuple(gy.shape),
+        name=variant.name,
+        size=per_axis("size", size, axes, least=0),
+        window=windows,
+        stride=windows if stride is None else per_axis("stride", stride, axes),
+        padding=padding_per_axis(padding, axes),
+        dilation=per_axis("dilation", dilation, axes),
+        ceil_mode=bool(ceil_mode),
+        layout=checked_layout(layout),
+    )
     options = {"count_include_pad": bool(count_include_pad), "divisor": _checked_divisor(divisor)}
     return Request("avg_pool_grad", (_as_float(gy)[form.x],), spec, options, drop=form.y)
 
@@ -438,9 +443,7 @@ def _avg_pool_grad(
 
 def _axes(variant: Variant, x: Array, window: PerAxis) -> int:
     """Spatial axes: fixed by the name, else told by the window, else all between batch and channels."""
-    if variant.axes:
-        return variant.axes
-    return len(window) if isinstance(window, (tuple, list)) else max(x.ndim - 2, 1)
+    return variant.axes or axes_of(window, x.ndim)
 
 
 def _geometry(
@@ -454,32 +457,16 @@ def _geometry(
     layout: Layout,
 ) -> tuple[PoolSpec, Form]:
     axes = _axes(variant, x, window)
-    return _geometry_of_shape(
-        variant, tuple(x.shape), axes, window, stride, padding, dilation, ceil_mode, checked_layout(layout)
-    )
-
-
-def _geometry_of_shape(
-    variant: Variant,
-    x_shape: tuple[int, ...],
-    axes: int,
-    window: PerAxis,
-    stride: PerAxis | None,
-    padding: Padding,
-    dilation: PerAxis,
-    ceil_mode: bool,
-    layout: str,
-) -> tuple[PoolSpec, Form]:
     windows = per_axis("window", window, axes)
     return pool_spec(
-        x_shape,
+        tuple(x.shape),
         name=variant.name,
         window=windows,
         stride=windows if stride is None else per_axis("stride", stride, axes),
         padding=padding_per_axis(padding, axes),
         dilation=per_axis("dilation", dilation, axes),
         ceil_mode=bool(ceil_mode),
-        layout=layout,
+        layout=checked_layout(layout),
         plain=True,
     )
 
@@ -530,8 +517,8 @@ def _as_float(x: Array) -> Array:
 
 
 def _checked_divisor(divisor: float | None) -> float | None:
-    if divisor is not None and not abs(divisor) > 0:
-        raise ValueError(f"divisor must not be zero, got {divisor}")
+    if divisor is not None and not (isinstance(divisor, Real) and math.isfinite(divisor) and divisor != 0):
+        raise ValueError(f"divisor must be a finite number other than zero, got {divisor!r}")
     return divisor
 
 

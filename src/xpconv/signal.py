@@ -154,7 +154,7 @@ Sixteen images, each with a kernel of its own:
 
 
 convolve = public(
-    _signal, Variant("convolve", None, True),
+    _signal, Variant("convolve", flip=True),
     summary="Convolve two arrays of any number of axes, in the words of SciPy.",
     formula="y[k] = sum over l of in1[l] * in2[k - l], for k = 0 ... n + m - 2",
     remark="The two may change places, except for the size of \"same\" and for what lies around `in1`.",
@@ -162,7 +162,7 @@ convolve = public(
     example=_example("convolve", "[0, 1, 4, 7, 6]"),
 )  # fmt: skip
 correlate = public(
-    _signal, Variant("correlate", None, False),
+    _signal, Variant("correlate"),
     summary="Cross-correlate two arrays of any number of axes, in the words of SciPy: `in2` is conjugated.",
     formula="y[k] = sum over l of in1[l] * conj(in2[l - k + m - 1]), for k = 0 ... n + m - 2",
     remark=(

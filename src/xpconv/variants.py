@@ -29,18 +29,30 @@ class Variant:
 def public(body: Callable[Concatenate[Variant, P], Request], variant: Variant, **words: str) -> Callable[P, Any]:
     """The public function of one variant; `words` fill the `$placeholders` of the body's docstring."""
 
-    @wraps(body)
-    def function(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return run(body(variant, *args, **kwargs))
-
-    def request(*args: P.args, **kwargs: P.kwargs) -> Request:
-        return body(variant, *args, **kwargs)
-
     signature = inspect.signature(body)
     parameters = list(signature.parameters.values())[1:]
+    signature = signature.replace(parameters=parameters, return_annotation="Array")
+
+    def request(*args: P.args, **kwargs: P.kwargs) -> Request:
+        try:
+            return body(variant, *args, **kwargs)
+        except TypeError:
+            _check_call(variant.name, signature, args, kwargs)
+            raise
+
+    @wraps(body)
+    def function(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return run(request(*args, **kwargs))
+
     function.__name__ = function.__qualname__ = variant.name
     function.__doc__ = Template(inspect.cleandoc(body.__doc__ or "")).substitute(name=variant.name, **words)
-    function.__dict__.update(
-        __signature__=signature.replace(parameters=parameters, return_annotation="Array"), request=request
-    )
+    function.__dict__.update(__signature__=signature, request=request)
     return function
+
+
+def _check_call(name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise for arguments that the public function does not have, in its name and not in its body's."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None

@@ -15,8 +15,8 @@ _limit = ContextVar("xpconv_workspace_limit", default=DEFAULT_LIMIT)
 def workspace_limit(nbytes: int) -> Iterator[None]:
     """Limit, inside a ``with`` block, the memory taken beyond inputs and result.
 
-    The limit holds in the thread that sets it, for the engines that cut their work into tiles; today that is the
-    NumPy engine's "gemm". The default is 64 MB.
+    The limit holds in the thread that sets it, for what is cut into tiles: the NumPy engine's "gemm" and its weight
+    gradients. The default is 64 MiB.
 
     Parameters
     ----------

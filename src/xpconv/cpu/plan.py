@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.plan import Plan, operations
+from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, Windows
 
 # Per second, of one core; only ratios matter. Fitted to what benchmarks/methods.py measured with NumPy 2.4 on an AMD
@@ -39,22 +39,31 @@ def conv_plan(spec: ConvSpec, itemsize: int, inexact: bool, method: str, limit: 
         candidates = seconds if inexact else {name: seconds[name] for name in ("direct", "gemm")}
         method = min(candidates, key=candidates.__getitem__)
         reason = "the least expected time: " + ", ".join(f"{name} {s:.2g} s" for name, s in candidates.items())
+        reason += "; gemm where a value is not finite" if method == "fft" else ""
     else:
         reason = "asked for"
-    tile = "the whole result, tap by tap" if method == "direct" else "the whole result"
+    padded = spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize if spec.padded_size != spec.size else 0
     if method == "gemm":
-        first = next(tiles(spec, row_bytes(spec, itemsize), limit), Tile(slice(0, 0), slice(0, 0)))
-        tile = f"{_length(first.images)} of {spec.batch} images, {_length(first.rows)} of {spec.out_size[0]} rows"
-    return Plan(method, reason, tile, _workspace(spec, itemsize, method, limit))
+        tile, workspace = tiling(spec, itemsize, limit)
+    elif method == "direct":
+        tile = "the whole result, tap by tap"
+        workspace = spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
+    else:
+        tile, workspace = "the whole result", _spectra_bytes(spec)
+    return Plan(method, reason, tile, padded + workspace)
+
+
+def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
+    """What is computed at a time when patches are copied, in words, and the bytes of its patches."""
+    largest = next(tiles(spec, row_bytes(spec, itemsize), limit), Tile(slice(0, 0), slice(0, 0)))
+    images, rows = (part.stop - part.start for part in (largest.images, largest.rows))
+    words = f"{images} of {spec.batch} images, {rows} of {spec.out_size[0]} rows"
+    return words, images * rows * row_bytes(spec, itemsize)
 
 
 def expected_seconds(spec: ConvSpec) -> dict[str, float]:
     """What each method is expected to take; only the ratios matter."""
     return {name: cost(spec) for name, cost in _COSTS.items()}
-
-
-def _length(part: slice) -> int:
-    return part.stop - part.start
 
 
 def _direct_seconds(spec: ConvSpec) -> float:
@@ -63,14 +72,14 @@ def _direct_seconds(spec: ConvSpec) -> float:
     passes = taps * (results / _PASSES + _TAP)
     if spec.groups == spec.channels:
         return passes
-    return passes + operations(spec) / _PRODUCTS + taps * spec.groups * _TAP
+    return passes + conv_operations(spec) / _PRODUCTS + taps * spec.groups * _TAP
 
 
 def _gemm_seconds(spec: ConvSpec) -> float:
     """Copying every patch once, the slower the shorter the runs, and one product per group."""
     patches = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
     run = max(spec.window[-1] * spec.channels // spec.groups, 1)
-    return patches * (1 + 6 / run) / _COPIES + operations(spec) / _PRODUCTS + spec.groups * _GROUP
+    return patches * (1 + 6 / run) / _COPIES + conv_operations(spec) / _PRODUCTS + spec.groups * _GROUP
 
 
 def _fft_seconds(spec: ConvSpec) -> float:
@@ -85,15 +94,10 @@ def _fft_seconds(spec: ConvSpec) -> float:
 _COSTS = {"direct": _direct_seconds, "gemm": _gemm_seconds, "fft": _fft_seconds}
 
 
-def _workspace(spec: ConvSpec, itemsize: int, method: str, limit: int) -> int:
-    padded = spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize if spec.padded_size != spec.size else 0
-    if method == "gemm":
-        largest = next(tiles(spec, row_bytes(spec, itemsize), limit), Tile(slice(0, 0), slice(0, 0)))
-        return padded + _length(largest.images) * _length(largest.rows) * row_bytes(spec, itemsize)
-    if method == "fft":
-        maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
-        return padded + 8 * math.prod(spec.padded_size) * maps
-    return padded + spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
+def _spectra_bytes(spec: ConvSpec) -> int:
+    """Input, kernel and result in double precision, and the spectra of each, half as many complex numbers."""
+    maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
+    return 2 * 8 * math.prod(spec.padded_size) * maps
 
 
 def row_bytes(spec: ConvSpec, itemsize: int) -> int:

@@ -19,6 +19,7 @@ from array_api_compat import array_namespace, device
 from xpconv.activations import ACTIVATIONS
 from xpconv.dtypes import index_dtype, kind, widened
 from xpconv.engines import fft
+from xpconv.engines.spacing import spread
 from xpconv.plan import Plan
 from xpconv.spec import (
     AdaptiveSpec,
@@ -58,7 +59,7 @@ def conv(
     """``y[i] = sum over o of x_padded[i s + o d] w[k]``, k = m - 1 - o for a convolution, o for a correlation."""
     dtype = x.dtype
     x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
-    x = pad(spread(x, spec.input_dilation), spec, fill_value)
+    x = pad(spread(x, spec.input_dilation, first_axis=1), spec, fill_value)
     if method == "fft":
         y = fft.conv(x, w, spec)
     else:
@@ -338,28 +339,14 @@ def tap(x: Array, spec: Windows, offset: Sizes) -> Array:
 
 def untap(v: Array, spec: Windows, offset: Sizes) -> Array:
     """The adjoint of `tap`: (N, *out, ...) to (N, *padded, ...), zero where no window has this offset."""
-    v = spread(v, spec.stride)
+    v = spread(v, spec.stride, first_axis=1)
     axes = zip(offset, spec.dilation, spec.padded_size, v.shape[1:], strict=False)
     return padded_with(v, tuple((o * d, whole - o * d - n) for o, d, whole, n in axes), 0)
 
 
-def spread(x: Array, steps: Sizes) -> Array:
-    """Elements of the spatial axes `steps` apart, with zeros between them."""
-    xp = array_namespace(x)
-    for axis, step in enumerate(steps, start=1):
-        n = x.shape[axis]
-        if step == 1 or n < 2:
-            continue
-        zeros = xp.zeros((*x.shape[: axis + 1], step - 1, *x.shape[axis + 1 :]), dtype=x.dtype, device=device(x))
-        spaced = xp.concat((xp.expand_dims(x, axis=axis + 1), zeros), axis=axis + 1)
-        spaced = xp.reshape(spaced, (*x.shape[:axis], n * step, *x.shape[axis + 1 :]))
-        x = spaced[(slice(None),) * axis + (slice(0, (n - 1) * step + 1), ...)]
-    return x
-
-
-def pad(x: Array, spec: Windows, fill: complex = 0) -> Array:
+def pad(x: Array, spec: ConvSpec | PoolSpec, fill: complex = 0) -> Array:
     """x (N, *size, ...) with the spec's padding around its spatial axes."""
-    mode = getattr(spec, "padding_mode", "zeros")
+    mode = spec.padding_mode
     if mode in ("zeros", "constant"):
         return padded_with(x, spec.padding, fill)
     xp = array_namespace(x)
@@ -369,9 +356,9 @@ def pad(x: Array, spec: Windows, fill: complex = 0) -> Array:
     return x
 
 
-def unpad(gx: Array, spec: Windows) -> Array:
+def unpad(gx: Array, spec: ConvSpec | PoolSpec) -> Array:
     """The adjoint of `pad`: what fell on padding is dropped, or added to the element it was copied from."""
-    mode = getattr(spec, "padding_mode", "zeros")
+    mode = spec.padding_mode
     if mode in ("zeros", "constant"):
         return padded_with(gx, tuple((-before, -after) for before, after in spec.padding), 0)
     xp = array_namespace(gx)

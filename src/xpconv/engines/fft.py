@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 from scipy.fft import next_fast_len
 
 from xpconv.dtypes import kind_of, own_dtype
+from xpconv.engines.spacing import spread
 from xpconv.spec import Array, ConvSpec
 
 
@@ -36,13 +37,7 @@ def _spread_kernel(w: Array, spec: ConvSpec, xp: Any) -> Array:
     """The kernel as linear convolution reads it, with the dilation's zeros between its taps."""
     if not spec.flip:
         w = xp.flip(w, axis=tuple(range(spec.axes)))
-    for axis, (m, d, reach) in enumerate(zip(spec.window, spec.dilation, spec.reach, strict=True)):
-        if d > 1:
-            zeros = xp.zeros((*w.shape[: axis + 1], d - 1, *w.shape[axis + 1 :]), dtype=w.dtype)
-            spaced = xp.concat((xp.expand_dims(w, axis=axis + 1), zeros), axis=axis + 1)
-            w = xp.reshape(spaced, (*w.shape[:axis], m * d, *w.shape[axis + 1 :]))
-            w = w[(slice(None),) * axis + (slice(0, reach), ...)]
-    return w
+    return spread(w, spec.dilation, first_axis=0)
 
 
 def _product(x: Array, w: Array, spec: ConvSpec, xp: Any) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu.plan import Tile, conv_plan, row_bytes, tiles
+from xpconv.cpu.plan import Tile, conv_plan, row_bytes, tiles, tiling
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, pad, tap, unpad, weight_as, weight_last
@@ -49,6 +49,11 @@ def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan |
         return _conv_plan(x, spec, options["method"])
     if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
         return None
+    if operation == "conv_grad_weight":
+        tile, workspace = tiling(spec, x.dtype.itemsize, current_limit())
+        return Plan("gemm", "patches, transposed, times gy", tile, workspace)
+    if operation == "unfold":
+        return Plan("direct", "the strided windows, copied out")
     return Plan("direct", "one pass over the result per tap", "the whole result, tap by tap")
 
 

@@ -119,7 +119,7 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     shape = (plane.filters, plane.channels // plane.groups, *plane.window)
     with _multiplying(x, "highest"):
         gw = _CONV_WEIGHT[plane.axes](x, shape, gy, plane.stride, _before(plane), plane.dilation, plane.groups)
-    gw = gw.flip(*range(2, gw.ndim)) if spec.flip else gw
+    gw = gw.flip(tuple(range(2, gw.ndim))) if spec.flip else gw
     gw = gw.squeeze(2) if spec.axes == 1 else gw
     return (gw if spec.layout == "channels_first" else gw.permute(*range(2, gw.ndim), 1, 0)).to(dtype)
 
@@ -156,7 +156,7 @@ def _weight(w: Array, spec: ConvSpec) -> Array:
     if spec.layout == "channels_last":
         w = w.permute(-1, -2, *range(spec.axes))
     w = w.unsqueeze(2) if spec.axes == 1 else w
-    return w.flip(*range(2, w.ndim)) if spec.flip else w
+    return w.flip(tuple(range(2, w.ndim))) if spec.flip else w
 
 
 def _finished(y: Array, bias: Array | None, activation: str | None, spec: ConvSpec, dtype: Any) -> Array:

@@ -6,6 +6,7 @@ No arrays and no library here: what a user wrote about shapes becomes a frozen, 
 
 from xpconv.spec.arguments import (
     MODES,
+    axes_of,
     checked_layout,
     checked_padding_mode,
     integers,
@@ -15,9 +16,9 @@ from xpconv.spec.arguments import (
     whole_number,
 )
 from xpconv.spec.convolution import conv_grad_input_spec, conv_grad_weight_spec, conv_spec, conv_transpose_spec
-from xpconv.spec.forms import Form, check_bias, check_gradient
+from xpconv.spec.forms import Form, check_bias
 from xpconv.spec.padding import padding_source
-from xpconv.spec.pooling import adaptive_spec, fold_spec, global_axes, pool_spec, scatter_spec
+from xpconv.spec.pooling import adaptive_spec, avg_pool_grad_spec, fold_spec, global_axes, pool_spec, scatter_spec
 from xpconv.spec.signal import Pairing, signal_spec
 from xpconv.spec.windows import (
     AdaptiveSpec,
@@ -48,8 +49,9 @@ __all__ = [
     "Sizes",
     "Windows",
     "adaptive_spec",
+    "avg_pool_grad_spec",
+    "axes_of",
     "check_bias",
-    "check_gradient",
     "checked_layout",
     "checked_padding_mode",
     "conv_grad_input_spec",

@@ -25,6 +25,12 @@ def per_axis(name: str, value: PerAxis, axes: int, *, least: int = 1) -> Sizes:
     return tuple(_integer(name, entry, value, least, " or one integer per spatial axis") for entry in entries)
 
 
+def axes_of(value: PerAxis, rank: int) -> int:
+    """Spatial axes where no name fixes them: as many as entries, or all but batch and channels of an array."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return max(len(value), 1) if isinstance(value, (tuple, list)) else max(rank - 2, 1)
+
+
 def whole_number(name: str, value: Any, *, least: int = 1) -> int:
     """`value` as an integer that is at least `least`."""
     return _integer(name, value, value, least, "")
@@ -82,4 +88,5 @@ def checked_layout(layout: str) -> str:
 
 def checked_padding_mode(mode: str) -> str:
     """The padding mode by its own name, aliases resolved."""
-    return _MODE_ALIASES.get(mode) or one_of("padding_mode", mode, PADDING_MODES + tuple(_MODE_ALIASES))
+    mode = one_of("padding_mode", mode, PADDING_MODES + tuple(_MODE_ALIASES))
+    return _MODE_ALIASES.get(mode, mode)

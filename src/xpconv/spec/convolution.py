@@ -113,6 +113,11 @@ def _transposed_geometry(
     return sizes, tuple((before, span - before - n) for (before, _), span, n in forward)
 
 
+def forward_of(name: str) -> str:
+    """The operation that a gradient belongs to: conv for conv_grad_input."""
+    return name.partition("_")[0]
+
+
 @lru_cache(maxsize=4096)
 def conv_grad_input_spec(
     gy_shape: Sizes, w_shape: Sizes, *, name: str, size: Sizes, padding: str | Pairs, layout: str, **geometry: Any
@@ -131,7 +136,7 @@ def conv_grad_input_spec(
         flip=geometry["flip"],
     )  # fmt: skip
     form = batch_form(len(gy_shape) == axes + 2)
-    check_gradient(gy_shape, spec.y_shape, form, f"a forward {name} from size {size} with w {w_shape}")
+    check_gradient(gy_shape, spec.y_shape, form, f"a forward {forward_of(name)} from size {size} with w {w_shape}")
     return spec, form
 
 
@@ -158,5 +163,5 @@ def conv_grad_weight_spec(
         full_x, w_shape, name=name, axes=None, padding=padding, layout=layout, stride=geometry["stride"],
         dilation=geometry["dilation"], groups=groups, padding_mode=geometry["padding_mode"], flip=geometry["flip"],
     )  # fmt: skip
-    check_gradient(gy_shape, spec.y_shape, form, f"a forward {name} of x {x_shape} with window {window}")
+    check_gradient(gy_shape, spec.y_shape, form, f"a forward {forward_of(name)} of x {x_shape} with window {window}")
     return spec, form

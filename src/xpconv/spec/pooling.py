@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from xpconv.spec.forms import Form, batch_form, check_fit, check_sizes, lifted, pool_form, split
+from xpconv.spec.forms import Form, batch_form, check_fit, check_gradient, check_sizes, lifted, pool_form, split
 from xpconv.spec.padding import resolved_padding
 from xpconv.spec.windows import AdaptiveSpec, Pairs, PoolSpec, ScatterSpec, Sizes, in_layout
 
@@ -31,6 +31,19 @@ def pool_spec(
     resolved = resolved_padding(padding, size, window, stride, dilation, flip=False)
     spec = PoolSpec(layout, batch, channels, size, window, stride, dilation, resolved, bool(ceil_mode))
     check_fit(spec)
+    return spec, form
+
+
+@lru_cache(maxsize=4096)
+def avg_pool_grad_spec(
+    gy_shape: Sizes, *, name: str, size: Sizes, layout: str, **geometry: Any
+) -> tuple[PoolSpec, Form]:
+    """Geometry of the average pooling that made the result whose gradient `gy` is."""
+    form = pool_form(name, "gy", gy_shape, len(size), layout, plain=True)
+    batch, _, channels = split(layout, lifted(gy_shape, form.x))
+    x_shape = in_layout(layout, batch, size, channels)
+    spec, _ = pool_spec(x_shape, name=name, layout=layout, plain=False, **geometry)
+    check_gradient(gy_shape, spec.y_shape, form, "the forward avg_pool")
     return spec, form
 
 

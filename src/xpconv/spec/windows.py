@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 Array: TypeAlias = Any
 Layout: TypeAlias = Literal["channels_last", "channels_first"]
@@ -159,6 +159,7 @@ class ConvSpec(Windows):
 class PoolSpec(Windows):
     """One pooling, or the patches of one convolution."""
 
+    padding_mode: ClassVar[str] = "zeros"
     ceil_mode: bool = False
 
     @cached_property
