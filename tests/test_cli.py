@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and one line for each thing that goes wrong."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -17,8 +18,9 @@ from PIL import Image  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from xpconv import __main__ as entry  # noqa: E402
+from xpconv import cli, demo, figures  # noqa: E402
 from xpconv import device as module  # noqa: E402
-from xpconv.cli import app  # noqa: E402
+from xpconv.cli import app, confusion_table  # noqa: E402
 from xpconv.device import DeviceInfo  # noqa: E402
 
 
@@ -41,12 +43,13 @@ def refused(status, *arguments):
     return result.stderr.rstrip()
 
 
-def python_m_xpconv(*arguments):
+def python_m_xpconv(*arguments, stdout=subprocess.PIPE):
     path = os.pathsep.join(filter(None, sys.path))
     return subprocess.run(
         [sys.executable, "-m", "xpconv", *arguments],
         env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
@@ -107,6 +110,13 @@ def test_devices_says_what_can_compute_what_cannot_and_why():
     assert re.search(r"cpu .* yes", output)
     assert re.search(r"cuda .* no", output)
     assert output.endswith('cuda: CuPy is not installed; pip install "xpconv[cuda12]"\nauto takes cpu\n')
+
+
+def test_devices_looks_for_the_devices_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, "devices", lambda: calls.append(1) or [DeviceInfo("cpu", "a processor")])
+    assert run("devices").exit_code == 0
+    assert len(calls) == 1
 
 
 def test_devices_names_a_wrong_variable(monkeypatch):
@@ -209,6 +219,38 @@ def test_a_missing_folder_is_one_line(photo):
     assert line == f"xpconv: {output} cannot be written: there is no folder {output.parent}"
 
 
+def test_a_folder_as_output_is_one_line(photo):
+    line = refused(1, "filter", photo, "-k", "sobel", "-o", f"{photo.parent}/")
+    assert line == f"xpconv: {photo.parent} cannot be written: it is a folder"
+
+
+@pytest.mark.parametrize("output", ["out.xyz", "none/out.png"])
+def test_the_output_is_looked_at_before_the_work(tmp_path, output):
+    line = refused(
+        2 if output == "out.xyz" else 1, "filter", tmp_path / "none.png", "-k", "box", "-o", tmp_path / output
+    )
+    assert line.startswith(f"xpconv: {tmp_path / output}")
+
+
+def test_depth_that_pillow_loses_is_said_beside_the_result(photo, monkeypatch):
+    read = cli.read_picture
+    monkeypatch.setattr(cli, "read_picture", lambda path: dataclasses.replace(read(path), depth_lost=True))
+    result = run("filter", photo, "-k", "box", "-o", photo.with_name("out.png"))
+    assert result.exit_code == 0
+    assert result.stderr == f"xpconv: {photo} holds 16-bit colour, of which Pillow reads the upper 8 bits\n"
+    assert result.stdout == f"{photo.with_name('out.png')}: {photo} convolved with box\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["devices", "filter"])
+def test_a_full_disk_behind_stdout_is_one_line(photo, command):
+    arguments = [photo, "-k", "box", "-o", photo.with_name("out.png")] if command == "filter" else []
+    with Path("/dev/full").open("w") as full:
+        done = python_m_xpconv(command, *map(str, arguments), stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "xpconv: No space left on device\n"
+
+
 def test_an_output_that_cannot_be_written_is_one_line_and_leaves_no_half_file(photo, monkeypatch):
     def fail_midway(_, part, **__):
         Path(part).write_bytes(b"half of it")
@@ -236,8 +278,6 @@ def test_a_device_that_does_not_exist_is_one_line(photo):
 
 
 def test_demo_trains_saves_pictures_and_ends_with_the_accuracy(tmp_path, monkeypatch):
-    from xpconv import demo
-
     monkeypatch.setattr(demo, "train_digits", functools.partial(demo.train_digits, epochs=1))
     result = run("demo", "--output", tmp_path / "new" / "folder", "--device", "cpu", "--seed", 3)
     assert result.exit_code == 0, result.output
@@ -265,8 +305,79 @@ def test_a_demo_folder_that_cannot_be_made_is_one_line(tmp_path):
     assert result.stderr == f"xpconv: {tmp_path / 'taken'}: File exists\n"
 
 
-def test_the_confusion_matrix_counts_each_reading():
-    from xpconv.demo import confusion_matrix
+@pytest.mark.parametrize("name", ["training.png", "photograph-flower.png"])
+def test_a_folder_in_the_place_of_a_picture_is_one_line_before_the_training(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(demo, "train_digits", refuse_to_work)
+    monkeypatch.setattr(demo, "apply_filter", refuse_to_work)
+    (tmp_path / name).mkdir()
+    result = run("demo", "-o", tmp_path, "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr == f"xpconv: {tmp_path / name} cannot be written: it is a folder\n"
 
-    counts = confusion_matrix(np.array([3, 3, 8, 8]), np.array([3, 8, 8, 8]))
+
+def test_a_demo_folder_that_may_not_be_written_is_one_line_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "train_digits", refuse_to_work)
+    monkeypatch.setattr(demo, "apply_filter", refuse_to_work)
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    result = run("demo", "-o", tmp_path, "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(".png cannot be written: its folder is not writable\n")
+
+
+def refuse_to_work(*_, **__):
+    raise AssertionError("worked before the folder was looked at")
+
+
+def test_read_digits_looks_at_the_folder_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "train_digits", refuse_to_work)
+    (tmp_path / "training.png").mkdir()
+    with pytest.raises(IsADirectoryError):
+        demo.read_digits(tmp_path, device="cpu")
+
+
+def test_the_demo_computes_where_it_was_asked_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "backend", lambda device: ("namespace", f"place of {device}"))
+    trained_with, filtered_on = {}, set()
+
+    def train(**given):
+        trained_with.update(given)
+        raise InterruptedError
+
+    def apply(pixels, _, *, device):
+        filtered_on.add(device)
+        return pixels
+
+    monkeypatch.setattr(demo, "train_digits", train)
+    monkeypatch.setattr(demo, "apply_filter", apply)
+    monkeypatch.setattr(figures, "save", lambda _, path: path)
+    assert run("demo", "-o", tmp_path, "--device", "cpu", "--seed", 7).exit_code == 1
+    assert trained_with == {"xp": "namespace", "device": "place of cpu", "seed": 7, "progress": True}
+    assert filtered_on == {"cpu"}
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_the_demo_begins_with_the_device_and_a_short_reason(tmp_path):
+    (tmp_path / "training.png").mkdir()
+    assert re.fullmatch(r"device: cpu, .* \(no CUDA: CuPy is not installed\)\n", printed("demo", "-o", tmp_path))
+
+
+def test_the_confusion_table_has_a_row_for_what_it_is_and_a_column_for_what_it_was_read_as():
+    counts = np.zeros((10, 10), int)
+    counts[3, 8], counts[4, 4] = 5, 7
+    table = confusion_table(counts)
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[0] == [str(digit) for digit in range(10)]
+    assert columns[1 + 8] == ["", "", "", "[bold red]5[/bold red]", *[""] * 6]
+    assert columns[1 + 4] == ["", "", "", "", "[green]7[/green]", *[""] * 5]
+    assert sum(cell != "" for column in columns[1:] for cell in column) == 2
+
+
+def test_tiles_are_laid_out_from_the_upper_left_row_by_row():
+    board = figures._mosaic(np.arange(1, 7).reshape(3, 1, 2), columns=2)
+    gap = np.nan
+    np.testing.assert_array_equal(board, [[1, 2, gap, 3, 4], [gap] * 5, [5, 6, gap, gap, gap]])
+
+
+def test_the_confusion_matrix_counts_each_reading():
+    counts = demo.confusion_matrix(np.array([3, 3, 8, 8]), np.array([3, 8, 8, 8]))
     assert (counts[3, 3], counts[3, 8], counts[8, 8], counts.sum()) == (1, 1, 2, 4)

@@ -114,9 +114,9 @@ def test_a_narrower_result_is_refused():
         TypeError, match="dtype=float32 cannot hold what conv1d makes of these inputs, which is float64"
     ):
         xpconv.conv1d([1.0, 2.0], [1.0], dtype="float32")
-    with pytest.raises(TypeError, match="dtype='decimal' is not a dtype of numpy"):
+    with pytest.raises(TypeError, match="dtype='decimal' is not a numeric dtype that numpy has here; conv1d needs one"):
         xpconv.conv1d([1.0, 2.0], [1.0], dtype="decimal")
-    with pytest.raises(TypeError, match="does not make dtype='bool'"):
+    with pytest.raises(TypeError, match="dtype=bool cannot hold what conv1d makes of these inputs, which is int64"):
         xpconv.conv1d([1, 2], [1], dtype="bool")
 
 
@@ -142,3 +142,28 @@ def test_a_spectrum_of_integers_is_rounded_back_exactly(lib):
     rng = np.random.default_rng(0)
     x, w = rng.integers(-(2**15), 2**15, 300).astype(np.int32), rng.integers(-999, 999, 50).astype(np.int32)
     assert lib.call(xpconv.conv1d, x, w, method="fft").tolist() == np.convolve(x, w, "valid").tolist()
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(float, "float64"), ("f8", "float64"), (complex, "complex128")])
+def test_dtype_takes_pythons_and_numpys_spellings(lib, dtype, name):
+    y = lib.call(xpconv.conv1d, np.ones(3, np.float32), np.ones(1, np.float32), dtype=dtype)
+    assert y.dtype == name
+
+
+def test_numpys_bfloat16_is_taken_as_dtype_and_as_input():
+    x = np.ones(3, ml_dtypes.bfloat16)
+    assert xpconv.conv1d(x, x[:1]).dtype == ml_dtypes.bfloat16
+    with pytest.raises(TypeError, match="have no common dtype; cast one of them"):
+        xpconv.conv1d(x, np.ones(1, np.float16))
+
+
+def test_the_fill_value_is_rounded_to_the_inputs_dtype(lib):
+    x, w = np.zeros(1, np.float32), np.array([1.0, 0.0])
+    y = lib.call(xpconv.conv1d, x, w, padding=((0, 1),), padding_mode="constant", fill_value=0.1)
+    assert y.tolist() == [float(np.float32(0.1))]
+
+
+def test_jax_without_64_bits_says_so():
+    jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
+    with pytest.raises(TypeError, match=r"dtype='float64' is not a numeric dtype that jax\.numpy has here"):
+        xpconv.conv1d(jnp.ones(3), jnp.ones(1), dtype="float64")

@@ -247,7 +247,7 @@ TYPES = {
     ),
     "an activation of integers": (
         lambda: xpconv.conv1d([1, 2], [1], activation="tanh"),
-        "activation='tanh' needs a real floating result but conv1d makes int64; ask with dtype=",
+        "activation='tanh' needs a real floating result but conv1d makes int64; cast the inputs to a float",
     ),
     "out that is no array": (
         lambda: xpconv.conv1d([1, 2], [1], out=[0, 0]),

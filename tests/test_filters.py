@@ -1,5 +1,7 @@
 """Picture filters: the named kernels against SciPy, kernels that cannot be read, and pictures of every kind."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -171,6 +173,24 @@ def test_a_literal_that_is_no_list_of_rows_is_refused(text):
 def test_a_literal_that_is_no_kernel_is_refused(text, complaint):
     with pytest.raises(ValueError, match=complaint):
         named_filter(text)
+
+
+@pytest.mark.parametrize("text", ["[[1e39]]", "[[1e38, -1e38]]", "[[-1e30]]", "[[1e308, 1e308]]"])
+def test_a_kernel_too_large_for_float32_is_refused_without_a_warning(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(
+            ValueError, match=r"^the kernel .* is too large for sums in float32: .*, the limit is 1e\+30$"
+        ):
+            named_filter(text)
+
+
+def test_the_largest_kernel_gives_the_brightest_and_the_darkest_without_a_warning():
+    bright = np.full((5, 6, 1), 0xFFFF, np.uint16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (apply_filter(bright, named_filter("[[9e29]]")) == 0xFFFF).all()
+        assert (apply_filter(bright, named_filter("[[-4e29, -4e29]]")) == 0).all()
 
 
 def test_a_file_with_nan_is_refused(tmp_path):

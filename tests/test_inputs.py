@@ -190,3 +190,40 @@ def test_the_workspace_limit_holds():
         tracemalloc.stop()
     row = 252 * 25 * 16 * 8  # one row of patches, the smallest tile
     assert peak - y.nbytes < row + 2**20
+
+
+def test_an_overflow_of_the_spectrum_alone_does_not_reach_the_result():
+    x, w = np.full((1, 300, 300, 1), 1e307), np.full((41, 41, 1, 1), 1e-3)
+    assert xpconv.explain(xpconv.conv2d, x, w).method == "fft"
+    np.testing.assert_allclose(xpconv.conv2d(x, w), 1e304 * 41 * 41)
+
+
+def test_more_digits_than_double_precision_never_go_through_spectra():
+    x, w = np.ones((1, 300, 300, 1), np.longdouble), np.ones((41, 41, 1, 1), np.longdouble)
+    assert xpconv.explain(xpconv.conv2d, x, w).method != "fft"
+
+
+def test_a_call_that_runs_out_of_memory_is_tried_once_more_with_the_smallest_tiles(monkeypatch):
+    from xpconv.engines import numpy as engine
+
+    limits, conv = [], engine.conv
+
+    def scarce(*args, **kwargs):
+        limits.append(current_limit())
+        if limits[-1] > 1:
+            raise MemoryError("no")
+        return conv(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "conv", scarce)
+    assert xpconv.conv1d([1, 2, 3], [1, 1]).tolist() == [3, 5]
+    assert limits == [64 * 2**20, 1]
+    monkeypatch.setattr(engine, "conv", lambda *_, **__: (_ for _ in ()).throw(MemoryError("10 TB asked for")))
+    with pytest.raises(MemoryError, match="10 TB asked for"):
+        xpconv.conv1d([1, 2, 3], [1, 1])
+
+
+def test_large_windows_take_no_longer_than_they_must():
+    image, kernel = np.ones((200, 200)), np.ones((61, 61))
+    spread = xpconv.conv_transpose2d(image, kernel)
+    np.testing.assert_allclose(spread, xpconv.conv2d(image, kernel, padding="full"), atol=1e-8)
+    np.testing.assert_allclose(xpconv.sum_pool2d(image, 61, stride=1), 61 * 61)

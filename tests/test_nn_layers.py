@@ -323,6 +323,15 @@ def test_an_empty_batch_passes_through_a_network():
     assert model(numpy.zeros((0, 6, 6, 1))).shape == (0, 3)
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool, nn.AvgPool])
+def test_pooling_takes_all_that_its_operation_takes(pool):
+    x = normal(1, 5, 6, 2)
+    assert pool(2, padding="same")(x).shape == (1, 3, 3, 2)
+    assert pool((2, 3), stride=(1, 2), padding=((1, 0), (0, 1)), dilation=numpy.array([1, 1]))(x).shape == (1, 5, 3, 2)
+    assert pool(numpy.array([2, 3]), layout="channels_first")(x.transpose(0, 3, 1, 2)).shape == (1, 2, 2, 2)
+    assert pool(2).geometry.keys() >= {"stride", "padding", "dilation", "ceil_mode", "layout"}
+
+
 # --- Errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +339,21 @@ def test_an_empty_batch_passes_through_a_network():
     ("call", "message"),
     [
         (lambda: nn.Conv2D(3, 4, 3, groups=2), "groups 2 does not divide in_channels 3 and filters 4"),
+        (lambda: nn.Conv2D(0, 4, 3), "^in_channels must be at least 1, got in_channels=0$"),
+        (lambda: nn.Conv2D(3, 0, 3), "^filters must be at least 1, got filters=0$"),
+        (lambda: nn.Conv2D(3, 4, 3, groups=0), "^groups must be at least 1, got groups=0$"),
+        (lambda: nn.Conv2D(3, 4.5, 3), "^filters must be an integer, got filters=4.5$"),
+        (lambda: nn.Dense(0, 4), "^in_features must be at least 1, got in_features=0$"),
+        (lambda: nn.Dense(3, 0), "^out_features must be at least 1, got out_features=0$"),
+        (lambda: nn.BatchNorm(0), "^channels must be at least 1, got channels=0$"),
+        (lambda: nn.MaxPool(0), "^window must be at least 1, got window=0$"),
+        (lambda: nn.MaxPool((2, 0)), r"^window must be at least 1, got window=\(2, 0\)$"),
+        (lambda: nn.MaxPool(2, stride=0), "^stride must be at least 1, got stride=0$"),
+        (lambda: nn.MaxPool(2, padding=-1), "^padding must be at least 0, got padding=-1$"),
+        (lambda: nn.AvgPool(0), "^window must be at least 1, got window=0$"),
+        (lambda: nn.AvgPool(2, dilation=0), "^dilation must be at least 1, got dilation=0$"),
+        (lambda: nn.AvgPool(2, layout="NHWC"), "layout='NHWC' is unknown"),
+        (lambda: nn.GlobalAvgPool(layout="NHWC"), "layout='NHWC' is unknown"),
         (lambda: nn.Conv2D(3, 4, (3, 3, 3)), "window has 3 entries but there are 2 spatial axes"),
         (lambda: nn.Conv2D(3, 4, 3, padding="some"), "padding='some' is unknown"),
         (lambda: nn.Conv2D(3, 4, 3, layout="NHWC"), "layout='NHWC' is unknown"),

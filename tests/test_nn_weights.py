@@ -108,6 +108,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path, monkeypat
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_an_error_of_the_system_names_the_path_that_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    for path, kind in (("none/w", FileNotFoundError), ("folder", OSError), ("file/w", OSError)):
+        with pytest.raises(kind) as raised:
+            nn.save(network(), path)
+        assert (raised.value.filename, raised.value.filename2) == (path, None)
+        assert str(raised.value).endswith(f": {path!r}")
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["file", "folder"]
+
+
 def test_saving_replaces_the_file_that_was_there(path):
     nn.save(network(seed=0), path)
     nn.save(network(seed=1), str(path))

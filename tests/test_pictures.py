@@ -1,6 +1,8 @@
 """Pictures on disk: every kind keeps its kind, and no file is left half written."""
 
+import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image", reason='needs pip install "xpconv[cli]"')
 
-from xpconv.pictures import Picture, read_picture, write_picture, written_whole  # noqa: E402
+from xpconv.files import written_whole  # noqa: E402
+from xpconv.pictures import Picture, check_output, read_picture, write_picture  # noqa: E402
 
 
 def noise(*shape, dtype=np.uint8):
@@ -100,6 +103,12 @@ def test_other_colour_spaces_become_rgb(tmp_path):
     assert read_picture(path).pixels.shape == (8, 8, 3)
 
 
+def test_a_profile_of_cmyk_is_not_kept_for_rgb(tmp_path):
+    path = saved(tmp_path, noise(8, 8, 3), "CMYK", name="picture.jpg", icc_profile=b"of four inks")
+    assert Image.open(path).info["icc_profile"] == b"of four inks"
+    assert read_picture(path).colour_profile is None
+
+
 def test_sixteen_bit_colour_admits_what_pillow_loses(tmp_path):
     (tmp_path / "deep.png").write_bytes(sixteen_bit_colour_png(noise(4, 5, 3, dtype=np.uint16)))
     picture = read_picture(tmp_path / "deep.png")
@@ -109,14 +118,19 @@ def test_sixteen_bit_colour_admits_what_pillow_loses(tmp_path):
 
 def sixteen_bit_colour_png(values):
     """What Pillow reads and cannot write: https://www.w3.org/TR/png-3/#5DataRep"""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = png_header(width, height, bits=16)
+    return header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+def png_header(width, height, *, bits):
+    """The beginning of a PNG in colour."""
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def test_a_picture_is_turned_upright(tmp_path):
@@ -138,6 +152,20 @@ def test_a_picture_cut_short_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-4000])
     with pytest.raises(OSError, match=r"^.*picture\.png cannot be read as a picture: .+$"):
         read_picture(path)
+
+
+def test_a_picture_beyond_pillows_limit_is_refused_in_one_line(tmp_path):
+    (tmp_path / "picture.png").write_bytes(png_header(60_000, 60_000, bits=8) + png_chunk(b"IDAT", b""))
+    with pytest.raises(OSError, match=r"^.*picture\.png cannot be read as a picture: .*3600000000 pixels.*$"):
+        read_picture(tmp_path / "picture.png")
+
+
+def test_a_picture_that_pillow_only_warns_of_is_read_without_a_word(tmp_path, monkeypatch):
+    path = saved(tmp_path, noise(4, 5))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_picture(path).pixels.shape == (4, 5, 1)
 
 
 def test_a_missing_picture_is_said_to_be_missing(tmp_path):
@@ -171,7 +199,9 @@ def test_the_colour_profile_goes_along(tmp_path):
 
 @pytest.mark.parametrize("name", ["picture", "picture.txt", "picture.npy"])
 def test_an_extension_of_no_picture_format_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=r"no picture format is written as .*; take \.png$"):
+    with pytest.raises(
+        ValueError, match=r"no picture format is written (as '\.[a-z]+'|without an extension); take \.png$"
+    ):
         write_picture(tmp_path / name, Picture(noise(4, 5, 3)))
 
 
@@ -182,8 +212,21 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_folder_in_the_pictures_place_is_refused(tmp_path):
     (tmp_path / "picture.png").mkdir()
-    with pytest.raises(IsADirectoryError, match="is a folder, name the picture to write in it"):
+    with pytest.raises(IsADirectoryError, match=r"picture\.png cannot be written: it is a folder$"):
         write_picture(tmp_path / "picture.png", Picture(noise(4, 5, 3)))
+
+
+def test_a_folder_without_extension_is_said_to_be_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder cannot be written: it is a folder$"):
+        check_output(tmp_path / "folder")
+
+
+def test_a_folder_that_may_not_be_written_is_found_out_before_the_work(tmp_path, monkeypatch):
+    check_output(tmp_path / "picture.png")
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)  # who may do anything may write anywhere
+    with pytest.raises(PermissionError, match=r"picture\.png cannot be written: its folder is not writable$"):
+        check_output(tmp_path / "picture.png")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +267,18 @@ def test_a_write_that_is_interrupted_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_half()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_system_names_the_path_that_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as raised, written_whole(Path("none/a.txt")) as part:
+        part.write_text("nowhere")
+    assert str(raised.value) == "[Errno 2] No such file or directory: 'none/a.txt'"
+
+
+def test_an_error_about_another_file_is_left_alone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="another"), written_whole(tmp_path / "a.txt"):
+        (tmp_path / "another").read_bytes()
 
 
 def test_a_link_is_written_through(tmp_path):

@@ -112,4 +112,6 @@ def checked_activation(name: str, activation: Any, xp: Any, dtype: Any) -> None:
     held = kind(xp, dtype)
     if held == "real floating" or (activation == "relu" and held == "integral"):
         return
-    raise TypeError(f"activation={activation!r} needs a real floating result but {name} makes {dtype}; ask with dtype=")
+    raise TypeError(
+        f"activation={activation!r} needs a real floating result but {name} makes {dtype}; cast the inputs to a float"
+    )

@@ -49,7 +49,8 @@ def errors_in_one_line() -> Iterator[None]:
     except ValueError as error:
         status, message = 2, str(error)
     except OSError as error:
-        status, message = 1, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        reason = error.strerror or str(error)
+        status, message = 1, f"{error.filename}: {reason}" if error.filename else reason
     except (RuntimeError, MemoryError) as error:
         status, message = 1, str(error)
     else:
@@ -85,14 +86,15 @@ def list_devices() -> None:
     Example: `xpconv devices`
     """
     table = Table("device", "what it is", "ready")
-    for device in devices():
+    found = devices()
+    for device in found:
         ready = "[green]yes[/green]" if device.available else "[red]no[/red]"
         table.add_row(device.name, device.description, ready)
-    Console().print(table)
-    for device in devices():
-        if not device.available:
-            typer.echo(f"{device.name}: {device.reason}")
     with errors_in_one_line():
+        Console().print(table)
+        for device in found:
+            if not device.available:
+                typer.echo(f"{device.name}: {device.reason}")
         chosen, _ = choose()
         typer.echo(f"auto takes {chosen.name}")
 
@@ -133,9 +135,9 @@ def filter_picture(
         original = read_picture(picture)
         pixels = apply_filter(original.pixels, chosen, padding_mode=padding_mode.value, device=device)
         write_picture(output, original.with_pixels(pixels))
-    if original.depth_lost:
-        typer.echo(f"xpconv: {picture} holds 16-bit colour, of which Pillow reads the upper 8 bits", err=True)
-    typer.echo(f"{output}: {picture} convolved with {chosen.name}")
+        if original.depth_lost:
+            typer.echo(f"xpconv: {picture} holds 16-bit colour, of which Pillow reads the upper 8 bits", err=True)
+        typer.echo(f"{output}: {picture} convolved with {chosen.name}")
 
 
 @app.command()
@@ -150,7 +152,7 @@ def demo(
 ) -> None:
     """Train a digit reader, filter a photograph, and save pictures of what happened.
 
-    Takes about a minute on a CPU. The last line is the accuracy on digits that the training never saw.
+    Takes well under a minute on a CPU. The last line is the accuracy on digits that the training never saw.
 
     Example: `xpconv demo --output pictures --seed 1`
     """
@@ -158,14 +160,15 @@ def demo(
 
     with errors_in_one_line():
         chosen, why = choose(device)
-        typer.echo(f"device: {chosen.name}, {chosen.description} ({why})")
+        fact, _, _ = why.partition(";")  # what to install is for `xpconv devices` to say
+        typer.echo(f"device: {chosen.name}, {chosen.description} ({fact})")
         saved = demonstration.filter_photographs(output, device=device)
         digits = demonstration.read_digits(output, device=device, seed=seed)
-    Console().print(confusion_table(digits.confusion))
-    typer.echo(f"trained in {digits.seconds:.1f} s; pictures:")
-    for path in [*saved, *digits.pictures]:
-        typer.echo(f"  {path}")
-    typer.echo(f"held-out accuracy: {digits.accuracy:.2%}".replace("%", " %"))
+        Console().print(confusion_table(digits.confusion))
+        typer.echo(f"trained in {digits.seconds:.1f} s; pictures:")
+        for path in [*saved, *digits.pictures]:
+            typer.echo(f"  {path}")
+        typer.echo(f"held-out accuracy: {digits.accuracy:.2%}".replace("%", " %"))
 
 
 def confusion_table(counts: np.ndarray) -> Table:

@@ -12,11 +12,13 @@ from sklearn.datasets import load_sample_image
 
 from xpconv import figures
 from xpconv.device import backend, to_device
+from xpconv.files import check_writable
 from xpconv.filters import apply_filter, named_filter
 from xpconv.nn import predict
 from xpconv.nn.lenet import train_digits
 
 PHOTOGRAPHS = ("china", "flower")  # scikit-learn ships these two
+DRAWN = ("training", "learned-kernels", "feature-maps", "hardest-digits")
 KERNELS = {"gaussian": 15, "sharpen": None, "sobel": None, "laplacian": None, "emboss": None}  # name and size
 
 
@@ -57,7 +59,7 @@ def filter_photographs(folder: Path, *, device: str = "auto") -> list[Path]:
     list of Path
         the pictures saved
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _prepare(folder)
     saved = []
     for name in PHOTOGRAPHS:
         photograph = load_sample_image(f"{name}.jpg")
@@ -65,7 +67,7 @@ def filter_photographs(folder: Path, *, device: str = "auto") -> list[Path]:
         for kernel, size in KERNELS.items():
             title = f"{kernel}, {size} x {size}" if size else kernel
             panels[title] = apply_filter(photograph, named_filter(kernel, size), device=device)
-        saved.append(figures.save(figures.side_by_side(panels), folder / f"photograph-{name}.png"))
+        saved.append(figures.save(figures.side_by_side(panels), _photograph(folder, name)))
     return saved
 
 
@@ -87,7 +89,7 @@ def read_digits(folder: Path, *, device: str = "auto", seed: int = 0, progress: 
     -------
     DigitsRead
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _prepare(folder)
     xp, where = backend(device)
     trained = train_digits(xp=xp, device=where, seed=seed, progress=progress)
     logits = predict(trained.model, xp.asarray(trained.test_images, device=where))
@@ -98,17 +100,17 @@ def read_digits(folder: Path, *, device: str = "auto", seed: int = 0, progress: 
         (type(layer).__name__, to_device(activation, "cpu")[0])
         for layer, activation in zip(trained.model.layers, activations, strict=True)
     ]
-    drawn = {
-        "training": figures.training_curves(trained.history),
-        "learned-kernels": figures.learned_kernels(_kernels_of(trained.model)),
-        "feature-maps": figures.feature_maps(digit[0, :, :, 0], layers, probabilities[0]),
-        "hardest-digits": figures.hardest_digits(trained.test_images[..., 0], trained.test_labels, probabilities),
-    }
+    drawn = (
+        figures.training_curves(trained.history),
+        figures.learned_kernels(_kernels_of(trained.model)),
+        figures.feature_maps(digit[0, :, :, 0], layers, probabilities[0]),
+        figures.hardest_digits(trained.test_images[..., 0], trained.test_labels, probabilities),
+    )
     return DigitsRead(
         accuracy=trained.accuracy,
         confusion=confusion_matrix(trained.test_labels, trained.predictions),
         seconds=trained.seconds,
-        pictures=[figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()],
+        pictures=[figures.save(figure, path) for figure, path in zip(drawn, _drawn(folder), strict=True)],
     )
 
 
@@ -134,6 +136,21 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     counts = np.zeros((10, 10), np.int64)
     np.add.at(counts, (labels, predictions), 1)
     return counts
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder, and raise before the training what the saving would raise after it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*(_photograph(folder, name) for name in PHOTOGRAPHS), *_drawn(folder)]:
+        check_writable(path)
+
+
+def _photograph(folder: Path, name: str) -> Path:
+    return folder / f"photograph-{name}.png"
+
+
+def _drawn(folder: Path) -> list[Path]:
+    return [folder / f"{name}.png" for name in DRAWN]
 
 
 def _kernels_of(model: Any) -> list[np.ndarray]:

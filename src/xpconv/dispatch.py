@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
+from numbers import Number
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ import array_api_compat
 
 from xpconv.dtypes import KINDS, NO_ARITHMETIC, kind, kind_of, short_name
 from xpconv.spec import Array
+from xpconv.workspace import workspace_limit
 
 _ENGINES = ("numpy", "torch", "jax")  # every other library of the array API runs on the agnostic engine
 _SAME_LIBRARY = {"jaxlib": "jax", "ml_dtypes": "numpy"}
@@ -44,9 +46,11 @@ class Request:
 def run(request: Request) -> Any:
     """Compute what the request describes."""
     engine = engine_of(request)
-    result = _call(engine, request) if hasattr(engine, request.operation) else NotImplemented
-    if result is NotImplemented:
-        result = _call(agnostic_engine(), request)
+    try:
+        result = _computed(engine, request)
+    except MemoryError:  # CuPy's is one too: once more, with the smallest tiles
+        with workspace_limit(1):
+            result = _computed(engine, request)
     if isinstance(result, tuple):
         result = tuple(_as_asked(part, request) for part in result)
     else:
@@ -62,6 +66,12 @@ def _as_asked(result: Array, request: Request) -> Array:
         result = result[request.drop]
     shared = any(array is not None and _overlap(result, array) for array in request.arrays)
     return array_api_compat.array_namespace(result).asarray(result, copy=True) if shared else result
+
+
+def _computed(engine: ModuleType, request: Request) -> Any:
+    """The engine's result, or the agnostic engine's where it declines."""
+    result = _call(engine, request) if hasattr(engine, request.operation) else NotImplemented
+    return _call(agnostic_engine(), request) if result is NotImplemented else result
 
 
 def _call(engine: ModuleType, request: Request) -> Any:
@@ -147,7 +157,7 @@ def _numpy_array(name: str, argument: str, value: Any) -> Array:
     except ValueError as error:
         raise ValueError(f"{argument} is not a rectangular array of numbers: {error}") from None
     _check_dtype(name, argument, np, array.dtype)
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _check_dtype(name: str, argument: str, xp: Any, dtype: Any) -> None:
@@ -194,12 +204,12 @@ def promoted(name: str, dtype: Any, x: Array, w: Array, bias: Array | None = Non
 def _result_dtype(xp: Any, first: Any, second: Any) -> Any:
     try:
         result = xp.result_type(first, second)
-    except TypeError:  # the standard leaves integer with float open: the float decides
+    except (TypeError, ValueError, RuntimeError) as error:  # of the standard, or of what the library adds to it
         integral = kind(xp, first) == "integral"
         if integral == (kind(xp, second) == "integral"):
-            raise
-        result = second if integral else first
-    return result.newbyteorder("=") if hasattr(result, "newbyteorder") else result
+            raise TypeError(f"{first} and {second} have no common dtype; cast one of them") from error
+        return second if integral else first  # the standard leaves integer with float open: the float decides
+    return result
 
 
 def _widened(name: str, xp: Any, result: Any, dtype: Any) -> Any:
@@ -210,14 +220,21 @@ def _widened(name: str, xp: Any, result: Any, dtype: Any) -> Any:
 
 
 def _as_dtype(name: str, xp: Any, dtype: Any) -> Any:
-    """The library's own dtype object, from one, from its name or from NumPy's."""
-    own = getattr(xp, short_name(dtype), None)
-    if own is None:
-        raise TypeError(f"dtype={dtype!r} is not a dtype of {xp.__name__.rpartition('.')[2]}")
-    own = xp.empty(0, dtype=own).dtype
-    if kind(xp, own) is None:
-        raise TypeError(f"{name} does not make dtype={dtype!r}; it makes integers, floats and complex numbers")
-    return own
+    """The library's own dtype object, from one, from NumPy's, or from a name."""
+    import numpy as np
+
+    try:
+        wanted = np.dtype(dtype).name  # also of float, "f8" and the like
+    except TypeError:
+        wanted = short_name(dtype)
+    own = xp.__array_namespace_info__().dtypes() | {"bfloat16": getattr(xp, "bfloat16", None)}
+    if own.get(wanted) is None:
+        raise TypeError(f"dtype={dtype!r} is not a numeric dtype that {_library_name(xp)} has here; {name} needs one")
+    return own[wanted]
+
+
+def _library_name(xp: Any) -> str:
+    return xp.__name__.removeprefix("array_api_compat.")
 
 
 def _holds(xp: Any, wide: Any, narrow: Any) -> bool:
@@ -227,29 +244,40 @@ def _holds(xp: Any, wide: Any, narrow: Any) -> bool:
 
 def cast_fill(fill_value: Any, padding_mode: str, x: Array) -> Any:
     """The fill value in x's dtype, as a Python number."""
-    if padding_mode != "constant":
-        if fill_value != 0:
-            raise ValueError(f"fill_value={fill_value} needs padding_mode='constant', got {padding_mode!r}")
-        return 0
-    return cast_number("fill_value", fill_value, "x's dtype", x)
+    if padding_mode == "constant":
+        return cast_number("fill_value", fill_value, "x's dtype", x)
+    if not (isinstance(fill_value, Number) and fill_value == 0):
+        raise ValueError(f"fill_value={fill_value} needs padding_mode='constant', got {padding_mode!r}")
+    return 0
 
 
 def cast_number(argument: str, value: Any, whose: str, x: Array) -> Any:
-    """A number in the dtype of `x`, which the user knows as `whose`, as a Python number."""
-    xp = array_api_compat.array_namespace(x)
-    if kind_of(x) == "integral":
-        try:
-            number = operator.index(value) if not isinstance(value, float) else int(value)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{argument}={value!r} cannot be cast to {whose} {x.dtype}") from None
-        limits = xp.iinfo(x.dtype)
-        if not limits.min <= number <= limits.max:
-            raise ValueError(f"{argument}={value} is outside {whose} {x.dtype}, {limits.min} to {limits.max}")
-        return number
+    """A number rounded to the dtype of `x`, which the user knows as `whose`, as a Python number."""
+    held = kind_of(x)
+    casts: dict[str | None, Callable[[Any], Any]] = {"integral": _whole, "real floating": float}
     try:
-        return complex(value) if kind_of(x) == "complex floating" else float(value)
-    except (TypeError, ValueError):
+        number = casts.get(held, complex)(value)
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{argument}={value!r} cannot be cast to {whose} {x.dtype}") from None
+    xp = array_api_compat.array_namespace(x)
+    if held == "integral" and not xp.iinfo(x.dtype).min <= number <= xp.iinfo(x.dtype).max:
+        limits = xp.iinfo(x.dtype)
+        raise ValueError(f"{argument}={value} is outside {whose} {x.dtype}, {limits.min} to {limits.max}")
+    return _rounded(number, short_name(x.dtype))
+
+
+def _whole(value: Any) -> int:
+    return int(value) if isinstance(value, float) or not hasattr(value, "__index__") else operator.index(value)
+
+
+def _rounded(number: Any, dtype: str) -> Any:
+    """A float in the precision of the dtype, infinite beyond its range; bfloat16's stay as they are given."""
+    import numpy as np
+
+    if dtype not in ("float16", "float32", "complex64"):
+        return number
+    with np.errstate(over="ignore"):
+        return np.dtype(dtype).type(number).item()
 
 
 # --- out= -------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from xpconv.files import written_whole
 from xpconv.nn import History
-from xpconv.pictures import written_whole
 
 INK, PALE, GOOD, BAD = "#1f2937", "#9ca3af", "#2166ac", "#b2182b"
 SIGNED = "RdBu_r"  # blue below zero, white zero, red above; its ends are GOOD and BAD

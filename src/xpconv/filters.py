@@ -52,7 +52,7 @@ def named_filter(text: str, size: int | None = None) -> Filter:
     ------
     ValueError
         no such name, an even size, a size for a kernel that has one of its own, or a kernel that is no 2-d array of
-        finite real numbers
+        finite real numbers within reason
     OSError
         the file cannot be read
 
@@ -154,6 +154,8 @@ _FIXED = {
 
 # -- reading a kernel ------------------------------------------------------------------------------------------------
 
+_HEAVIEST = 1e30  # sum of a kernel's magnitudes, which times 65,535 stays far below float32's 3.4e38
+
 
 def _odd(size: int) -> int:
     if size < 1 or size % 2 == 0:
@@ -187,4 +189,12 @@ def _checked(kernel: np.ndarray, text: str) -> np.ndarray:
         raise ValueError(f"the kernel {text} must hold real numbers, it holds {kernel.dtype}")
     if not np.isfinite(kernel).all():
         raise ValueError(f"the kernel {text} holds NaN or infinity")
-    return kernel.astype(np.float64)
+    with np.errstate(over="ignore"):
+        kernel = kernel.astype(np.float64)
+        weight = np.abs(kernel).sum()
+    if weight >= _HEAVIEST:
+        raise ValueError(
+            f"the kernel {text} is too large for sums in float32: its values add up to {weight:.3g}, "
+            f"the limit is {_HEAVIEST:g}"
+        )
+    return kernel

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from xpconv.files import check_writable, written_whole
 
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -64,9 +64,9 @@ def read_picture(path: Path) -> Picture:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        with Image.open(path) as image:
-            depth_lost = any(";16" in str(tile.args) for tile in image.tile) and image.mode not in _SIXTEEN_BIT
-            return replace(_to_arrays(ImageOps.exif_transpose(image)), depth_lost=depth_lost)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, and yet within Pillow's limit
+            return _read(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
         raise OSError(f"{path} cannot be read as a picture: {_reason(error)}") from None
 
@@ -102,37 +102,14 @@ def check_output(path: Path) -> None:
     ----------
     path : Path
     """
+    check_writable(path)
     _format_of(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, name the picture to write in it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to, which becomes `path` at the end, or is removed if the writing fails.
-
-    Parameters
-    ----------
-    path : Path
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with written_whole(folder / "a.txt") as part:
-    ...     _ = part.write_text("all of it")
-    >>> [file.name for file in folder.iterdir()]
-    ['a.txt']
-    """
-    path = path.resolve()  # through a link to the file, which the renaming would replace
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _read(path: Path) -> Picture:
+    with Image.open(path) as image:
+        depth_lost = any(";16" in str(tile.args) for tile in image.tile) and image.mode not in _SIXTEEN_BIT
+        return replace(_to_arrays(ImageOps.exif_transpose(image)), depth_lost=depth_lost)
 
 
 def _to_arrays(image: Image.Image) -> Picture:
@@ -169,9 +146,8 @@ def _format_of(path: Path) -> str:
     Image.init()
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
-        raise ValueError(
-            f"{path}: no picture format is written as {path.suffix or 'a name without extension'!r}; take .png"
-        )
+        extension = f"as {path.suffix!r}" if path.suffix else "without an extension"
+        raise ValueError(f"{path}: no picture format is written {extension}; take .png")
     return kind
 
 

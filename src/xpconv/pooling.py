@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 from array_api_compat import array_namespace, is_dask_array
 
 from xpconv.dispatch import Request, arrays_of
-from xpconv.dtypes import kind_of
+from xpconv.dtypes import index_dtype, kind_of
 from xpconv.spec import (
     Array,
     Form,
@@ -199,7 +198,8 @@ def _lp_pool(
     $example
     """
     (x,) = arrays_of(variant.name, x=x)
-    if not (isinstance(p, Real) and 0 < p < math.inf):
+    p = p.item() if hasattr(p, "item") else p
+    if not (isinstance(p, (int, float)) and 0 < p < math.inf):
         raise ValueError(f"p must be positive and finite, got p={p!r}; for the maximum take max_pool of |x|")
     spec, form = _geometry(variant, x, window, stride, padding, dilation, ceil_mode, layout)
     return Request("lp_pool", (_as_float(x)[form.x],), spec, {"p": p}, drop=form.y)
@@ -347,7 +347,8 @@ def _max_unpool(
     Raises
     ------
     ValueError
-        For an index outside the plane, wherever the values can be looked at: not under `jax.jit`.
+        For an index outside the plane, wherever the values can be looked at: not under `jax.jit`, nor of a lazy Dask
+        array.
 
     Examples
     --------
@@ -486,6 +487,8 @@ def _scatter(
     shapes = tuple(values.shape), tuple(indices.shape)
     spec, form = scatter_spec(*shapes, name=variant.name, argument=argument, size=sizes, layout=checked_layout(layout))
     _check_inside(indices, math.prod(sizes), least=0 if operation == "max_unpool" else -1)
+    xp = array_namespace(indices)
+    indices = xp.astype(indices, index_dtype(xp), copy=False)  # a narrow one cannot count the plane
     return Request(operation, (values[form.x], indices[form.x]), spec, drop=form.y)
 
 
@@ -517,7 +520,8 @@ def _as_float(x: Array) -> Array:
 
 
 def _checked_divisor(divisor: float | None) -> float | None:
-    if divisor is not None and not (isinstance(divisor, Real) and math.isfinite(divisor) and divisor != 0):
+    divisor = divisor.item() if divisor is not None and hasattr(divisor, "item") else divisor
+    if divisor is not None and not (isinstance(divisor, (int, float)) and math.isfinite(divisor) and divisor != 0):
         raise ValueError(f"divisor must be a finite number other than zero, got {divisor!r}")
     return divisor
 

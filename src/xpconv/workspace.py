@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 
 DEFAULT_LIMIT = 64 * 2**20
 
@@ -36,9 +37,9 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
     >>> y.shape
     (1, 62, 62, 8)
     """
-    if not isinstance(nbytes, int) or nbytes < 1:
+    if not isinstance(nbytes, Integral) or isinstance(nbytes, bool) or nbytes < 1:
         raise ValueError(f"workspace_limit takes a positive number of bytes, got {nbytes!r}")
-    token = _limit.set(nbytes)
+    token = _limit.set(int(nbytes))
     try:
         yield
     finally:

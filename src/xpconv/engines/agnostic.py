@@ -262,7 +262,6 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
 def scattered(values: Array, indices: Array, spec: ScatterSpec, merge: Callable[[Array, Array], Array]) -> Array:
     """Values at flat positions of a plane of zeros, one output position after the other."""
     xp, outputs, places = array_namespace(values), math.prod(spec.out_size), math.prod(spec.size)
-    indices = xp.astype(indices, index_dtype(xp), copy=False)
     flat = (spec.batch, outputs, spec.channels)
     values, indices = (xp.reshape(channels_last(a, spec.layout), flat) for a in (values, indices))
     place = xp.reshape(xp.arange(places, dtype=indices.dtype, device=device(indices)), (1, places, 1))
@@ -352,8 +351,19 @@ def pad(x: Array, spec: ConvSpec | PoolSpec, fill: complex = 0) -> Array:
     xp = array_namespace(x)
     for axis, (n, pads) in enumerate(zip(spec.size, spec.padding, strict=True), start=1):
         if any(pads):
-            x = xp.take(x, _table(xp, padding_source(n, *pads, mode), x), axis=axis)
+            x = xp.take(x, _source(xp, n, pads, mode, device(x)), axis=axis)
     return x
+
+
+def _source(xp: Any, n: int, pads: tuple[int, int], mode: str, where: Any) -> Array:
+    """`padding_source` as an array."""
+    before, after = pads
+    p = xp.arange(-before, n + after, dtype=index_dtype(xp), device=where)
+    if mode == "edge":
+        return xp.clip(p, 0, n - 1)
+    period = {"wrap": n, "symmetric": 2 * n, "reflect": max(2 * (n - 1), 1)}[mode]
+    p = xp.remainder(p, period)
+    return xp.where(p < n, p, (period - (mode == "symmetric")) - p)
 
 
 def unpad(gx: Array, spec: ConvSpec | PoolSpec) -> Array:
@@ -370,7 +380,7 @@ def unpad(gx: Array, spec: ConvSpec | PoolSpec) -> Array:
     return gx
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16)  # few: a table is as long as the axis
 def copies_of(n: int, before: int, after: int, mode: str) -> tuple[Sizes, ...]:
     """For each element of an axis the padded positions it was copied to, one tuple per copy, ended by the length."""
     places: list[list[int]] = [[] for _ in range(n)]
@@ -408,12 +418,14 @@ def _table(xp: Any, rows: Sizes, like: Array) -> Array:
 
 def channels_last(x: Array, layout: str) -> Array:
     """Feature maps of either layout as (N, *size, C)."""
-    return x if layout == "channels_last" else array_namespace(x).moveaxis(x, 1, -1)
+    return x if layout == "channels_last" else array_namespace(x).permute_dims(x, (0, *range(2, x.ndim), 1))
 
 
 def as_layout(y: Array, layout: str) -> Array:
     """Feature maps (N, *size, C) in the user's layout."""
-    return y if layout == "channels_last" else array_namespace(y).moveaxis(y, -1, 1)
+    if layout == "channels_last":
+        return y
+    return array_namespace(y).permute_dims(y, (0, y.ndim - 1, *range(1, y.ndim - 1)))
 
 
 def weight_last(w: Array, layout: str) -> Array:

@@ -11,6 +11,7 @@ from xpconv.cpu.plan import Tile, conv_plan, row_bytes, tiles, tiling
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, pad, tap, unpad, weight_as, weight_last
+from xpconv.engines.spacing import spread
 from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
@@ -35,11 +36,10 @@ def conv(
     """Patches times weights, tile by tile; tap by tap where a group has one channel; spectra for large windows."""
     dtype = x.dtype
     chosen = _conv_plan(x, spec, method).method
-    x = pad(channels_last(widened(x), spec.layout), spec, fill_value)
+    x = pad(spread(channels_last(widened(x), spec.layout), spec.input_dilation, first_axis=1), spec, fill_value)
     w = weight_last(widened(w), spec.layout)
-    if chosen == "fft" and method == "auto" and not (np.isfinite(x).all() and np.isfinite(w).all()):
-        chosen = "gemm"  # a spectrum would spread one NaN over everything
-    y = _ALGORITHMS[chosen](x, w, spec)
+    algorithm = _spectral_if_finite if (chosen, method) == ("fft", "auto") else _ALGORITHMS[chosen]
+    y = algorithm(x, w, spec)
     return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, dtype))
 
 
@@ -50,7 +50,7 @@ def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan |
     if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
         return None
     if operation == "conv_grad_weight":
-        tile, workspace = tiling(spec, x.dtype.itemsize, current_limit())
+        tile, workspace = tiling(spec, _itemsize(x), current_limit())
         return Plan("gemm", "patches, transposed, times gy", tile, workspace)
     if operation == "unfold":
         return Plan("direct", "the strided windows, copied out")
@@ -58,8 +58,13 @@ def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan |
 
 
 def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
-    inexact = kind_of(x) != "integral"
-    return conv_plan(spec, x.dtype.itemsize, inexact, method, current_limit())
+    spectral = kind_of(x) != "integral" and x.dtype.char not in "gG"  # spectra are computed in double precision
+    return conv_plan(spec, _itemsize(x), spectral, method, current_limit())
+
+
+def _itemsize(x: Array) -> int:
+    """Bytes of an element in the dtype that sums are kept in."""
+    return max(x.dtype.itemsize, 4) if kind_of(x) == "real floating" else x.dtype.itemsize
 
 
 def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
@@ -92,6 +97,7 @@ def _gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
                 np.matmul(patches, weight, out=result.reshape(len(patches), maps))  # a view: whole rows lie together
             else:
                 result[..., group * maps : (group + 1) * maps] = (patches @ weight).reshape(*result.shape[:-1], maps)
+            del patches  # before the next tile's are made
     return y
 
 
@@ -99,6 +105,16 @@ def _patches(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array:
     """The patches of one tile, copied side by side: (positions, length)."""
     block = columns[tile.images, tile.rows]
     return block.reshape(math.prod(block.shape[: spec.axes + 1]), length)
+
+
+def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """By spectra, unless one of them would spread a NaN, an infinity or an overflow over everything."""
+    if np.isfinite(x).all() and np.isfinite(w).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = fft.conv(x, w, spec)
+        if np.isfinite(y).all():
+            return y
+    return _gemm(x, w, spec)
 
 
 def windows(x: Array, spec: Windows) -> Array:
@@ -118,10 +134,15 @@ _ALGORITHMS = {"direct": _direct, "gemm": _gemm, "fft": fft.conv}
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
-    """One product per tap, added where the tap reads."""
+    """One product per tap, added where the tap reads; by spectra where the window is large."""
     dtype = gy.dtype
-    gy, w = channels_last(widened(gy), spec.layout), weight_last(widened(w), spec.layout)
-    w = exchanged(w, spec.groups)
+    w = exchanged(weight_last(w, spec.layout), spec.groups)
+    if spec.padding_mode == "zeros" and _conv_plan(gy, spec.input_adjoint, "auto").method == "fft":
+        w = weight_as(w, spec.layout)
+        return conv(
+            gy, w, bias, spec.input_adjoint, fill_value=0, activation=activation, precision="highest", method="auto"
+        )
+    gy, w = channels_last(widened(gy), spec.layout), widened(w)
     gx = np.zeros((spec.batch, *spec.padded_size, spec.channels), dtype=gy.dtype)
     for o in spec.taps:
         here = tap(gx, spec, o)
@@ -139,7 +160,9 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     columns, length = windows(x, spec), math.prod(spec.window) * spec.channels
     gw = np.zeros((length, spec.filters), dtype=x.dtype)
     for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
-        gw += _patches(columns, tile, spec, length).T @ gy[tile.images, tile.rows].reshape(-1, spec.filters)
+        patches = _patches(columns, tile, spec, length)
+        gw += patches.T @ gy[tile.images, tile.rows].reshape(len(patches), spec.filters)
+        del patches  # before the next tile's are made
     gw = gw.reshape(*spec.window, spec.channels, spec.filters)
     if spec.flip:
         gw = np.flip(gw, axis=tuple(range(spec.axes)))
@@ -159,31 +182,46 @@ def unfold(x: Array, spec: PoolSpec) -> Array:
 
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
-    """A running maximum over the taps, in place."""
+    """Running maxima, axis by axis."""
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
-    reading = spec.reading
-    x = pad(channels_last(x, spec.layout), reading, agnostic.lowest(np, x.dtype))
-    taps = (tap(x, reading, o) for o in spec.taps)
-    y = next(taps).copy()
-    for value in taps:
-        np.maximum(y, value, out=y)
-    return np.ascontiguousarray(agnostic.as_layout(y, spec.layout))
+    x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
+    return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
 
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
-    """A running sum over the taps, in place."""
-    dtype, reading = x.dtype, spec.reading
-    x = pad(channels_last(widened(x), spec.layout), reading)
-    y = np.zeros((spec.batch, *spec.out_size, spec.channels), dtype=x.dtype)
-    for o in spec.taps:
-        y += tap(x, reading, o)
+    """Running sums, axis by axis."""
+    dtype = x.dtype
+    y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
+
+
+def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
+    """Padded `x` with the taps of every window merged: those of one axis after those of the other, in place."""
+    geometry = zip(spec.window, spec.stride, spec.dilation, spec.out_size, strict=True)
+    for axis, (m, s, d, n) in enumerate(geometry, start=1):
+        before = (slice(None),) * axis
+        taps = (x[(*before, slice(k * d, k * d + (n - 1) * s + 1, s))] for k in range(m))
+        y = next(taps).copy()
+        for tap_values in taps:
+            merge(y, tap_values, out=y)
+        x = y
+    return x
 
 
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The sums, divided."""
     return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
+
+
+def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
+    """Every value put at its index; NumPy lets the last of several count."""
+    flat = (spec.batch, math.prod(spec.out_size), spec.channels)
+    values, indices = (channels_last(a, spec.layout).reshape(flat) for a in (y, indices))
+    plane = np.zeros((spec.batch, math.prod(spec.size), spec.channels), dtype=y.dtype)
+    np.put_along_axis(plane, indices, values, axis=1)
+    plane = plane.reshape(spec.batch, *spec.size, spec.channels)
+    return np.ascontiguousarray(agnostic.as_layout(plane, spec.layout))
 
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:

@@ -12,6 +12,7 @@ from xpconv.nn.transfer import from_host, to_host
 from xpconv.spec import Array
 
 Backward = Callable[[Array], Array]
+Rng = int | numpy.random.Generator | None
 
 
 @dataclass(eq=False, slots=True)
@@ -140,9 +141,6 @@ class Layer(ABC):
             elif isinstance(member, Layer):
                 for inner, tensor in member._named_tensors():
                     yield f"{name}.{inner}", tensor
-
-
-Rng = int | numpy.random.Generator | None
 
 
 def initial_weight(init: str, shape: tuple[int, ...], *, fan_in: int, fan_out: int, rng: Rng) -> Parameter:

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 from xpconv.nn.base import Backward, Buffer, Layer, Parameter, Rng, initial_constant, initial_weight
 from xpconv.nn.spatial import channel_axis
 from xpconv.nn.transfer import like
-from xpconv.spec import Array, Layout
+from xpconv.spec import Array, Layout, whole_number
 
 
 class Flatten(Layer):
@@ -59,7 +59,7 @@ class Dense(Layer):
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool = True, init: str = "he", rng: Rng = None
     ) -> None:
-        shape = (in_features, out_features)
+        shape = (whole_number("in_features", in_features), whole_number("out_features", out_features))
         self.weight = initial_weight(init, shape, fan_in=in_features, fan_out=out_features, rng=rng)
         self.bias = Parameter(initial_constant(0, out_features)) if bias else None
 
@@ -158,6 +158,7 @@ class BatchNorm(Layer):
     def __init__(
         self, channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5, layout: Layout = "channels_last"
     ) -> None:
+        whole_number("channels", channels)
         self.momentum = momentum
         self.epsilon = epsilon
         self._channel_axis = channel_axis(layout)

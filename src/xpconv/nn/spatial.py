@@ -1,7 +1,7 @@
 """Layers over spatial axes: convolution, correlation and pooling."""
 # ruff: noqa: ARG002 (most layers compute the same in training and in use)
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from math import prod
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +19,7 @@ from xpconv.spec import (
     checked_padding_mode,
     padding_per_axis,
     per_axis,
+    whole_number,
 )
 
 
@@ -86,7 +87,9 @@ class _KernelLayer(Layer):
         rng : int, numpy.random.Generator or None
             Where the weight is drawn from, as in `numpy.random.default_rng`.
         """
-        if groups < 1 or in_channels % groups or filters % groups:
+        for name, count in (("in_channels", in_channels), ("filters", filters), ("groups", groups)):
+            whole_number(name, count)
+        if in_channels % groups or filters % groups:
             raise ValueError(f"groups {groups} does not divide in_channels {in_channels} and filters {filters}")
         self.window = per_axis("window", window, self._axes)
         self.geometry: dict[str, Any] = {
@@ -240,6 +243,21 @@ class Corr3D(_KernelLayer):
     _axes, _operation = 3, _CORRELATION
 
 
+def _check_pooling(
+    window: PerAxis, stride: PerAxis | None, padding: Padding, dilation: PerAxis, layout: Layout
+) -> None:
+    """Refuse what no input could be pooled with; how many axes there are is for the input to say."""
+    for name, value in (("window", window), ("stride", stride), ("dilation", dilation)):
+        if value is not None:
+            per_axis(name, value, _entries(value))
+    padding_per_axis(padding, 2 if isinstance(padding, str) else _entries(padding))
+    checked_layout(layout)
+
+
+def _entries(value: Any) -> int:
+    return len(value) if isinstance(value, Sized) else 1
+
+
 class MaxPool(Layer):
     """Take the maximum of each window; the gradient goes to the element that won.
 
@@ -265,24 +283,26 @@ class MaxPool(Layer):
         ceil_mode: bool = False,
         layout: Layout = "channels_last",
     ) -> None:
+        _check_pooling(window, stride, padding, dilation, layout)
         self.window = window
-        self.layout = layout
         self.geometry: dict[str, Any] = {
             "stride": stride,
             "padding": padding,
             "dilation": dilation,
             "ceil_mode": ceil_mode,
+            "layout": layout,
         }
 
     def __call__(self, x: Array) -> Array:
         """Pool without the indices that a gradient needs."""
-        return max_pool(x, self.window, layout=self.layout, **self.geometry)
+        return max_pool(x, self.window, **self.geometry)
 
     def forward(self, x: Array, *, training: bool = True) -> tuple[Array, Backward]:
         """Return ``y`` and ``backward``; see `Layer.forward`."""
-        y, indices = max_pool(x, self.window, return_indices=True, layout=self.layout, **self.geometry)
-        size = _size(x, self.layout)
-        return y, lambda gy: max_pool_grad(gy, indices, size=size, layout=self.layout)
+        layout = self.geometry["layout"]
+        y, indices = max_pool(x, self.window, return_indices=True, **self.geometry)
+        size = _size(x, layout)
+        return y, lambda gy: max_pool_grad(gy, indices, size=size, layout=layout)
 
 
 class AvgPool(Layer):
@@ -311,6 +331,7 @@ class AvgPool(Layer):
         count_include_pad: bool = False,
         layout: Layout = "channels_last",
     ) -> None:
+        _check_pooling(window, stride, padding, dilation, layout)
         self.window = window
         self.geometry: dict[str, Any] = {
             "stride": stride,
@@ -343,6 +364,7 @@ class GlobalAvgPool(Layer):
     """
 
     def __init__(self, *, layout: Layout = "channels_last") -> None:
+        checked_layout(layout)
         self.layout = layout
 
     def forward(self, x: Array, *, training: bool = True) -> tuple[Array, Backward]:

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 from typing import TypeVar
-from uuid import uuid4
 
 import numpy
 from array_api_compat import array_namespace, device
 
+from xpconv.files import written_whole
 from xpconv.nn.base import Layer
 from xpconv.nn.extras import require
 from xpconv.nn.transfer import from_host, to_host
@@ -34,17 +34,10 @@ def save(model: Layer, path: str | os.PathLike[str]) -> None:
     """
     safetensors = require("safetensors.numpy", extra="nn")
     tensors = {name: numpy.ascontiguousarray(to_host(tensor.value)) for name, tensor in model.state().items()}
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
-        with partial.open("xb") as file:
-            file.write(safetensors.save(tensors))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with written_whole(Path(path)) as part, part.open("xb") as file:
+        file.write(safetensors.save(tensors))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(model: AnyLayer, path: str | os.PathLike[str]) -> AnyLayer:

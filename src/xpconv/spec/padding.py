@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from xpconv.spec.windows import Pairs, Sizes
 
 
@@ -32,7 +30,6 @@ def named_padding(padding: str, n: int, m: int, s: int, d: int, flip: bool) -> t
     return (half, total - half) if padding == "same_upper" else (total - half, half)
 
 
-@lru_cache(maxsize=4096)
 def padding_source(n: int, before: int, after: int, mode: str) -> Sizes:
     """Where each element of a padded axis comes from, as `numpy.pad` has it, also beyond the axis' own length.
 

@@ -204,8 +204,9 @@ class PoolSpec(Windows):
     def counts(self, axis: int, include_padding: bool) -> Sizes:
         """Taps of each window that lie on the axis, or on the padded axis; the overhang never counts."""
         before, after = self.padding[axis] if include_padding else (0, 0)
-        taps = zip(*(self.positions(axis, k) for k in range(self.window[axis])), strict=True)
-        return tuple(sum(-before <= p < self.size[axis] + after for p in window) for window in taps)
+        m, d, end = self.window[axis], self.dilation[axis], self.size[axis] + after
+        ranges = ((-(-(-before - start) // d), -(-(end - start) // d)) for start in self.positions(axis, 0))
+        return tuple(max(min(stop, m) - max(first, 0), 0) for first, stop in ranges)
 
 
 @dataclass(frozen=True)
