@@ -89,12 +89,14 @@ def test_explain_works_for_every_kind_of_operation():
     assert xpconv.explain(xpconv.conv2d, x.astype(complex), w).bytes_moved == 16 * (x.size + w.size + gy.size)
 
 
-def test_the_weight_gradient_tells_its_tiles_and_who_computes_groups():
+def test_gradients_tell_their_tiles_and_methods_and_who_computes_groups():
     x, gy = LAYER[0], np.zeros((2, 26, 26, 32), np.float32)
     with xpconv.workspace_limit(10**6):
         plan = xpconv.explain(xpconv.conv_grad_weight, x, gy, window=(3, 3))
     assert (plan.engine, plan.method) == ("numpy", "gemm")
     assert 0 < plan.workspace <= 10**6
+    wide = xpconv.explain(xpconv.conv_transpose2d, np.ones((200, 200)), np.ones((61, 61)))
+    assert (wide.operation, wide.method) == ("conv_grad_input", "fft")
     grouped = xpconv.explain(xpconv.conv_grad_weight, x, gy, window=(3, 3), groups=2)
     assert grouped.engine == xpconv.explain(xpconv.max_pool2d, x, 2, return_indices=True).engine == "agnostic"
 

@@ -52,6 +52,8 @@ def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan |
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, _itemsize(x), current_limit())
         return Plan("gemm", "patches, transposed, times gy", tile, workspace)
+    if operation == "conv_grad_input" and (adjoint := _spectral_adjoint(x, spec)):
+        return adjoint
     if operation == "unfold":
         return Plan("direct", "the strided windows, copied out")
     return Plan("direct", "one pass over the result per tap", "the whole result, tap by tap")
@@ -137,7 +139,7 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     """One product per tap, added where the tap reads; by spectra where the window is large."""
     dtype = gy.dtype
     w = exchanged(weight_last(w, spec.layout), spec.groups)
-    if spec.padding_mode == "zeros" and _conv_plan(gy, spec.input_adjoint, "auto").method == "fft":
+    if _spectral_adjoint(gy, spec):
         w = weight_as(w, spec.layout)
         return conv(
             gy, w, bias, spec.input_adjoint, fill_value=0, activation=activation, precision="highest", method="auto"
@@ -148,6 +150,14 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
         here = tap(gx, spec, o)
         here += agnostic.product_of_groups(gy, agnostic.weight_at(w, spec, o), spec.groups)
     return np.ascontiguousarray(epilogue(unpad(gx, spec), bias, activation, spec.layout, dtype))
+
+
+def _spectral_adjoint(gy: Array, spec: ConvSpec) -> Plan | None:
+    """The plan of the input gradient as a convolution of spectra, where that is the fastest."""
+    if spec.padding_mode != "zeros":
+        return None
+    plan = _conv_plan(gy, spec.input_adjoint, "auto")
+    return plan if plan.method == "fft" else None
 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
