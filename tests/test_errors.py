@@ -260,7 +260,7 @@ TYPES = {
 }
 
 
-def fails_with(error, message, call):
+def assert_fails_with(error, message, call):
     with pytest.raises(error, match=re.escape(message)) as caught:
         call()
     assert "\n" not in str(caught.value).rstrip() or "inhomogeneous" in str(caught.value)
@@ -270,30 +270,30 @@ def fails_with(error, message, call):
 @pytest.mark.parametrize("case", SHAPES)
 def test_shapes_that_do_not_go_together(case):
     call, message = SHAPES[case]
-    fails_with(ValueError, message, call)
+    assert_fails_with(ValueError, message, call)
 
 
 @pytest.mark.parametrize("case", VALUES)
 def test_values_that_mean_nothing(case):
     options, message = VALUES[case]
-    fails_with(ValueError, message, lambda: xpconv.conv2d(X, W, **options))
+    assert_fails_with(ValueError, message, lambda: xpconv.conv2d(X, W, **options))
 
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_values_that_mean_nothing(case):
     call, message = OTHERS[case]
-    fails_with(ValueError, message, call)
+    assert_fails_with(ValueError, message, call)
 
 
 @pytest.mark.parametrize("case", TYPES)
 def test_types_that_cannot_be_computed(case):
     call, message = TYPES[case]
-    fails_with(TypeError, message, call)
+    assert_fails_with(TypeError, message, call)
 
 
 def test_two_libraries_in_one_call():
     strict = pytest.importorskip("array_api_strict")
-    fails_with(
+    assert_fails_with(
         TypeError,
         "conv1d needs arrays of one library, got array_api_strict.Array, numpy.ndarray",
         lambda: xpconv.conv1d(strict.ones(3), np.ones(2)),
@@ -302,7 +302,7 @@ def test_two_libraries_in_one_call():
 
 def test_numpy_and_torch_in_one_call():
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    fails_with(
+    assert_fails_with(
         TypeError,
         "conv1d needs arrays of one library, got numpy.ndarray, torch.Tensor",
         lambda: xpconv.conv1d(np.ones(3), torch.ones(2)),
@@ -311,7 +311,7 @@ def test_numpy_and_torch_in_one_call():
 
 def test_two_devices_in_one_call():
     strict = pytest.importorskip("array_api_strict")
-    fails_with(
+    assert_fails_with(
         TypeError,
         "conv1d needs its arrays on one device, got x on array_api_strict.Device('device1'), "
         "w on array_api_strict.Device('CPU_DEVICE'); move one with xpconv.to_device",

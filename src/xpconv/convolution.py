@@ -126,7 +126,7 @@ def _conv(
     options = {"fill_value": fill, "activation": named, "precision": precision, "method": method}
     return Request(
         "conv", (x[form.x], w[form.w], _bias(bias, spec.filters, form)), spec, options,
-        method=method, drop=form.y, then=called, out=user_out,
+        drop=form.y, then=called, out=user_out,
     )  # fmt: skip
 
 

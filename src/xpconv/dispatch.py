@@ -36,7 +36,6 @@ class Request:
     arrays: tuple[Array | None, ...]  # full forms, one dtype; the first is never None
     spec: Any
     options: dict[str, Any] = field(default_factory=dict)
-    method: str = "auto"
     drop: tuple[Any, ...] = _WHOLE  # index that removes the axes the user's arrays did not have
     then: Callable[[Any], Any] | None = None  # applied to the whole result, last of all
     out: Array | None = None
@@ -106,12 +105,13 @@ def agnostic_engine() -> ModuleType:
 def engine_of(request: Request) -> ModuleType:
     """The engine that is asked first; it must have the method that was asked for."""
     engine = engine_for(type(request.arrays[0]))  # type: ignore[arg-type]  # mypy: a type may be unhashable
-    if request.reference_methods and request.method not in engine.METHODS:
+    method = request.options.get("method", "auto")
+    if request.reference_methods and method not in engine.METHODS:
         engine = agnostic_engine()
-    if request.method not in engine.METHODS:
+    if method not in engine.METHODS:
         has = ", ".join(map(repr, engine.METHODS))
         name = engine.__name__.rpartition(".")[2]
-        raise ValueError(f"method={request.method!r} is not in the {name} engine; it has {has}")
+        raise ValueError(f"method={method!r} is not in the {name} engine; it has {has}")
     return engine
 
 

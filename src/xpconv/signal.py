@@ -100,7 +100,7 @@ def _signal(
         x = _reversed(x)  # a correlation is the convolution with in2 reversed, and that does not mind which is which
     options = {"fill_value": fill, "activation": None, "precision": "highest", "method": method}
     restore = partial(_restored, pairing=pairing)
-    return Request("conv", (x, w, None), spec, options, method=method, then=restore, reference_methods=True)
+    return Request("conv", (x, w, None), spec, options, then=restore, reference_methods=True)
 
 
 def _surroundings(boundary: str, fillvalue: complex, in1: Array) -> tuple[str, Any]:
