@@ -62,28 +62,26 @@ def test_the_adjoint_of_a_spec_is_a_spec(case):
     gx = agnostic.conv(gy, agnostic.exchanged(case.w, case.groups), None, spec.input_adjoint)
     np.testing.assert_array_equal(gx, agnostic.conv_grad_input(gy, case.w, None, spec))
 
-    adjoint = spec.weight_adjoint
-    per_group = spec.channels // spec.groups
-    x = case.x.reshape(spec.batch, *spec.size, spec.groups, per_group)
-    x = np.moveaxis(x, 0, -2).reshape(*spec.size, spec.groups, spec.batch, per_group)
-    x = np.moveaxis(x, -1, 0).reshape(per_group, *spec.size, spec.groups * spec.batch)
-    gw = np.moveaxis(agnostic.conv(x, np.moveaxis(gy, 0, -2), None, adjoint), 0, -2)
-    gw = np.flip(gw, tuple(range(spec.axes))) if spec.flip else gw
-    np.testing.assert_array_equal(gw, agnostic.conv_grad_weight(case.x, gy, spec))
+    gw = agnostic.conv(*agnostic.to_weight_adjoint(case.x, gy, spec), None, spec.weight_adjoint)
+    np.testing.assert_array_equal(agnostic.from_weight_adjoint(gw, spec), agnostic.conv_grad_weight(case.x, gy, spec))
 
 
 @given(case=conv_cases(dtypes=(np.float64, np.float32), modes=("zeros",)))
-def test_the_input_gradient_through_spectra_agrees(case):
+def test_gradients_through_spectra_agree(case):
     y = getattr(xpconv, case.function)(case.x, case.w, **case.options)
     gy = integers(np.random.default_rng(0), y.shape, case.x.dtype)
-    gradient = getattr(xpconv, f"{case.function}_grad_input")
-    expected = gradient(gy, case.w, size=case.x.shape[1:-1], **case.options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plan._COSTS, "fft", lambda _: 0.0)
-        plan.conv_plan.cache_clear()
-        through_spectra = gradient(gy, case.w, size=case.x.shape[1:-1], **case.options)
-    plan.conv_plan.cache_clear()
-    np.testing.assert_allclose(through_spectra, expected, atol=1e-4 if gy.dtype == np.float32 else 1e-9)
+    gradients = (
+        lambda: getattr(xpconv, f"{case.function}_grad_input")(gy, case.w, size=case.x.shape[1:-1], **case.options),
+        lambda: getattr(xpconv, f"{case.function}_grad_weight")(case.x, gy, window=case.w.shape[:-2], **case.options),
+    )
+    for gradient in gradients:
+        expected = gradient()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(plan._COSTS, "fft", lambda _: -1.0)
+            plan.spectra_plan.cache_clear()
+            through_spectra = gradient()
+        plan.spectra_plan.cache_clear()
+        np.testing.assert_allclose(through_spectra, expected, atol=1e-4 if gy.dtype == np.float32 else 1e-9)
 
 
 @given(case=conv_cases(dtypes=(np.float64,), modes=("zeros",)))

@@ -97,6 +97,8 @@ def test_gradients_tell_their_tiles_and_methods_and_who_computes_groups():
     assert 0 < plan.workspace <= 10**6
     wide = xpconv.explain(xpconv.conv_transpose2d, np.ones((200, 200)), np.ones((61, 61)))
     assert (wide.operation, wide.method) == ("conv_grad_input", "fft")
+    image, window = np.ones((1, 200, 200, 1)), (61, 61)
+    assert xpconv.explain(xpconv.conv_grad_weight, image, image[:, :140, :140], window=window).method == "fft"
     grouped = xpconv.explain(xpconv.conv_grad_weight, x, gy, window=(3, 3), groups=2)
     assert grouped.engine == xpconv.explain(xpconv.max_pool2d, x, 2, return_indices=True).engine == "agnostic"
 

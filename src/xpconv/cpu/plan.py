@@ -53,6 +53,16 @@ def conv_plan(spec: ConvSpec, itemsize: int, inexact: bool, method: str, limit: 
     return Plan(method, reason, tile, padded + workspace)
 
 
+@lru_cache(maxsize=4096)
+def spectra_plan(adjoint: ConvSpec, usual: float) -> Plan | None:
+    """The plan of a gradient as a convolution of spectra, where that is faster than the `usual` seconds."""
+    seconds = expected_seconds(adjoint)["fft"]
+    if seconds >= usual:
+        return None
+    reason = f"the least expected time: fft of the adjoint {seconds:.2g} s, tap by tap or in tiles {usual:.2g} s"
+    return Plan("fft", reason, "the whole result", _spectra_bytes(adjoint))
+
+
 def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
     """What is computed at a time when patches are copied, in words, and the bytes of its patches."""
     largest = next(tiles(spec, row_bytes(spec, itemsize), limit), Tile(slice(0, 0), slice(0, 0)))

@@ -95,6 +95,23 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     return xp.astype(weight_as(gw, spec.layout), dtype, copy=False)
 
 
+def to_weight_adjoint(x: Array, gy: Array, spec: ConvSpec) -> tuple[Array, Array]:
+    """x and gy, channels last, as input and weight of the spec's `weight_adjoint`."""
+    xp, per_group = array_namespace(x), spec.channels // spec.groups
+    x = xp.reshape(x, (*x.shape[:-1], spec.groups, per_group))  # (N, *size, G, C / G)
+    *space, groups, channels = range(1, x.ndim)
+    x = xp.permute_dims(x, (channels, *space, groups, 0))
+    return xp.reshape(x, (*x.shape[:-2], spec.groups * spec.batch)), xp.moveaxis(gy, 0, -2)
+
+
+def from_weight_adjoint(gw: Array, spec: ConvSpec) -> Array:
+    """The weight's gradient in the user's layout, from what the `weight_adjoint` gives: (C / G, *window, F)."""
+    xp = array_namespace(gw)
+    gw = xp.moveaxis(gw, 0, -2)
+    gw = xp.flip(gw, axis=tuple(range(spec.axes))) if spec.flip else gw
+    return weight_as(gw, spec.layout)
+
+
 def weight_at(w: Array, spec: ConvSpec, offset: Sizes) -> Array:
     """The weight (C / G, F) that a window's offset meets: a convolution reads it from the far end."""
     if spec.flip:

@@ -91,12 +91,8 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     if spec.padding_mode != "zeros":
         x, spec = agnostic.pad(x, spec), spec.valid
     adjoint = replace(spec.weight_adjoint, layout="channels_last")
-    x = jnp.reshape(x, (*x.shape[:-1], spec.groups, adjoint.batch))  # (N, *size, G, C / G)
-    x = jnp.reshape(jnp.moveaxis(x, (-1, -2, 0), (0, -2, -1)), adjoint.x_shape)
-    gw = _convolved(x, jnp.moveaxis(gy, 0, -2), adjoint)  # (C / G, *window, F)
-    gw = jnp.moveaxis(gw, 0, -2)
-    gw = jnp.flip(gw, axis=tuple(range(spec.axes))) if spec.flip else gw
-    return agnostic.weight_as(gw, spec.layout).astype(dtype)
+    gw = _convolved(*agnostic.to_weight_adjoint(x, gy, spec), adjoint)
+    return agnostic.from_weight_adjoint(gw, spec).astype(dtype)
 
 
 def _convolves(x: Array) -> bool:

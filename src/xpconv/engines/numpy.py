@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu.plan import Tile, conv_plan, row_bytes, tiles, tiling
+from xpconv.cpu.plan import Tile, conv_plan, expected_seconds, row_bytes, spectra_plan, tiles, tiling
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, pad, tap, unpad, weight_as, weight_last
@@ -47,21 +47,27 @@ def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan |
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
     if operation == "conv":
         return _conv_plan(x, spec, options["method"])
+    if operation == "conv_grad_input" and (adjoint := _spectral_adjoint(x, spec, spec.input_adjoint, "direct")):
+        return adjoint
+    if operation == "conv_grad_weight" and (adjoint := _spectral_adjoint(x, spec, spec.weight_adjoint, "gemm")):
+        return adjoint
     if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
         return None
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, _itemsize(x), current_limit())
         return Plan("gemm", "patches, transposed, times gy", tile, workspace)
-    if operation == "conv_grad_input" and (adjoint := _spectral_adjoint(x, spec)):
-        return adjoint
     if operation == "unfold":
         return Plan("direct", "the strided windows, copied out")
     return Plan("direct", "one pass over the result per tap", "the whole result, tap by tap")
 
 
 def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
-    spectral = kind_of(x) != "integral" and x.dtype.char not in "gG"  # spectra are computed in double precision
-    return conv_plan(spec, _itemsize(x), spectral, method, current_limit())
+    return conv_plan(spec, _itemsize(x), _spectral(x), method, current_limit())
+
+
+def _spectral(x: Array) -> bool:
+    """Whether spectra, which are computed in double precision, keep what the dtype promises."""
+    return kind_of(x) != "integral" and x.dtype.char not in "gG"
 
 
 def _itemsize(x: Array) -> int:
@@ -119,6 +125,11 @@ def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     return _gemm(x, w, spec)
 
 
+def _through_spectra(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """A convolution, channels last and not yet padded, by spectra if all stays finite."""
+    return _spectral_if_finite(pad(spread(x, spec.input_dilation, first_axis=1), spec), w, spec)
+
+
 def windows(x: Array, spec: Windows) -> Array:
     """A view of padded `x` as (N, *out, *window, C), without a copy."""
     steps = x.strides[1:-1]
@@ -139,11 +150,10 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     """One product per tap, added where the tap reads; by spectra where the window is large."""
     dtype = gy.dtype
     w = exchanged(weight_last(w, spec.layout), spec.groups)
-    if _spectral_adjoint(gy, spec):
-        w = weight_as(w, spec.layout)
-        return conv(
-            gy, w, bias, spec.input_adjoint, fill_value=0, activation=activation, precision="highest", method="auto"
-        )
+    if _spectral_adjoint(gy, spec, spec.input_adjoint, "direct"):
+        gy, w = channels_last(widened(gy), spec.layout), widened(w)
+        gx = _through_spectra(gy, w, spec.input_adjoint)
+        return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
     gy, w = channels_last(widened(gy), spec.layout), widened(w)
     gx = np.zeros((spec.batch, *spec.padded_size, spec.channels), dtype=gy.dtype)
     for o in spec.taps:
@@ -152,19 +162,22 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     return np.ascontiguousarray(epilogue(unpad(gx, spec), bias, activation, spec.layout, dtype))
 
 
-def _spectral_adjoint(gy: Array, spec: ConvSpec) -> Plan | None:
-    """The plan of the input gradient as a convolution of spectra, where that is the fastest."""
-    if spec.padding_mode != "zeros":
+def _spectral_adjoint(x: Array, spec: ConvSpec, adjoint: ConvSpec, usual: str) -> Plan | None:
+    """The plan of a gradient as a convolution of spectra, where that beats the usual way."""
+    if spec.padding_mode != "zeros" or not _spectral(x):
         return None
-    plan = _conv_plan(gy, spec.input_adjoint, "auto")
-    return plan if plan.method == "fft" else None
+    return spectra_plan(adjoint, expected_seconds(spec)[usual])
 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
-    """Patches, transposed, times `gy`, tile by tile."""
+    """Patches, transposed, times `gy`, tile by tile; by spectra where the window is large."""
+    dtype = x.dtype
+    if _spectral_adjoint(x, spec, spec.weight_adjoint, "gemm"):
+        x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
+        gw = _through_spectra(*agnostic.to_weight_adjoint(x, gy, spec), spec.weight_adjoint)
+        return np.ascontiguousarray(agnostic.from_weight_adjoint(gw, spec).astype(dtype, copy=False))
     if spec.groups > 1:
         return NotImplemented  # the agnostic engine's batched products serve groups as well
-    dtype = x.dtype
     x = pad(channels_last(widened(x), spec.layout), spec)
     gy = channels_last(widened(gy), spec.layout)
     columns, length = windows(x, spec), math.prod(spec.window) * spec.channels
