@@ -32,11 +32,11 @@ class Tile:
 
 
 @lru_cache(maxsize=4096)
-def conv_plan(spec: ConvSpec, itemsize: int, inexact: bool, method: str, limit: int) -> Plan:
-    """The plan for one forward convolution; `inexact` is false for integers, whose sums must not be rounded."""
+def conv_plan(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int) -> Plan:
+    """The plan for one forward convolution; `spectral` says whether the dtype bears a spectrum's rounding."""
     seconds = expected_seconds(spec)
     if method == "auto":
-        candidates = seconds if inexact else {name: seconds[name] for name in ("direct", "gemm")}
+        candidates = seconds if spectral else {name: seconds[name] for name in ("direct", "gemm")}
         method = min(candidates, key=candidates.__getitem__)
         reason = "the least expected time: " + ", ".join(f"{name} {s:.2g} s" for name, s in candidates.items())
         reason += "; gemm where a value is not finite" if method == "fft" else ""
@@ -54,12 +54,15 @@ def conv_plan(spec: ConvSpec, itemsize: int, inexact: bool, method: str, limit: 
 
 
 @lru_cache(maxsize=4096)
-def spectra_plan(adjoint: ConvSpec, usual: float) -> Plan | None:
-    """The plan of a gradient as a convolution of spectra, where that is faster than the `usual` seconds."""
-    seconds = expected_seconds(adjoint)["fft"]
-    if seconds >= usual:
+def spectra_plan(spec: ConvSpec, side: str) -> Plan | None:
+    """The plan of the "input" or the "weight" gradient as a convolution of spectra, where that beats the usual way."""
+    if spec.padding_mode != "zeros":
         return None
-    reason = f"the least expected time: fft of the adjoint {seconds:.2g} s, tap by tap or in tiles {usual:.2g} s"
+    adjoint, usual = (spec.input_adjoint, "direct") if side == "input" else (spec.weight_adjoint, "gemm")
+    seconds, otherwise = expected_seconds(adjoint)["fft"], expected_seconds(spec)[usual]
+    if seconds >= otherwise:
+        return None
+    reason = f"the least expected time: fft of the adjoint {seconds:.2g} s, {usual} {otherwise:.2g} s"
     return Plan("fft", reason, "the whole result", _spectra_bytes(adjoint))
 
 

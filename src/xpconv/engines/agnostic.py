@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any
 
 from array_api_compat import array_namespace, device
+from array_api_compat import numpy as host
 
 from xpconv.activations import ACTIVATIONS
 from xpconv.dtypes import index_dtype, kind, widened
@@ -29,7 +30,6 @@ from xpconv.spec import (
     ScatterSpec,
     Sizes,
     Windows,
-    padding_source,
 )
 
 METHODS = ("auto", "direct", "fft")
@@ -59,7 +59,7 @@ def conv(
     """``y[i] = sum over o of x_padded[i s + o d] w[k]``, k = m - 1 - o for a convolution, o for a correlation."""
     dtype = x.dtype
     x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
-    x = pad(spread(x, spec.input_dilation, first_axis=1), spec, fill_value)
+    x = surrounded(x, spec, fill_value)
     if method == "fft":
         y = fft.conv(x, w, spec)
     else:
@@ -90,9 +90,13 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
 
     gw = xp.stack([gradient(o) for o in spec.taps])
     gw = xp.reshape(gw, (*spec.window, spec.channels // groups, spec.filters))
-    if spec.flip:
-        gw = xp.flip(gw, axis=tuple(range(spec.axes)))
-    return xp.astype(weight_as(gw, spec.layout), dtype, copy=False)
+    return xp.astype(as_weight(gw, spec), dtype, copy=False)
+
+
+def as_weight(gw: Array, spec: ConvSpec) -> Array:
+    """A gradient (*window, C / G, F) by offset of the window, as the user's weight lies: flipped if that is."""
+    gw = array_namespace(gw).flip(gw, axis=tuple(range(spec.axes))) if spec.flip else gw
+    return weight_as(gw, spec.layout)
 
 
 def to_weight_adjoint(x: Array, gy: Array, spec: ConvSpec) -> tuple[Array, Array]:
@@ -106,10 +110,7 @@ def to_weight_adjoint(x: Array, gy: Array, spec: ConvSpec) -> tuple[Array, Array
 
 def from_weight_adjoint(gw: Array, spec: ConvSpec) -> Array:
     """The weight's gradient in the user's layout, from what the `weight_adjoint` gives: (C / G, *window, F)."""
-    xp = array_namespace(gw)
-    gw = xp.moveaxis(gw, 0, -2)
-    gw = xp.flip(gw, axis=tuple(range(spec.axes))) if spec.flip else gw
-    return weight_as(gw, spec.layout)
+    return as_weight(array_namespace(gw).moveaxis(gw, 0, -2), spec)
 
 
 def weight_at(w: Array, spec: ConvSpec, offset: Sizes) -> Array:
@@ -360,6 +361,11 @@ def untap(v: Array, spec: Windows, offset: Sizes) -> Array:
     return padded_with(v, tuple((o * d, whole - o * d - n) for o, d, whole, n in axes), 0)
 
 
+def surrounded(x: Array, spec: ConvSpec, fill: complex = 0) -> Array:
+    """What the windows of a convolution slide over: x with the zeros of its input dilation, and padded."""
+    return pad(spread(x, spec.input_dilation, first_axis=1), spec, fill)
+
+
 def pad(x: Array, spec: ConvSpec | PoolSpec, fill: complex = 0) -> Array:
     """x (N, *size, ...) with the spec's padding around its spatial axes."""
     mode = spec.padding_mode
@@ -368,13 +374,12 @@ def pad(x: Array, spec: ConvSpec | PoolSpec, fill: complex = 0) -> Array:
     xp = array_namespace(x)
     for axis, (n, pads) in enumerate(zip(spec.size, spec.padding, strict=True), start=1):
         if any(pads):
-            x = xp.take(x, _source(xp, n, pads, mode, device(x)), axis=axis)
+            x = xp.take(x, padding_source(xp, n, *pads, mode, device(x)), axis=axis)
     return x
 
 
-def _source(xp: Any, n: int, pads: tuple[int, int], mode: str, where: Any) -> Array:
-    """`padding_source` as an array."""
-    before, after = pads
+def padding_source(xp: Any, n: int, before: int, after: int, mode: str, where: Any = None) -> Array:
+    """Where each element of a padded axis comes from, as `numpy.pad` has it, also beyond the axis' own length."""
     p = xp.arange(-before, n + after, dtype=index_dtype(xp), device=where)
     if mode == "edge":
         return xp.clip(p, 0, n - 1)
@@ -401,7 +406,7 @@ def unpad(gx: Array, spec: ConvSpec | PoolSpec) -> Array:
 def copies_of(n: int, before: int, after: int, mode: str) -> tuple[Sizes, ...]:
     """For each element of an axis the padded positions it was copied to, one tuple per copy, ended by the length."""
     places: list[list[int]] = [[] for _ in range(n)]
-    for position, source in enumerate(padding_source(n, before, after, mode)):
+    for position, source in enumerate(padding_source(host, n, before, after, mode).tolist()):
         places[source].append(position)
     most, none = max(map(len, places)), n + before + after
     return tuple(tuple(p[copy] if copy < len(p) else none for p in places) for copy in range(most))

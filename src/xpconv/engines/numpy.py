@@ -7,11 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu.plan import Tile, conv_plan, expected_seconds, row_bytes, spectra_plan, tiles, tiling
+from xpconv.cpu.plan import Tile, conv_plan, row_bytes, spectra_plan, tiles, tiling
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
-from xpconv.engines.agnostic import channels_last, epilogue, exchanged, pad, tap, unpad, weight_as, weight_last
-from xpconv.engines.spacing import spread
+from xpconv.engines.agnostic import (
+    as_weight,
+    channels_last,
+    epilogue,
+    exchanged,
+    pad,
+    surrounded,
+    tap,
+    unpad,
+    weight_last,
+)
 from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
@@ -33,10 +42,10 @@ def conv(
     precision: str,  # noqa: ARG001  a CPU has one
     method: str,
 ) -> Array:
-    """Patches times weights, tile by tile; tap by tap where a group has one channel; spectra for large windows."""
+    """Patches times weights in tiles, products tap by tap, or spectra: what the plan expects to be the fastest."""
     dtype = x.dtype
     chosen = _conv_plan(x, spec, method).method
-    x = pad(spread(channels_last(widened(x), spec.layout), spec.input_dilation, first_axis=1), spec, fill_value)
+    x = surrounded(channels_last(widened(x), spec.layout), spec, fill_value)
     w = weight_last(widened(w), spec.layout)
     algorithm = _spectral_if_finite if (chosen, method) == ("fft", "auto") else _ALGORITHMS[chosen]
     y = algorithm(x, w, spec)
@@ -47,18 +56,26 @@ def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan |
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
     if operation == "conv":
         return _conv_plan(x, spec, options["method"])
-    if operation == "conv_grad_input" and (adjoint := _spectral_adjoint(x, spec, spec.input_adjoint, "direct")):
-        return adjoint
-    if operation == "conv_grad_weight" and (adjoint := _spectral_adjoint(x, spec, spec.weight_adjoint, "gemm")):
-        return adjoint
+    side = operation.removeprefix("conv_grad_")
+    if side != operation and _spectral(x) and (spectra := spectra_plan(spec, side)):
+        return spectra
     if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
         return None
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, _itemsize(x), current_limit())
         return Plan("gemm", "patches, transposed, times gy", tile, workspace)
-    if operation == "unfold":
-        return Plan("direct", "the strided windows, copied out")
-    return Plan("direct", "one pass over the result per tap", "the whole result, tap by tap")
+    return Plan("direct", _DIRECT[operation])
+
+
+_DIRECT = {  # what is done to the whole result at once
+    "conv_grad_input": "one product per tap, added where the tap reads",
+    "unfold": "the strided windows, copied out",
+    "max_pool": "running maxima, axis by axis",
+    "sum_pool": "running sums, axis by axis",
+    "avg_pool": "running sums, axis by axis, divided",
+    "max_unpool": "every value put at its index",
+    "max_pool_grad": "every gradient added at its index",
+}
 
 
 def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
@@ -125,11 +142,6 @@ def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     return _gemm(x, w, spec)
 
 
-def _through_spectra(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """A convolution, channels last and not yet padded, by spectra if all stays finite."""
-    return _spectral_if_finite(pad(spread(x, spec.input_dilation, first_axis=1), spec), w, spec)
-
-
 def windows(x: Array, spec: Windows) -> Array:
     """A view of padded `x` as (N, *out, *window, C), without a copy."""
     steps = x.strides[1:-1]
@@ -149,32 +161,25 @@ _ALGORITHMS = {"direct": _direct, "gemm": _gemm, "fft": fft.conv}
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
     """One product per tap, added where the tap reads; by spectra where the window is large."""
     dtype = gy.dtype
-    w = exchanged(weight_last(w, spec.layout), spec.groups)
-    if _spectral_adjoint(gy, spec, spec.input_adjoint, "direct"):
-        gy, w = channels_last(widened(gy), spec.layout), widened(w)
-        gx = _through_spectra(gy, w, spec.input_adjoint)
-        return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
-    gy, w = channels_last(widened(gy), spec.layout), widened(w)
-    gx = np.zeros((spec.batch, *spec.padded_size, spec.channels), dtype=gy.dtype)
-    for o in spec.taps:
-        here = tap(gx, spec, o)
-        here += agnostic.product_of_groups(gy, agnostic.weight_at(w, spec, o), spec.groups)
-    return np.ascontiguousarray(epilogue(unpad(gx, spec), bias, activation, spec.layout, dtype))
-
-
-def _spectral_adjoint(x: Array, spec: ConvSpec, adjoint: ConvSpec, usual: str) -> Plan | None:
-    """The plan of a gradient as a convolution of spectra, where that beats the usual way."""
-    if spec.padding_mode != "zeros" or not _spectral(x):
-        return None
-    return spectra_plan(adjoint, expected_seconds(spec)[usual])
+    gy, w = channels_last(widened(gy), spec.layout), exchanged(weight_last(widened(w), spec.layout), spec.groups)
+    if _spectral(gy) and spectra_plan(spec, "input"):
+        gx = _spectral_if_finite(surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
+    else:
+        padded = np.zeros((spec.batch, *spec.padded_size, spec.channels), dtype=gy.dtype)
+        for o in spec.taps:
+            here = tap(padded, spec, o)
+            here += agnostic.product_of_groups(gy, agnostic.weight_at(w, spec, o), spec.groups)
+        gx = unpad(padded, spec)
+    return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """Patches, transposed, times `gy`, tile by tile; by spectra where the window is large."""
     dtype = x.dtype
-    if _spectral_adjoint(x, spec, spec.weight_adjoint, "gemm"):
+    if _spectral(x) and spectra_plan(spec, "weight"):
         x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
-        gw = _through_spectra(*agnostic.to_weight_adjoint(x, gy, spec), spec.weight_adjoint)
+        x, gy = agnostic.to_weight_adjoint(x, gy, spec)
+        gw = _spectral_if_finite(surrounded(x, spec.weight_adjoint), gy, spec.weight_adjoint)
         return np.ascontiguousarray(agnostic.from_weight_adjoint(gw, spec).astype(dtype, copy=False))
     if spec.groups > 1:
         return NotImplemented  # the agnostic engine's batched products serve groups as well
@@ -187,9 +192,7 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
         gw += patches.T @ gy[tile.images, tile.rows].reshape(len(patches), spec.filters)
         del patches  # before the next tile's are made
     gw = gw.reshape(*spec.window, spec.channels, spec.filters)
-    if spec.flip:
-        gw = np.flip(gw, axis=tuple(range(spec.axes)))
-    return np.ascontiguousarray(weight_as(gw, spec.layout).astype(dtype, copy=False))
+    return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
 
 
 # --- Patches and pooling ----------------------------------------------------------------------------------------------

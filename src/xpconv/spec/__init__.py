@@ -17,7 +17,6 @@ from xpconv.spec.arguments import (
 )
 from xpconv.spec.convolution import conv_grad_input_spec, conv_grad_weight_spec, conv_spec, conv_transpose_spec
 from xpconv.spec.forms import Form, check_bias
-from xpconv.spec.padding import padding_source
 from xpconv.spec.pooling import adaptive_spec, avg_pool_grad_spec, fold_spec, global_axes, pool_spec, scatter_spec
 from xpconv.spec.signal import Pairing, signal_spec
 from xpconv.spec.windows import (
@@ -64,7 +63,6 @@ __all__ = [
     "integers",
     "one_of",
     "padding_per_axis",
-    "padding_source",
     "per_axis",
     "pool_spec",
     "scatter_spec",

@@ -1,4 +1,4 @@
-"""How much a named padding adds, and where padded elements come from."""
+"""How much a named padding adds."""
 
 from __future__ import annotations
 
@@ -28,21 +28,3 @@ def named_padding(padding: str, n: int, m: int, s: int, d: int, flip: bool) -> t
     total = max((-(-n // s) - 1) * s + total + 1 - n, 0)
     half = total // 2
     return (half, total - half) if padding == "same_upper" else (total - half, half)
-
-
-def padding_source(n: int, before: int, after: int, mode: str) -> Sizes:
-    """Where each element of a padded axis comes from, as `numpy.pad` has it, also beyond the axis' own length.
-
-    >>> padding_source(3, 2, 2, "reflect")
-    (2, 1, 0, 1, 2, 1, 0)
-    """
-    period = {"edge": 1, "wrap": n, "symmetric": 2 * n, "reflect": max(2 * (n - 1), 1)}[mode]
-
-    def source(p: int) -> int:
-        if mode == "edge":
-            return min(max(p, 0), n - 1)
-        p %= period
-        mirrored = 2 * n - 1 - p if mode == "symmetric" else period - p
-        return p if p < n else mirrored
-
-    return tuple(source(p) for p in range(-before, n + after))
