@@ -8,7 +8,8 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from xpconv.activations import checked_activation
-from xpconv.dispatch import Request, arrays_of, cast_fill, check_out, promoted
+from xpconv.dispatch import arrays_of, cast_fill, check_out, promoted
+from xpconv.request import Request
 from xpconv.spec import (
     Array,
     Form,
@@ -125,8 +126,8 @@ def _conv(
     named, called = _activation(name, activation, x)
     options = {"fill_value": fill, "activation": named, "precision": precision, "method": method}
     return Request(
-        "conv", (x[form.x], w[form.w], _bias(bias, spec.filters, form)), spec, options,
-        drop=form.y, then=called, out=user_out,
+        "conv", (x, w, _bias(bias, spec.filters, form)), spec, options,
+        lift=(form.x, form.w), drop=form.y, then=called, out=user_out,
     )  # fmt: skip
 
 
@@ -186,8 +187,8 @@ def _conv_transpose(
     spec, form = conv_transpose_spec(tuple(x.shape), tuple(w.shape), output_padding=extra, **geometry)
     x, w, bias = promoted(name, None, x, w, bias)
     named, called = _activation(name, activation, x)
-    arrays = (x[form.x], w[form.w], _bias(bias, spec.channels, form))
-    return Request("conv_grad_input", arrays, spec, {"activation": named}, drop=form.y, then=called)
+    arrays, lift = (x, w, _bias(bias, spec.channels, form)), (form.x, form.w)
+    return Request("conv_grad_input", arrays, spec, {"activation": named}, lift=lift, drop=form.y, then=called)
 
 
 # --- Gradients --------------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def _conv_grad_input(
         **_steps(axes, stride, padding, dilation, groups, layout),
     )
     gy, w = promoted(variant.name, None, gy, w)[:2]
-    return Request("conv_grad_input", (gy[form.x], w, None), spec, drop=form.y)
+    return Request("conv_grad_input", (gy, w, None), spec, lift=(form.x,), drop=form.y)
 
 
 def _conv_grad_weight(
@@ -295,7 +296,7 @@ def _conv_grad_weight(
         **_steps(axes, stride, padding, dilation, groups, layout),
     )
     x, gy = promoted(variant.name, None, x, gy)[:2]
-    return Request("conv_grad_weight", (x[form.x], gy[form.x]), spec)
+    return Request("conv_grad_weight", (x, gy), spec, lift=(form.x, form.x))
 
 
 # --- Shared by the bodies ---------------------------------------------------------------------------------------------

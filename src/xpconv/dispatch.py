@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from numbers import Number
@@ -19,62 +18,48 @@ from typing import Any
 import array_api_compat
 
 from xpconv.dtypes import KINDS, NO_ARITHMETIC, kind, kind_of, short_name
+from xpconv.plan import Arrays
+from xpconv.request import WHOLE, Request
 from xpconv.spec import Array
 from xpconv.workspace import workspace_limit
 
-_ENGINES = ("numpy", "torch", "jax")  # every other library of the array API runs on the agnostic engine
+_ENGINES = ("numpy", "cupy", "torch", "jax")  # every other library of the array API runs on the agnostic engine
 _SAME_LIBRARY = {"jaxlib": "jax", "ml_dtypes": "numpy"}
 _OPTIONAL = ("bias", "out")
-_WHOLE = (...,)
-
-
-@dataclass(slots=True)
-class Request:
-    """One call, described: what to compute, on which arrays, and how the result is handed over."""
-
-    operation: str  # the engine's function
-    arrays: tuple[Array | None, ...]  # full forms, one dtype; the first is never None
-    spec: Any
-    options: dict[str, Any] = field(default_factory=dict)
-    drop: tuple[Any, ...] = _WHOLE  # index that removes the axes the user's arrays did not have
-    then: Callable[[Any], Any] | None = None  # applied to the whole result, last of all
-    out: Array | None = None
-    reference_methods: bool = False  # a method that the array's engine lacks is taken from the agnostic engine
 
 
 def run(request: Request) -> Any:
     """Compute what the request describes."""
-    engine = engine_of(request)
+    engine, arrays = engine_of(request), request.arrays
     try:
-        result = _computed(engine, request)
+        result = _computed(engine, request, arrays)
     except MemoryError:  # CuPy's is one too: once more, with the smallest tiles
         with workspace_limit(1):
-            result = _computed(engine, request)
+            result = _computed(engine, request, arrays)
     if isinstance(result, tuple):
-        result = tuple(_as_asked(part, request) for part in result)
+        result = tuple(_as_asked(part, request, arrays) for part in result)
     else:
-        result = _as_asked(result, request)
+        result = _as_asked(result, request, arrays)
     if request.then is not None:
         result = request.then(result)
     return result if request.out is None else _write(request.out, result)
 
 
-def _as_asked(result: Array, request: Request) -> Array:
+def _as_asked(result: Array, request: Request, arrays: Arrays) -> Array:
     """The result without the axes that the user's arrays did not have, in memory of its own."""
-    if request.drop != _WHOLE:
+    if request.drop != WHOLE:
         result = result[request.drop]
-    shared = any(array is not None and _overlap(result, array) for array in request.arrays)
+    shared = any(array is not None and _overlap(result, array) for array in arrays)
     return array_api_compat.array_namespace(result).asarray(result, copy=True) if shared else result
 
 
-def _computed(engine: ModuleType, request: Request) -> Any:
+def _computed(engine: ModuleType, request: Request, arrays: Arrays) -> Any:
     """The engine's result, or the agnostic engine's where it declines."""
-    result = _call(engine, request) if hasattr(engine, request.operation) else NotImplemented
-    return _call(agnostic_engine(), request) if result is NotImplemented else result
-
-
-def _call(engine: ModuleType, request: Request) -> Any:
-    return getattr(engine, request.operation)(*request.arrays, request.spec, **request.options)
+    operation = getattr(engine, request.operation, None)
+    result = NotImplemented if operation is None else operation(*arrays, request.spec, **request.options)
+    if result is NotImplemented:
+        return getattr(agnostic_engine(), request.operation)(*arrays, request.spec, **request.options)
+    return result
 
 
 # --- Engines ----------------------------------------------------------------------------------------------------------
@@ -104,7 +89,7 @@ def agnostic_engine() -> ModuleType:
 
 def engine_of(request: Request) -> ModuleType:
     """The engine that is asked first; it must have the method that was asked for."""
-    engine = engine_for(type(request.arrays[0]))  # type: ignore[arg-type]  # mypy: a type may be unhashable
+    engine = engine_for(type(request.given[0]))  # type: ignore[arg-type]  # mypy: a type may be unhashable
     method = request.options.get("method", "auto")
     if request.reference_methods and method not in engine.METHODS:
         engine = agnostic_engine()
@@ -307,6 +292,8 @@ def _overlap(first: Array, second: Array) -> bool:
             return True  # their bounds overlap, and proving more would take too long
     if array_api_compat.is_torch_array(first):
         return _storage(first) is not None and _storage(first) == _storage(second)
+    if array_api_compat.is_cupy_array(first):
+        return bool(array_api_compat.array_namespace(first).may_share_memory(first, second))  # by their bounds
     return first is second
 
 

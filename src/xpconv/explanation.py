@@ -9,9 +9,10 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from xpconv.dispatch import Request, agnostic_engine, engine_of
+from xpconv.dispatch import agnostic_engine, engine_of
 from xpconv.dtypes import kind_of
 from xpconv.plan import operations
+from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, PoolSpec
 
 
@@ -94,7 +95,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 def explained(request: Request) -> Explanation:
     """The explanation of a call that is already described."""
     engine, plan = engine_of(request), None
-    arguments = request.operation, request.arrays[0], request.spec, request.options
+    arguments = request.operation, request.arrays, request.spec, request.options
     if hasattr(engine, request.operation):
         plan = engine.plan(*arguments)
     if plan is None:
@@ -114,13 +115,13 @@ def explained(request: Request) -> Explanation:
 
 def _bytes_moved(request: Request) -> int:
     """Inputs read once, result written once."""
-    sizes = [math.prod(array.shape) for array in request.arrays if array is not None]
+    sizes = [math.prod(array.shape) for array in request.given if array is not None]
     if isinstance(request.spec, ConvSpec):
         shapes = (request.spec.x_shape, request.spec.w_shape, request.spec.y_shape)
         sizes = [*map(math.prod, shapes), *sizes[2:]]  # forward and gradients move the same three
     elif isinstance(request.spec, PoolSpec):
         sizes = [math.prod(request.spec.x_shape), math.prod(request.spec.y_shape)]
-    return sum(sizes) * _itemsize(request.arrays[0])
+    return sum(sizes) * _itemsize(request.given[0])
 
 
 def _itemsize(x: Array) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpconv.dispatch import Request, arrays_of
+from xpconv.dispatch import arrays_of
+from xpconv.request import Request
 from xpconv.spec import (
     Array,
     Layout,
@@ -60,7 +61,7 @@ def _unfold(
         tuple(x.shape), name=variant.name, ceil_mode=False, plain=False,
         **_geometry(axes, window, stride, padding, dilation, layout),
     )  # fmt: skip
-    return Request("unfold", (x[form.x],), spec, drop=form.y)
+    return Request("unfold", (x,), spec, lift=(form.x,), drop=form.y)
 
 
 def _fold(
@@ -102,7 +103,7 @@ def _fold(
         tuple(patches.shape), size=per_axis("size", size, axes, least=0),
         **_geometry(axes, window, stride, padding, dilation, layout),
     )  # fmt: skip
-    return Request("fold", (patches[form.x],), spec, drop=form.y)
+    return Request("fold", (patches,), spec, lift=(form.x,), drop=form.y)
 
 
 def _geometry(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from xpconv.spec import ConvSpec, PoolSpec
+from xpconv.spec import Array, ConvSpec, PoolSpec
+
+Arrays: TypeAlias = tuple[Array | None, ...]  # of one call, the first never None
 
 
 @dataclass(frozen=True)

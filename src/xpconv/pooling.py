@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from array_api_compat import array_namespace, is_dask_array
+from array_api_compat import array_namespace, is_cupy_array, is_dask_array
 
-from xpconv.dispatch import Request, arrays_of
+from xpconv.dispatch import arrays_of
 from xpconv.dtypes import index_dtype, kind_of
+from xpconv.request import Request
 from xpconv.spec import (
     Array,
     Form,
@@ -79,8 +80,8 @@ def _max_pool(
     spec, form = _geometry(variant, x, window, stride, padding, dilation, ceil_mode, layout)
     options = {"return_indices": return_indices}
     if variant.flip:
-        return Request("max_pool", (_mirrored(x)[form.x],), spec, options, drop=form.y, then=_mirrored_values)
-    return Request("max_pool", (x[form.x],), spec, options, drop=form.y)
+        return Request("max_pool", (_mirrored(x),), spec, options, lift=(form.x,), drop=form.y, then=_mirrored_values)
+    return Request("max_pool", (x,), spec, options, lift=(form.x,), drop=form.y)
 
 
 def _mirrored(x: Array) -> Array:
@@ -123,7 +124,7 @@ def _sum_pool(
     """
     (x,) = arrays_of(variant.name, x=x)
     spec, form = _geometry(variant, x, window, stride, padding, dilation, ceil_mode, layout)
-    return Request("sum_pool", (x[form.x],), spec, drop=form.y)
+    return Request("sum_pool", (x,), spec, lift=(form.x,), drop=form.y)
 
 
 def _avg_pool(
@@ -164,7 +165,7 @@ def _avg_pool(
     (x,) = arrays_of(variant.name, x=x)
     spec, form = _geometry(variant, x, window, stride, padding, dilation, ceil_mode, layout)
     options = {"count_include_pad": bool(count_include_pad), "divisor": _checked_divisor(divisor)}
-    return Request("avg_pool", (_as_float(x)[form.x],), spec, options, drop=form.y)
+    return Request("avg_pool", (_as_float(x),), spec, options, lift=(form.x,), drop=form.y)
 
 
 def _lp_pool(
@@ -202,7 +203,7 @@ def _lp_pool(
     if not (isinstance(p, (int, float)) and 0 < p < math.inf):
         raise ValueError(f"p must be positive and finite, got p={p!r}; for the maximum take max_pool of |x|")
     spec, form = _geometry(variant, x, window, stride, padding, dilation, ceil_mode, layout)
-    return Request("lp_pool", (_as_float(x)[form.x],), spec, {"p": p}, drop=form.y)
+    return Request("lp_pool", (_as_float(x),), spec, {"p": p}, lift=(form.x,), drop=form.y)
 
 
 # --- Whole maps, and wanted sizes -------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def _adaptive_max_pool(
     (x,) = arrays_of(variant.name, x=x)
     _require_order(variant.name, x)
     spec, form = _adaptive_geometry(variant, x, size, layout)
-    return Request("adaptive_max_pool", (x[form.x],), spec, {"return_indices": return_indices}, drop=form.y)
+    return Request("adaptive_max_pool", (x,), spec, {"return_indices": return_indices}, lift=(form.x,), drop=form.y)
 
 
 def _adaptive_avg_pool(variant: Variant, x: Array, size: PerAxis, *, layout: Layout = "channels_last") -> Request:
@@ -319,7 +320,7 @@ def _adaptive_avg_pool(variant: Variant, x: Array, size: PerAxis, *, layout: Lay
     """
     (x,) = arrays_of(variant.name, x=x)
     spec, form = _adaptive_geometry(variant, x, size, layout)
-    return Request("adaptive_avg_pool", (_as_float(x)[form.x],), spec, drop=form.y)
+    return Request("adaptive_avg_pool", (_as_float(x),), spec, lift=(form.x,), drop=form.y)
 
 
 # --- Back to the input ------------------------------------------------------------------------------------------------
@@ -364,7 +365,8 @@ def _max_pool_grad(
 ) -> Request:
     """Take the gradient of `max_pool`, or of `min_pool`, back to its input.
 
-    ``gx[n, indices[n, i, c], c] += gy[n, i, c]``; windows of nothing but padding, index -1, give nothing.
+    ``gx[n, indices[n, i, c], c] += gy[n, i, c]``; windows of nothing but padding, index -1, give nothing. An index
+    outside the plane raises; of CuPy arrays, where looking would make the host wait for the device, it gives nothing.
 
     Parameters
     ----------
@@ -436,7 +438,7 @@ def _avg_pool_grad(
         layout=checked_layout(layout),
     )
     options = {"count_include_pad": bool(count_include_pad), "divisor": _checked_divisor(divisor)}
-    return Request("avg_pool_grad", (_as_float(gy)[form.x],), spec, options, drop=form.y)
+    return Request("avg_pool_grad", (_as_float(gy),), spec, options, lift=(form.x,), drop=form.y)
 
 
 # --- Shared by the bodies ---------------------------------------------------------------------------------------------
@@ -486,10 +488,13 @@ def _scatter(
     sizes = per_axis("size", size, _axes(variant, values, size), least=0)
     shapes = tuple(values.shape), tuple(indices.shape)
     spec, form = scatter_spec(*shapes, name=variant.name, argument=argument, size=sizes, layout=checked_layout(layout))
-    _check_inside(indices, math.prod(sizes), least=0 if operation == "max_unpool" else -1)
+    if operation == "max_unpool":
+        _check_inside(indices, math.prod(sizes), least=0)
+    elif not is_cupy_array(indices):  # to look would make the host wait, once for every layer that trains
+        _check_inside(indices, math.prod(sizes), least=-1)
     xp = array_namespace(indices)
     indices = xp.astype(indices, index_dtype(xp), copy=False)  # a narrow one cannot count the plane
-    return Request(operation, (values[form.x], indices[form.x]), spec, drop=form.y)
+    return Request(operation, (values, indices), spec, lift=(form.x, form.x), drop=form.y, by_value=True)
 
 
 def _check_inside(indices: Array, places: int, least: int) -> None:

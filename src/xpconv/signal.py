@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeAlias
 
 from array_api_compat import array_namespace, device
 
-from xpconv.dispatch import Request, arrays_of, cast_number, promoted
+from xpconv.dispatch import arrays_of, cast_number, promoted
 from xpconv.dtypes import kind_of
+from xpconv.request import Request
 from xpconv.spec import MODES, Array, Pairing, Sizes, integers, one_of, signal_spec
 from xpconv.variants import Variant, public
 

@@ -12,7 +12,8 @@ from functools import wraps
 from string import Template
 from typing import Any, Concatenate, ParamSpec
 
-from xpconv.dispatch import Request, run
+from xpconv.repeats import Repeats
+from xpconv.request import Request
 
 P = ParamSpec("P")
 
@@ -40,9 +41,11 @@ def public(body: Callable[Concatenate[Variant, P], Request], variant: Variant, *
             _check_call(variant.name, signature, args, kwargs)
             raise
 
+    repeats = Repeats(request)
+
     @wraps(body)
     def function(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return run(request(*args, **kwargs))
+        return repeats(args, kwargs)
 
     function.__name__ = function.__qualname__ = variant.name
     function.__doc__ = Template(inspect.cleandoc(body.__doc__ or "")).substitute(name=variant.name, **words)

@@ -21,7 +21,7 @@ from xpconv.activations import ACTIVATIONS
 from xpconv.dtypes import index_dtype, kind, widened
 from xpconv.engines import fft
 from xpconv.engines.spacing import spread
-from xpconv.plan import Plan
+from xpconv.plan import Arrays, Plan
 from xpconv.spec import (
     AdaptiveSpec,
     Array,
@@ -35,7 +35,7 @@ from xpconv.spec import (
 METHODS = ("auto", "direct", "fft")
 
 
-def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan:  # noqa: ARG001  as every engine's
+def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan:  # noqa: ARG001  as every engine's
     """What this engine does with these arguments: always the same."""
     if options.get("method") == "fft":
         return Plan("fft", "asked for")

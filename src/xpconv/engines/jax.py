@@ -19,7 +19,7 @@ from jax import lax
 from xpconv.dtypes import widened
 from xpconv.engines import agnostic
 from xpconv.engines.agnostic import channels_last
-from xpconv.plan import Plan
+from xpconv.plan import Arrays, Plan
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, in_layout
 
 METHODS = ("auto",)
@@ -35,8 +35,9 @@ DECLINED = {
 _PRECISION = {"highest": lax.Precision.HIGHEST, "tf32": lax.Precision.DEFAULT}
 
 
-def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:
+def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    x = arrays[0]
     declined = {
         "conv": not _convolves(x),
         "conv_grad_input": not _convolves(x),

@@ -21,7 +21,7 @@ from xpconv.engines.agnostic import (
     unpad,
     weight_last,
 )
-from xpconv.plan import Plan
+from xpconv.plan import Arrays, Plan
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
 
@@ -52,8 +52,9 @@ def conv(
     return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, dtype))
 
 
-def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:
+def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    x = arrays[0]
     if operation == "conv":
         return _conv_plan(x, spec, options["method"])
     side = operation.removeprefix("conv_grad_")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from xpconv.dtypes import widened
 from xpconv.engines import agnostic
-from xpconv.plan import Plan
+from xpconv.plan import Arrays, Plan
 from xpconv.spec import AdaptiveSpec, Array, ConvSpec, PoolSpec, ScatterSpec, Sizes
 
 METHODS = ("auto",)
@@ -58,9 +58,9 @@ _ADAPTIVE_AVG = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 _MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
-def plan(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:  # noqa: ARG001
+def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:  # noqa: ARG001
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
-    return Plan("native", "torch's own operator") if _TAKES[operation](x, spec) else None
+    return Plan("native", "torch's own operator") if _TAKES[operation](arrays[0], spec) else None
 
 
 # --- Convolution ------------------------------------------------------------------------------------------------------

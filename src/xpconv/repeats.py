@@ -1,0 +1,122 @@
+"""A repeated call: the same arguments but for the values in the arrays, which need not be read and planned again.
+
+What a call means follows from the types, shapes and dtypes of its arrays and from its other arguments. The description
+of a call is therefore remembered by these, and a later call of the same kind goes straight to its engine, or, where the
+engine can prepare it, straight to what the engine would launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Any
+
+from xpconv.dispatch import engine_of, run
+from xpconv.request import Request
+from xpconv.spec import Array
+from xpconv.workspace import current_limit
+
+_MOST = 1024  # descriptions kept for one function; a program that makes more kinds of calls does not repeat them
+_PLAIN = (int, str, type(None), float, bool)
+_Key = tuple[Hashable, ...]
+
+
+class Repeats:
+    """One public function: describes a call the first time it sees its kind, and repeats it later."""
+
+    def __init__(self, describe: Callable[..., Request]) -> None:
+        self._describe = describe
+        self._known: dict[_Key, _Known] = {}
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = _key(args, kwargs)
+        if key is None:
+            return run(self._describe(*args, **kwargs))
+        known = self._known.get(key)
+        if known is not None:
+            return known(args, kwargs)
+        request = self._describe(*args, **kwargs)
+        result = run(request)  # first, so that nothing is remembered of a call that fails
+        if (places := _places(request, args, kwargs)) is not None:
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            self._known[key] = _Known(request, places)
+        return result
+
+
+class _Known:
+    """A call that was described before: its request without arrays, and where the arrays stand in the arguments."""
+
+    def __init__(self, request: Request, places: tuple[int | str | None, ...]) -> None:
+        self._places = places
+        self._replay = _replay(request)
+        self._request = replace(request, given=())  # without the arrays, which would be kept alive
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arrays = tuple(
+            [None if p is None else args[p] if type(p) is int else kwargs[p] for p in self._places]  # type: ignore[index]
+        )
+        if self._replay is not None:
+            try:
+                return self._replay(*arrays)
+            except MemoryError:
+                pass  # once more below, which retries with the smallest tiles
+        return run(replace(self._request, given=arrays))
+
+
+def _replay(request: Request) -> Callable[..., Any] | None:
+    prepare = getattr(engine_of(request), "replay", None)
+    return None if prepare is None else prepare(request)
+
+
+def _places(request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str | None, ...] | None:
+    """Which arguments the request's arrays are; None where one was converted or cast, or the call has a tail."""
+    if request.out is not None or request.then is not None or request.by_value:
+        return None
+    given: dict[int, int | str] = {id(value): place for place, value in enumerate(args)}
+    given |= {id(value): name for name, value in kwargs.items()}
+    places = tuple(None if array is None else given.get(id(array), "") for array in request.given)
+    return None if "" in places else places
+
+
+def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Key | None:
+    """What the meaning of a call follows from; None where that is not plain to see."""
+    parts: list[Hashable] = [current_limit()]
+    for value in args:
+        part = _part(value)
+        if part is None:
+            return None
+        parts.append(part)
+    for name, value in kwargs.items():
+        part = _part(value)
+        if part is None:
+            return None
+        parts += (name, part)
+    return tuple(parts)
+
+
+def _part(value: Any) -> Hashable | None:
+    """One argument's part of the key: a plain value with its type, an array by all but its values."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value
+    if kind is tuple:
+        parts = tuple([_part(entry) for entry in value])
+        return None if None in parts else parts
+    describe = _DESCRIPTIONS.get((kind.__module__, kind.__name__))
+    return None if describe is None else describe(value)
+
+
+def _numpy_array(array: Array) -> Hashable:
+    return "numpy", array.shape, array.dtype
+
+
+def _cupy_array(array: Array) -> Hashable:
+    data = array.data
+    return data.device_id, array.shape, array.dtype, array.strides, data.ptr % 16
+
+
+_DESCRIPTIONS: dict[tuple[str, str], Callable[[Array], Hashable]] = {
+    ("numpy", "ndarray"): _numpy_array,
+    ("cupy", "ndarray"): _cupy_array,
+}

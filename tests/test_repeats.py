@@ -1,0 +1,98 @@
+"""A repeated call goes a shorter way, and must not be told from a first one."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xpconv
+from cases import conv_cases, first, integers, pool_cases, weight_first
+from xpconv.dispatch import run
+
+
+def described(function, *arrays, **options):
+    """The call by the long way."""
+    return run(function.request(*arrays, **options))
+
+
+def values_of(lib, result):
+    parts = result if isinstance(result, tuple) else (result,)
+    return [lib.read(part) for part in parts]
+
+
+def check(lib, function, shapes, dtype, seed, **options):
+    """Three calls with arrays of one kind and new values each time."""
+    rng = np.random.default_rng(seed)
+    for _ in range(3):
+        arrays = [None if shape is None else lib.array(integers(rng, shape, dtype)) for shape in shapes]
+        got, expected = function(*arrays, **options), described(function, *arrays, **options)
+        for part, wanted in zip(values_of(lib, got), values_of(lib, expected), strict=True):
+            assert part.dtype == wanted.dtype
+            np.testing.assert_array_equal(part, wanted)
+
+
+@given(case=conv_cases(), seed=st.integers(0, 99), layout=st.sampled_from(["channels_last", "channels_first"]))
+@settings(max_examples=15)
+def test_convolutions_and_their_gradients(lib, case, seed, layout):
+    if lib.manner == "jit":
+        pytest.skip("a traced call is never repeated by us")
+    x, w = case.x.shape, case.w.shape
+    if layout == "channels_first":
+        x, w = first(case.x).shape, weight_first(case.w).shape
+    bias = None if case.bias is None else case.bias.shape
+    options = {**case.options, "layout": layout}
+    check(lib, getattr(xpconv, case.function), (x, w, bias), case.x.dtype, seed, fill_value=case.fill, **options)
+    y = case.expected().shape if layout == "channels_last" else first(case.expected()).shape
+    grad_input, grad_weight = (getattr(xpconv, f"{case.function}_grad_{side}") for side in ("input", "weight"))
+    check(lib, grad_input, (y, w), case.x.dtype, seed, size=case.x.shape[1:-1], **options)
+    check(lib, grad_weight, (x, y), case.x.dtype, seed, window=case.w.shape[:-2], **options)
+
+
+@given(case=pool_cases(), seed=st.integers(0, 99))
+@settings(max_examples=10)
+def test_poolings(lib, case, seed):
+    if lib.manner == "jit":
+        pytest.skip("a traced call is never repeated by us")
+    for pool in (xpconv.max_pool, xpconv.min_pool, xpconv.avg_pool):
+        check(lib, pool, (case.x.shape,), case.x.dtype, seed, **case.options)
+    check(lib, xpconv.max_pool, (case.x.shape,), case.x.dtype, seed, return_indices=True, **case.options)
+
+
+@pytest.mark.parametrize("shapes", [((9,), (3,)), ((9, 2), (3, 2, 4)), ((2, 9, 2), (3, 2)), ((9,), (3,), ())])
+def test_plain_forms(lib, shapes):
+    check(lib, xpconv.conv1d, shapes, np.float64, 0, padding=1)
+
+
+def test_arguments_that_are_equal_but_not_the_same_are_told_apart():
+    x, w = np.arange(6.0), np.ones(2)
+    xpconv.conv1d(x, w, stride=1)
+    with pytest.raises(ValueError, match="stride must be an integer"):
+        xpconv.conv1d(x, w, stride=1.0)
+
+
+def test_indices_are_checked_every_time():
+    y, indices = np.array([[[5.0]]]), np.array([[[2]]])
+    xpconv.max_unpool(y, indices, size=4)
+    with pytest.raises(ValueError, match="outside the plane"):
+        xpconv.max_unpool(y, indices + 7, size=4)
+
+
+def test_no_array_is_kept_alive():
+    import gc
+    import weakref
+
+    x, w = np.arange(64.0).reshape(1, 64, 1), np.ones((3, 1, 1))
+    for _ in range(2):
+        xpconv.conv1d(x, w, padding=2)
+    alive = weakref.ref(x)
+    del x
+    gc.collect()
+    assert alive() is None
+
+
+def test_views_of_other_strides_are_another_call(cupy):
+    x, w = cupy.arange(40.0).reshape(1, 40, 1), cupy.ones((3, 1, 1))
+    for _ in range(2):
+        assert xpconv.conv1d(x[:, ::2], w).get().ravel()[:2].tolist() == [6, 12]
+        assert xpconv.conv1d(x[:, :20], w).get().ravel()[:2].tolist() == [3, 6]
+        assert xpconv.conv1d(x[:, 19::-1], w).get().ravel()[:2].tolist() == [54, 51]
