@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,6 +12,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+from cuda_emulator.compiler import why_unavailable
+from cuda_emulator.emulated_cupy import emulated_cupy, real_cupy_answers
 
 _QUIET = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors)
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True, suppress_health_check=_QUIET)
@@ -48,28 +52,54 @@ class Library:
         result = function(*own)
         parts = result if isinstance(result, tuple) else (result,)
         assert all(type(part) is type(own[0]) or isinstance(part, type(own[0])) for part in parts)
-        read = tuple(np.asarray(part) for part in parts)
+        read = tuple(map(self.read, parts))
         return read if isinstance(result, tuple) else read[0]
+
+    def read(self, array) -> np.ndarray:
+        """An array of this library's as NumPy's, by the library's own means."""
+        if self.name == "cupy":
+            assert type(array) is self.namespace.ndarray
+            return array.get()
+        return np.asarray(array)
 
 
 def _library(name: str):
-    package = {"strict": "array_api_strict"}.get(name.partition(":")[0], name.partition(":")[0])
-    missing = find_spec(package) is None
-    marks = [pytest.mark.skip(reason=f"{package} is not installed")] if missing else []
-    return pytest.param(name, marks=marks, id=name)
+    reason = _why_not_cupy() if name == "cupy" else _why_not(name.partition(":")[0])
+    return pytest.param(name, marks=[pytest.mark.skip(reason=reason)] if reason else [], id=name)
 
 
-LIBRARIES = ("numpy", "numpy:readonly", "strict", "torch", "jax", "jax:jit")
+def _why_not(name: str) -> str:
+    package = {"strict": "array_api_strict"}.get(name, name)
+    return f"{package} is not installed" if find_spec(package) is None else ""
+
+
+def _why_not_cupy() -> str:
+    reason = None if real_cupy_answers() else why_unavailable()
+    return f"no CUDA device answers to CuPy, and {reason}" if reason else ""
+
+
+LIBRARIES = ("numpy", "numpy:readonly", "strict", "torch", "jax", "jax:jit", "cupy")
 
 
 @pytest.fixture(params=[_library(name) for name in LIBRARIES])
 def lib(request: pytest.FixtureRequest) -> Iterator[Library]:
-    """A library to test on; absent ones skip with a reason. JAX keeps double precision meanwhile."""
-    library = Library(request.param)
-    if not library.name.startswith("jax"):
-        yield library
-        return
-    with pytest.MonkeyPatch.context() as patch, import_module("jax").enable_x64(True):
-        if _PROFILE == "default" and hasattr(request.function, _SETTINGS):
-            patch.setattr(request.function, _SETTINGS, settings.get_profile("compiled"))
-        yield library
+    """A library to test on; absent ones skip with a reason.
+
+    JAX keeps double precision meanwhile. CuPy is the real one where a CUDA device answers, elsewhere an emulation.
+    """
+    with ExitStack() as meanwhile:
+        if request.param == "cupy" and not real_cupy_answers():
+            meanwhile.enter_context(emulated_cupy())
+        if request.param.startswith("jax"):
+            meanwhile.enter_context(import_module("jax").enable_x64(True))
+            patch = meanwhile.enter_context(pytest.MonkeyPatch.context())
+            if _PROFILE == "default" and hasattr(request.function, _SETTINGS):
+                patch.setattr(request.function, _SETTINGS, settings.get_profile("compiled"))
+        yield Library(request.param)
+
+
+@pytest.fixture(params=[_library("cupy")])
+def cupy(request: pytest.FixtureRequest):  # noqa: ARG001  the parameter carries the mark that skips
+    """CuPy: the real one where a CUDA device answers, elsewhere an emulation."""
+    with nullcontext() if real_cupy_answers() else emulated_cupy():
+        yield import_module("cupy")
