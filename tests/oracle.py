@@ -166,3 +166,21 @@ def unfold(x, *, window, stride, dilation, pads):
 def adaptive_spans(n, out):
     """The elements that each of `out` windows covers."""
     return [range(floor(i * n / out), ceil((i + 1) * n / out)) for i in range(out)]
+
+
+def conv_by_taps(x, w, bias, *, flip, stride, dilation, pads, groups):
+    """`conv` with the loop over taps alone, for sizes that plain loops take too long for."""
+    window = w.shape[:-2]
+    per_group, maps = x.shape[-1] // groups, w.shape[-1] // groups
+    xs = padded(x, pads)
+    out = out_size(x.shape[1:-1], window, stride, dilation, pads)
+    y = np.zeros((x.shape[0], *out, w.shape[-1]), dtype=np.result_type(x, w))
+    for k in product(*map(range, window)):
+        axes = zip(k, window, stride, dilation, out, strict=True)
+        cut = tuple(
+            slice(offset_of(a, m, flip) * d, offset_of(a, m, flip) * d + (n - 1) * s + 1, s) for a, m, s, d, n in axes
+        )
+        for g in range(groups):
+            taken = xs[(slice(None), *cut, slice(g * per_group, (g + 1) * per_group))]
+            y[..., g * maps : (g + 1) * maps] += taken @ w[(*k, slice(None), slice(g * maps, (g + 1) * maps))]
+    return y if bias is None else y + bias

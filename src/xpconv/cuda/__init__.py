@@ -1,0 +1,1 @@
+"""What the CuPy engine needs to run `kernels/`: plans, which are pure, and the launching of what they say."""

@@ -1,0 +1,13 @@
+"""Every kernel that a plan can name."""
+
+from __future__ import annotations
+
+from xpconv.cuda.plans import mma, simt, sm90
+from xpconv.cuda.steps import Kernel
+
+_TOPICS = (simt, mma, sm90)
+
+
+def instances(capability: tuple[int, int]) -> list[Kernel]:
+    """The kernels that plans for a device of this compute capability choose from."""
+    return [kernel for topic in _TOPICS for kernel in topic.instances(capability)]

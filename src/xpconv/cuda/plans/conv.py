@@ -1,0 +1,114 @@
+"""Which kernel computes a convolution, its input gradient and its weight gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from xpconv.cuda.geometry import AXES, Geometry, forward, input_gradient, weight_gradient
+from xpconv.cuda.hardware import Hardware
+from xpconv.cuda.kernels import ELEMENTS
+from xpconv.cuda.plans import mma, simt, sm90
+from xpconv.cuda.steps import Unfit, Work
+from xpconv.plan import Plan
+from xpconv.spec import ConvSpec, Sizes
+
+ALIGNMENT = 16  # bytes that a vector load needs
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How an array lies in memory: strides in elements, and whether it starts on a multiple of ALIGNMENT."""
+
+    strides: Sizes
+    aligned: bool
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides between kernels beside the geometry."""
+
+    dtype: str
+    hardware: Hardware
+    limit: int  # bytes of scratch memory
+    precision: str = "highest"
+    method: str = "auto"
+
+
+def _refused(spec: ConvSpec, setting: Setting) -> Unfit | None:
+    """Why no kernel of ours computes this, if none does."""
+    if spec.axes > AXES:
+        return Unfit(f"{spec.axes} spatial axes; the kernels take up to {AXES}")
+    if setting.dtype not in ELEMENTS:
+        return Unfit(f"no kernel for {setting.dtype}")
+    if setting.method in ("direct", "fft"):
+        return Unfit(f"method={setting.method!r}: calls of CuPy")
+    return None
+
+
+@lru_cache(maxsize=4096)
+def conv(
+    spec: ConvSpec, x: Operand, w: Operand, y: Sizes, fill: bytes, activation: str | None, setting: Setting
+) -> Work | Unfit:
+    """The work of a forward convolution."""
+    return _refused(spec, setting) or _chosen(
+        forward(spec, x.strides, w.strides, y, fill=fill, activation=activation), x, w, setting
+    )
+
+
+@lru_cache(maxsize=4096)
+def grad_input(
+    spec: ConvSpec, gy: Operand, w: Operand, gx: Sizes, activation: str | None, setting: Setting
+) -> Work | Unfit:
+    """The work of an input gradient: one convolution of `gy` for each residue of the stride."""
+    if refused := _refused(spec, setting):
+        return refused
+    parts = [
+        _chosen(phase, gy, w, setting)
+        for phase in input_gradient(spec, gy.strides, w.strides, gx, activation=activation)
+    ]
+    return _joined(parts)
+
+
+@lru_cache(maxsize=4096)
+def grad_weight(spec: ConvSpec, x: Operand, gy: Operand, gw: Sizes, setting: Setting) -> Work | Unfit:
+    """The work of a weight gradient."""
+    return _refused(spec, setting) or _chosen(weight_gradient(spec, x.strides, gy.strides, gw), x, gy, setting)
+
+
+def _chosen(g: Geometry, x: Operand, w: Operand, setting: Setting) -> Work | Unfit:
+    """The first kernel that takes the geometry."""
+    reasons = []
+    for work in _candidates(g, x, w, setting):
+        if isinstance(work, Work):
+            return work
+        reasons.append(work.reason)
+    return Unfit("; ".join(reasons))
+
+
+def _candidates(g: Geometry, x: Operand, w: Operand, setting: Setting) -> Iterator[Work | Unfit]:
+    dtype, hardware, limit = setting.dtype, setting.hardware, setting.limit
+    aligned = {"x_aligned": x.aligned, "w_aligned": w.aligned}
+    if dtype in sm90.DTYPES and (dtype != "float32" or setting.precision == "tf32"):
+        yield sm90.wasteful(g, dtype) or sm90.work(g, dtype, hardware, limit, **aligned)
+    yield mma.work(g, dtype, hardware, limit, precision=setting.precision, **aligned)
+    vectors = simt.vectors_fit(g, dtype, x.aligned, w.aligned)
+    yield simt.work(g, simt.chosen(g, dtype, hardware, vectors=vectors), hardware, limit)
+
+
+def _joined(parts: list[Work | Unfit]) -> Work | Unfit:
+    """Works done one after the other; they may share scratch memory, since the launches are in order."""
+    works = [part for part in parts if isinstance(part, Work)]
+    if len(works) < len(parts):
+        return next(part for part in parts if isinstance(part, Unfit))
+    if len(works) == 1:
+        return works[0]
+    scratch: dict[str, int] = {}
+    for work in works:
+        for name, nbytes in work.scratch.items():
+            scratch[name] = max(nbytes, scratch.get(name, 0))
+    largest = max(works, key=lambda work: work.steps[0].grid[0]).plan if works else Plan("gemm", "nothing to do")
+    reason = f"{largest.reason}; {len(works)} convolutions, one for each residue of the stride"
+    steps = tuple(step for work in works for step in work.steps)
+    return Work(steps, replace(largest, reason=reason, workspace=sum(scratch.values())), scratch)

@@ -1,0 +1,56 @@
+"""Compiles kernels to machine code with NVIDIA's run-time compiler, which needs no GPU, and reads what they use."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# What ptxas says of one kernel, between the line that names it and the line that counts its registers.
+_USAGE = re.compile(
+    r"Compiling entry function '(\w+)'.*?"
+    r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+    r"Used (\d+) registers",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel takes of a multiprocessor."""
+
+    registers: int  # of each thread
+    spilled: int  # bytes stored to and loaded from local memory because registers ran out
+
+
+class CompileError(Exception):
+    """The compiler's words."""
+
+
+def compiled(text: str, expressions: list[str], architecture: str, options: tuple[str, ...] = ()) -> dict[str, Usage]:
+    """Usage by name expression, of kernels compiled for "sm_80" and the like."""
+    from cuda.bindings import nvrtc
+
+    def checked(result):
+        status, *values = result
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise CompileError(nvrtc.nvrtcGetErrorString(status)[1].decode())
+        return values[0] if values else None
+
+    program = checked(nvrtc.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], []))
+    try:
+        for expression in expressions:
+            checked(nvrtc.nvrtcAddNameExpression(program, expression.encode()))
+        words = [f"-arch={architecture}", "-std=c++17", "-ftz=true", "-default-device", "--ptxas-options=-v", *options]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])
+        log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
+        checked(nvrtc.nvrtcGetProgramLog(program, log))
+        log = log.decode(errors="replace").strip("\0 \n")
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise CompileError(log)
+        assert checked(nvrtc.nvrtcGetCUBINSize(program)) > 0
+        names = {checked(nvrtc.nvrtcGetLoweredName(program, e.encode())).decode(): e for e in expressions}
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    found = {names[m[1]]: Usage(int(m[4]), int(m[2]) + int(m[3])) for m in _USAGE.finditer(log) if m[1] in names}
+    assert set(found) == set(expressions), log
+    return found
