@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +34,7 @@ _RUNTIME_SOURCES = (
     "undefined.cpp",
     "reports.cpp",
 )
+_DAYS_KEPT = 3
 _OF_A_KERNEL = ("compiler.py", "abi.h", "device.h", "ptx_twins.h", "sm90_twins.h", "entry.h")
 
 # Contraction is off so that a kernel's arithmetic is what its text says: `fmaf` where it says fmaf.
@@ -92,11 +95,16 @@ def kernel_library(source: str, defines: Sequence[str], *, checked: bool) -> Pat
 
 @cache
 def cache_directory() -> Path:
-    """Where the built libraries are kept."""
+    """Where the built libraries are kept; those that nobody has used for days are removed."""
     named = os.environ.get("XPCONV_EMULATOR_CACHE")
     user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
     directory = Path(named) if named else Path(tempfile.gettempdir()) / f"xpconv-cuda-emulator-{user}"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    oldest = time.time() - _DAYS_KEPT * 86400
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError):  # another process cleans up too
+            if path.stat().st_mtime < oldest:
+                path.unlink()
     return directory
 
 
@@ -106,6 +114,7 @@ def _build(library: Path, sources: dict[Path, str], *commands: Sequence[str]) ->
     One process builds; the others wait for it, and see the library only when it is complete.
     """
     if library.exists():
+        library.touch()
         return
     with library.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -130,7 +139,8 @@ def _digest(*parts: str | bytes) -> str:
     return digest.hexdigest()[:24]
 
 
-def _contents(patterns: Sequence[str]) -> list[bytes]:
+@cache
+def _contents(patterns: tuple[str, ...]) -> list[bytes]:
     return [path.read_bytes() for pattern in patterns for path in sorted(HERE.glob(pattern))]
 
 
