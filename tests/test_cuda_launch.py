@@ -130,3 +130,19 @@ def test_an_out_that_overlaps_an_input_is_refused(cupy):
         xpconv.conv1d(x[:5], cupy.ones(2), out=x[1:5])
     apart = cupy.zeros(12)
     xpconv.conv1d(apart[:5], cupy.ones(2), out=apart[6:10])
+
+
+def test_results_lie_on_the_device_of_their_input():
+    from cuda_emulator.emulated_cupy import emulated_cupy, real_cupy_answers
+
+    if real_cupy_answers():
+        pytest.skip("a real machine rarely has two devices")
+    with emulated_cupy(devices=2) as cupy:
+        with cupy.cuda.Device(1):
+            x, w = cupy.ones((1, 6, 6, 2), dtype=np.float32), cupy.ones((3, 3, 2, 2), dtype=np.float32)
+        for _ in range(2):
+            assert xpconv.conv2d(x, w).device.id == 1
+            assert xpconv.max_pool2d(x, 2).device.id == 1
+            assert xpconv.conv_grad_input(xpconv.conv2d(x, w), w, size=(6, 6)).device.id == 1
+            assert xpconv.global_avg_pool(x).device.id == 1
+        assert cupy.cuda.runtime.getDevice() == 0

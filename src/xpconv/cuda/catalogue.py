@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xpconv.cuda.plans import mma, simt, sm90
+from xpconv.cuda.plans import mma, pooling, pooling_boxes, pooling_scatter, simt, sm90
 from xpconv.cuda.steps import Kernel
 
-_TOPICS = (simt, mma, sm90)
+_TOPICS = (simt, mma, sm90, pooling, pooling_boxes, pooling_scatter)
 
 
 def instances(capability: tuple[int, int]) -> list[Kernel]:

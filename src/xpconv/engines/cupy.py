@@ -12,11 +12,24 @@ from typing import Any
 import cupy
 import numpy as np
 
-from xpconv.cuda import launch
-from xpconv.cuda.geometry import dense, element_strides
+from xpconv.cuda import launch, pooling
+from xpconv.cuda.geometry import dense
 from xpconv.cuda.plans import conv as conv_plans
 from xpconv.cuda.plans.conv import Operand, Setting
 from xpconv.cuda.plans.spectra import Slab, slab_spec, spectra
+from xpconv.cuda.pooling import (
+    adaptive_avg_pool,
+    adaptive_max_pool,
+    avg_pool,
+    avg_pool_grad,
+    global_avg_pool,
+    global_max_pool,
+    lp_pool,
+    max_pool,
+    max_pool_grad,
+    max_unpool,
+    sum_pool,
+)
 from xpconv.cuda.steps import Unfit, Work
 from xpconv.dtypes import short_name, widened
 from xpconv.engines import agnostic, fft
@@ -25,11 +38,32 @@ from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, Sizes
 from xpconv.workspace import current_limit
 
+__all__ = [
+    "METHODS",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "avg_pool",
+    "avg_pool_grad",
+    "conv",
+    "conv_grad_input",
+    "conv_grad_weight",
+    "global_avg_pool",
+    "global_max_pool",
+    "lp_pool",
+    "max_pool",
+    "max_pool_grad",
+    "max_unpool",
+    "plan",
+    "replay",
+    "sum_pool",
+]
 METHODS = ("auto", "direct", "gemm", "fft")
 
 
 def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    if operation in pooling.OPERATIONS:
+        return pooling.plan_of(operation, arrays, spec, options)
     if operation == "conv" and options["method"] == "auto" and (spectral := _spectra(arrays[0], spec)):
         return spectral[1]
     if operation == "conv_grad_input" and spec.padding_mode != "zeros":
@@ -79,6 +113,7 @@ class Job:
 # --- Convolution ------------------------------------------------------------------------------------------------------
 
 
+@launch.on_its_device
 def conv(
     x: Array,
     w: Array,
@@ -110,7 +145,7 @@ def _conv_job(
 ) -> Job | Unfit:
     fill = np.asarray(fill_value, x.dtype).tobytes() if spec.padding_mode == "constant" else b""
     work = conv_plans.conv(
-        spec, _operand(x), _operand(w), dense(spec.y_shape), fill, _activation(x, activation),
+        spec, Operand.of(x), Operand.of(w), dense(spec.y_shape), fill, _activation(x, activation),
         _setting(x, precision, method),
     )  # fmt: skip
     return _job(work, spec.y_shape, ("x", "w", "bias"))
@@ -136,6 +171,7 @@ def _by_spectra(
     return cupy.ascontiguousarray(agnostic.epilogue(y, bias, activation, spec.layout, dtype))
 
 
+@launch.on_its_device
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
     """The same kernels, one launch for each residue of the stride; padding other than zeros is taken back after."""
     if spec.padding_mode != "zeros":
@@ -154,7 +190,7 @@ def _grad_input_job(
     if spec.padding_mode != "zeros":
         return Unfit("the gradient of copied padding is taken back after the kernel")
     work = conv_plans.grad_input(
-        spec, _operand(gy), _operand(w), dense(spec.x_shape), _activation(gy, activation), _setting(gy)
+        spec, Operand.of(gy), Operand.of(w), dense(spec.x_shape), _activation(gy, activation), _setting(gy)
     )
     return _job(work, spec.x_shape, ("x", "w", "bias"))
 
@@ -168,13 +204,14 @@ def _grad_of_padded(gy: Array, w: Array, spec: ConvSpec) -> Array:
     return cupy.ascontiguousarray(agnostic.as_layout(gx, spec.layout).astype(gy.dtype, copy=False))
 
 
+@launch.on_its_device
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The convolution of `x` with `gy`."""
     return _computed(_grad_weight_job(x, gy, spec), x, gy)
 
 
 def _grad_weight_job(x: Array, gy: Array, spec: ConvSpec) -> Job | Unfit:
-    work = conv_plans.grad_weight(spec, _operand(x), _operand(gy), dense(spec.w_shape), _setting(x))
+    work = conv_plans.grad_weight(spec, Operand.of(x), Operand.of(gy), dense(spec.w_shape), _setting(x))
     return _job(work, spec.w_shape, ("x", "w"))
 
 
@@ -197,19 +234,14 @@ def _computed(job: Job | Unfit, *arrays: Array | None) -> Array:
     if isinstance(job, Unfit):
         return NotImplemented
     x: Any = arrays[0]
-    with x.device:
-        y = cupy.empty(job.shape, dtype=x.dtype)
-        if y.size == 0:
-            return y
-        try:
-            launch.run(job.work, dict(zip((*job.names, "y"), (*arrays, y), strict=True)))
-        except launch.KernelUnavailable:
-            return NotImplemented
+    y = cupy.empty(job.shape, dtype=x.dtype)
+    if y.size == 0:
+        return y
+    try:
+        launch.run(job.work, dict(zip((*job.names, "y"), (*arrays, y), strict=True)))
+    except launch.KernelUnavailable:
+        return NotImplemented
     return y
-
-
-def _operand(array: Array) -> Operand:
-    return Operand(element_strides(array), array.data.ptr % conv_plans.ALIGNMENT == 0)
 
 
 def _setting(x: Array, precision: str = "highest", method: str = "auto") -> Setting:

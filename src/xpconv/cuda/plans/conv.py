@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from xpconv.cuda.geometry import AXES, Geometry, forward, input_gradient, weight_gradient
+from xpconv.cuda.geometry import AXES, Geometry, element_strides, forward, input_gradient, weight_gradient
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.kernels import ELEMENTS
 from xpconv.cuda.plans import mma, simt, sm90
 from xpconv.cuda.steps import Unfit, Work
 from xpconv.plan import Plan
-from xpconv.spec import ConvSpec, Sizes
+from xpconv.spec import Array, ConvSpec, Sizes
 
 ALIGNMENT = 16  # bytes that a vector load needs
 
@@ -23,6 +23,11 @@ class Operand:
 
     strides: Sizes
     aligned: bool
+
+    @classmethod
+    def of(cls, array: Array) -> Operand:
+        """How an array on the device lies there."""
+        return cls(element_strides(array), array.data.ptr % ALIGNMENT == 0)
 
 
 @dataclass(frozen=True)
