@@ -22,12 +22,21 @@ class Usage:
     spilled: int  # bytes stored to and loaded from local memory because registers ran out
 
 
+@dataclass(frozen=True)
+class Binary:
+    """Machine code of some kernels, and what each uses, by name expression."""
+
+    cubin: bytes
+    usage: dict[str, Usage]
+    names: dict[str, str]  # name expressions by the names in the code
+
+
 class CompileError(Exception):
     """The compiler's words."""
 
 
-def compiled(text: str, expressions: list[str], architecture: str, options: tuple[str, ...] = ()) -> dict[str, Usage]:
-    """Usage by name expression, of kernels compiled for "sm_80" and the like."""
+def compiled(text: str, expressions: list[str], architecture: str, options: tuple[str, ...] = ()) -> Binary:
+    """Kernels compiled for "sm_80" and the like."""
     from cuda.bindings import nvrtc
 
     def checked(result):
@@ -47,10 +56,12 @@ def compiled(text: str, expressions: list[str], architecture: str, options: tupl
         log = log.decode(errors="replace").strip("\0 \n")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise CompileError(log)
-        assert checked(nvrtc.nvrtcGetCUBINSize(program)) > 0
+        cubin = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
+        checked(nvrtc.nvrtcGetCUBIN(program, cubin))
         names = {checked(nvrtc.nvrtcGetLoweredName(program, e.encode())).decode(): e for e in expressions}
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     found = {names[m[1]]: Usage(int(m[4]), int(m[2]) + int(m[3])) for m in _USAGE.finditer(log) if m[1] in names}
     assert set(found) == set(expressions), log
-    return found
+    assert "C75" not in log, f"the compiler waits between products that should overlap: {log}"
+    return Binary(cubin, found, names)

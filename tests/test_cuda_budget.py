@@ -60,7 +60,7 @@ def budgets() -> dict[tuple[str, str], int]:
 def usage(capability, file, kernels):
     architecture = ARCHITECTURES[capability]
     options = tuple(option for option in kernels[0].options if not option.startswith("-arch"))
-    return compiled(source.text(file), [kernel.expression for kernel in kernels], architecture, options)
+    return compiled(source.text(file), [kernel.expression for kernel in kernels], architecture, options).usage
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from xpconv.cuda.plans import mma, pooling, pooling_boxes, pooling_scatter, simt, sm90
+from xpconv.cuda.plans import (
+    depthwise,
+    layout,
+    mma,
+    patches,
+    pooling,
+    pooling_boxes,
+    pooling_scatter,
+    simt,
+    sm90,
+    stem,
+)
 from xpconv.cuda.steps import Kernel
 
-_TOPICS = (simt, mma, sm90, pooling, pooling_boxes, pooling_scatter)
+_TOPICS = (simt, mma, sm90, depthwise, stem, pooling, pooling_boxes, pooling_scatter, patches, layout)
 
 
 def instances(capability: tuple[int, int]) -> list[Kernel]:

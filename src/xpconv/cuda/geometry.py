@@ -86,6 +86,7 @@ class Geometry:
     fill: bytes = b""
     activation: str | None = None
     items_inner: bool = False  # how results are numbered, which decides what neighbouring threads read
+    swapped: bool = False  # a weight's gradient, where items and channels have changed places
 
     @property
     def positions(self) -> int:
@@ -240,7 +241,7 @@ def weight_gradient(spec: ConvSpec, x: Sizes, gy: Sizes, gw: Sizes) -> Geometry:
         batch=g.channels, channels=g.batch, window=g.out, stride=g.dilation, dilation=g.stride, out=g.window,
         strides=Strides(x_axes, y_axes, w_axes),
         w_group=g.y_group, y_group=g.w_group, w_start=0, y_start=g.w_start,
-        items_inner=abs(x_axes[0]) < abs(x_axes[4]),
+        items_inner=abs(x_axes[0]) < abs(x_axes[4]), swapped=True,
     )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import cupy
 import numpy as np
 
-from xpconv.cuda import launch, pooling
+from xpconv.cuda import launch, patches, pooling, tuning
 from xpconv.cuda.geometry import dense
+from xpconv.cuda.patches import fold, unfold
 from xpconv.cuda.plans import conv as conv_plans
 from xpconv.cuda.plans.conv import Operand, Setting
 from xpconv.cuda.plans.spectra import Slab, slab_spec, spectra
@@ -47,6 +48,7 @@ __all__ = [
     "conv",
     "conv_grad_input",
     "conv_grad_weight",
+    "fold",
     "global_avg_pool",
     "global_max_pool",
     "lp_pool",
@@ -56,14 +58,16 @@ __all__ = [
     "plan",
     "replay",
     "sum_pool",
+    "unfold",
 ]
 METHODS = ("auto", "direct", "gemm", "fft")
 
 
 def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
-    if operation in pooling.OPERATIONS:
-        return pooling.plan_of(operation, arrays, spec, options)
+    for topic in (pooling, patches):
+        if operation in topic.OPERATIONS:
+            return topic.plan_of(operation, arrays, spec, options)
     if operation == "conv" and options["method"] == "auto" and (spectral := _spectra(arrays[0], spec)):
         return spectral[1]
     if operation == "conv_grad_input" and spec.padding_mode != "zeros":
@@ -245,7 +249,8 @@ def _computed(job: Job | Unfit, *arrays: Array | None) -> Array:
 
 
 def _setting(x: Array, precision: str = "highest", method: str = "auto") -> Setting:
-    return Setting(short_name(x.dtype), launch.hardware(x.device.id), current_limit(), precision, method)
+    hardware, measured = launch.hardware(x.device.id), tuning.measured()
+    return Setting(short_name(x.dtype), hardware, current_limit(), precision, method, measured)
 
 
 def _activation(x: Array, activation: str | None) -> str | None:

@@ -9,8 +9,10 @@ from functools import lru_cache
 from xpconv.cuda.geometry import AXES, Geometry, element_strides, forward, input_gradient, weight_gradient
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.kernels import ELEMENTS
-from xpconv.cuda.plans import mma, simt, sm90
+from xpconv.cuda.plans import depthwise, mma, simt, sm90, stem
+from xpconv.cuda.plans.alternatives import instances_for, name_of
 from xpconv.cuda.steps import Unfit, Work
+from xpconv.cuda.tuning import Measured, convolution_key
 from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -39,6 +41,7 @@ class Setting:
     limit: int  # bytes of scratch memory
     precision: str = "highest"
     method: str = "auto"
+    measured: Measured | None = None  # which kernels were the fastest, where that is known
 
 
 def _refused(spec: ConvSpec, setting: Setting) -> Unfit | None:
@@ -79,11 +82,20 @@ def grad_input(
 @lru_cache(maxsize=4096)
 def grad_weight(spec: ConvSpec, x: Operand, gy: Operand, gw: Sizes, setting: Setting) -> Work | Unfit:
     """The work of a weight gradient."""
+    if spec.channels == spec.groups and min(spec.y_shape) and not _refused(spec, setting):
+        whole, aligned = forward(spec, x.strides, gw, gy.strides), x.aligned and gy.aligned
+        work = depthwise.gradient_work(whole, setting.dtype, setting.hardware, aligned=aligned, limit=setting.limit)
+        if isinstance(work, Work):
+            return work
     return _refused(spec, setting) or _chosen(weight_gradient(spec, x.strides, gy.strides, gw), x, gy, setting)
 
 
 def _chosen(g: Geometry, x: Operand, w: Operand, setting: Setting) -> Work | Unfit:
-    """The first kernel that takes the geometry."""
+    """The kernel that was measured to be the fastest, else the first that takes the geometry."""
+    if not (g.positions and g.filters and g.groups):
+        return Work((), Plan("gemm", "nothing to compute"))
+    if (preferred := _preferred(g, x, w, setting)) is not None:
+        return preferred
     reasons = []
     for work in _candidates(g, x, w, setting):
         if isinstance(work, Work):
@@ -95,6 +107,9 @@ def _chosen(g: Geometry, x: Operand, w: Operand, setting: Setting) -> Work | Unf
 def _candidates(g: Geometry, x: Operand, w: Operand, setting: Setting) -> Iterator[Work | Unfit]:
     dtype, hardware, limit = setting.dtype, setting.hardware, setting.limit
     aligned = {"x_aligned": x.aligned, "w_aligned": w.aligned}
+    if g.depth and not g.swapped:
+        yield depthwise.work(g, dtype, hardware, aligned=x.aligned and w.aligned)
+        yield stem.work(g, dtype, hardware)
     if dtype in sm90.DTYPES and (dtype != "float32" or setting.precision == "tf32"):
         yield sm90.wasteful(g, dtype) or sm90.work(g, dtype, hardware, limit, **aligned)
     yield mma.work(g, dtype, hardware, limit, precision=setting.precision, **aligned)
@@ -117,3 +132,40 @@ def _joined(parts: list[Work | Unfit]) -> Work | Unfit:
     reason = f"{largest.reason}; {len(works)} convolutions, one for each residue of the stride"
     steps = tuple(step for work in works for step in work.steps)
     return Work(steps, replace(largest, reason=reason, workspace=sum(scratch.values())), scratch)
+
+
+# --- What was measured ------------------------------------------------------------------------------------------------
+
+
+def alternatives(g: Geometry, x: Operand, w: Operand, setting: Setting) -> dict[str, Work]:
+    """Every way to compute a geometry by its name; the first is what is taken where nothing was measured."""
+    works: dict[str, Work] = {}
+    for work in _alternatives(g, x, w, setting):
+        works.setdefault(name_of(work), work)
+    return works
+
+
+def key(g: Geometry, x: Operand, w: Operand, setting: Setting) -> str:
+    """What measurements of a geometry are kept under."""
+    return convolution_key(g, setting.dtype, setting.precision, x_aligned=x.aligned, w_aligned=w.aligned)
+
+
+def _alternatives(g: Geometry, x: Operand, w: Operand, setting: Setting) -> Iterator[Work]:
+    yield from (work for work in _candidates(g, x, w, setting) if isinstance(work, Work))
+    yield from instances_for(
+        g, setting.dtype, setting.hardware, setting.limit,
+        precision=setting.precision, x_aligned=x.aligned, w_aligned=w.aligned,
+    )  # fmt: skip
+
+
+def _preferred(g: Geometry, x: Operand, w: Operand, setting: Setting) -> Work | None:
+    """The alternative that was the fastest when it was measured, where it still takes the geometry."""
+    if setting.measured is None:
+        return None
+    name = setting.measured.preferred(setting.hardware, key(g, x, w, setting))
+    if name is None:
+        return None
+    work = next((work for work in _alternatives(g, x, w, setting) if name_of(work) == name), None)
+    if work is None:
+        return None
+    return replace(work, plan=replace(work.plan, reason=f"measured to be the fastest here: {work.plan.reason}"))

@@ -37,7 +37,8 @@ class Tile:
 
 LARGE = Tile(128, 128, 8, 8, 8)  # float32 alone: others would need too many registers
 MEDIUM = Tile(64, 64, 8, 4, 4)
-MEDIUM_VECTOR = Tile(64, 64, 16, 4, 4)  # deeper, so that every thread has a vector to load
+LARGE_VECTOR = Tile(128, 128, 16, 8, 8)  # deeper: the loads' arithmetic is shared by twice the products
+MEDIUM_VECTOR = Tile(64, 64, 16, 4, 4)  # and here so that every thread has a vector to load
 NARROW = Tile(128, 16, 8, 8, 1)
 FLOAT_VECTOR = 4  # float32 elements in 16 bytes
 
@@ -55,7 +56,9 @@ class Choice:
     def blocks(self) -> int:
         """Blocks that a multiprocessor should hold: as many as the registers for the sums and the loads allow."""
         if self.tile is LARGE:
-            return 2 if self.vector > 1 else 1
+            return 1
+        if self.tile is LARGE_VECTOR:
+            return 2
         return {4: 3, 8: 2, 16: 1}[sum_size(self.dtype)]
 
     @property
@@ -80,7 +83,7 @@ def chosen(g: Geometry, dtype: str, hardware: Hardware, *, vectors: bool) -> Cho
     """The instance for a geometry; `vectors` says whether x and w may be read 16 bytes at a time."""
     inner, tile = _positions_inner(g), _tile(g, dtype, hardware)
     if dtype == "float32" and vectors and not inner and tile is not NARROW:
-        return Choice(dtype, MEDIUM_VECTOR if tile is MEDIUM else tile, FLOAT_VECTOR)
+        return Choice(dtype, MEDIUM_VECTOR if tile is MEDIUM else LARGE_VECTOR, FLOAT_VECTOR)
     return Choice(dtype, tile, 1, inner)
 
 
@@ -155,7 +158,7 @@ def choices() -> Iterator[Choice]:
         yield Choice(dtype, NARROW, 1, inner)
     for inner in (False, True):
         yield Choice("float32", LARGE, 1, inner)
-    for tile in (LARGE, MEDIUM_VECTOR):
+    for tile in (LARGE_VECTOR, MEDIUM_VECTOR):
         yield Choice("float32", tile, FLOAT_VECTOR)
 
 
