@@ -7,16 +7,23 @@ from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
-from xpconv.device import choose, devices
+from xpconv.device import DeviceInfo, backend, choose, devices
 from xpconv.filters import apply_filter, named_filter
+from xpconv.layers import DTYPES, PRECISIONS, described, named
 from xpconv.pictures import check_output, read_picture, write_picture
+from xpconv.spec import ConvSpec, one_of
+
+if TYPE_CHECKING:
+    from xpconv.cuda.measuring import Outcome
 
 app = typer.Typer(
     help="Convolution and pooling for the array you already have.",
@@ -138,6 +145,116 @@ def filter_picture(
         if original.depth_lost:
             typer.echo(f"xpconv: {picture} holds 16-bit colour, of which Pillow reads the upper 8 bits", err=True)
         typer.echo(f"{output}: {picture} convolved with {chosen.name}")
+
+
+@app.command()
+def bench(
+    layer: Annotated[
+        str | None, typer.Argument(help="A layer in words, as in 'conv2d x=8,56,56,64 w=3,3,64,128 padding=1'.")
+    ] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Time the CUDA kernels, and remember the fastest.")] = False,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(help='A network ("ResNet-50"), one layer of it by its whole name, or "all"; may be repeated.'),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the arrays; float32 if nothing else is said.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Items of named layers; 8 if nothing else is said.", min=1)] = None,
+    precision: Annotated[str | None, typer.Option(help="Of float32: highest, or tf32 (forward alone).")] = None,
+    device: Annotated[str, typer.Option(help="cuda or cuda:1.")] = "cuda",
+) -> None:
+    """Measure which CUDA kernel is the fastest for a layer and for its gradients, on this device.
+
+    What is measured is kept in the user's cache (XPCONV_CACHE_DIR names another folder); later calls of the same layer
+    on the same device take it, and `xpconv.explain` says "measured". Ctrl-C keeps what is measured so far. Without a
+    layer, a few that stand for their networks are measured.
+
+    Examples:
+
+    - `xpconv bench --tune --layers ResNet-50 --batch 64 --dtype float16`
+
+    - `xpconv bench --tune "conv2d x=8,56,56,64 w=3,3,64,128 padding=1 dtype=float32"`
+    """
+    with errors_in_one_line():
+        if not tune:
+            raise ValueError("bench can only tune so far: xpconv bench --tune")
+        cases = tuning_cases(layer, layers or [], batch, dtype, precision)
+        chosen = cuda_device(device)
+        from xpconv.cuda import tuning  # what follows loads CuPy, which the other commands do without
+
+        tuning.check_recordable()
+        tune_layers(cases, chosen)
+
+
+class Case(NamedTuple):
+    """A layer to measure, and in what it is computed."""
+
+    name: str
+    spec: ConvSpec
+    dtype: str
+    precision: str
+
+
+def tuning_cases(
+    layer: str | None, names: list[str], batch: int | None, dtype: str | None, precision: str | None
+) -> list[Case]:
+    """What the arguments of bench ask to measure."""
+    dtype = dtype and one_of("--dtype", dtype, DTYPES)
+    precision = precision and one_of("--precision", precision, PRECISIONS)
+    if layer is None:
+        given = [(str(found), found.spec(batch or 8)) for found in named(names)]
+        return [Case(name, spec, dtype or "float32", precision or "highest") for name, spec in given]
+    for option, given_too in (("--layers", names), ("--batch", batch)):
+        if given_too:
+            raise ValueError(f"{option} is for layers by name, and {layer!r} is a layer in words")
+    said = described(layer)
+    for option, value, inside in (("--dtype", dtype, said.dtype), ("--precision", precision, said.precision)):
+        if value and inside and value != inside:
+            raise ValueError(f"{option} {value} contradicts {inside} in {layer!r}")
+    dtype, precision = dtype or said.dtype or "float32", precision or said.precision or "highest"
+    return [Case(layer, said.spec, dtype, precision)]
+
+
+def cuda_device(name: str) -> DeviceInfo:
+    """The CUDA device of that name; a RuntimeError says why it cannot be had."""
+    chosen, _ = choose(name)
+    if not chosen.name.startswith("cuda"):
+        raise ValueError(f"--tune times CUDA kernels, and device {name!r} is {chosen.name}; take cuda or cuda:N")
+    return chosen
+
+
+def tune_layers(cases: list[Case], chosen: DeviceInfo) -> None:
+    """Measure, keep what was measured at every step, and show it at the end, also of what was interrupted."""
+    from xpconv.cuda import measuring, tuning
+
+    table, troubles, kept = Table("layer", "direction", "estimated", "fastest", "by"), [], 0
+    _, there = backend(chosen.name)
+    steps = [(case, d) for case in cases for d in measuring.directions(case.dtype, case.precision)]
+    interrupted = False
+    with there:
+        try:
+            clock, hardware = measuring.EventClock(), measuring.hardware()
+            for case, direction in track(steps, description=f"measuring on {chosen.name}", transient=True):
+                for outcome in measuring.measure(direction, case.spec, case.dtype, case.precision, clock):
+                    table.add_row(f"{case.name}, {case.dtype}", direction, *_outcome_cells(outcome))
+                    troubles += [f"{name} is left out: {reason}" for name, reason in outcome.left_out.items()]
+                    if outcome.entry:
+                        tuning.record(hardware, {outcome.key: outcome.entry})
+                        kept += 1
+        except KeyboardInterrupt:
+            interrupted = True
+    Console().print(table)
+    for trouble in dict.fromkeys(troubles):
+        typer.echo(f"xpconv: {trouble}", err=True)
+    typer.echo(f"{'interrupted; ' if interrupted else ''}{kept} convolutions measured, kept in {tuning.path()}")
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _outcome_cells(outcome: Outcome) -> tuple[str, str, str]:
+    if outcome.entry is None:
+        return "", "", f"not measured: {escape(outcome.reason)}"
+    estimated, fastest = (f"{time:,.4g} µs" for time in (outcome.entry.estimated, outcome.entry.microseconds))
+    return estimated, fastest, escape(outcome.entry.plan)
 
 
 @app.command()

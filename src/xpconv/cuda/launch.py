@@ -73,6 +73,11 @@ def run(work: Work, arrays: Mapping[str, Array | None]) -> None:
     prepared(work, tuple(arrays), device_id)(*arrays.values())
 
 
+def failed(work: Work, device_id: int) -> bool:
+    """Whether a kernel of this work is known not to be had on the device."""
+    return any((step.kernel, device_id) in _failed for step in work.steps)
+
+
 def prepared(work: Work, names: tuple[str, ...], device_id: int) -> Callable[..., None]:
     """A function of the arrays with these names that launches every step on the device, whichever is current.
 

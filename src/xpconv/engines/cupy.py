@@ -6,18 +6,20 @@ A case that no kernel takes, and a kernel that cannot be compiled here, is left 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cupy
 import numpy as np
 
-from xpconv.cuda import launch, patches, pooling, tuning
-from xpconv.cuda.geometry import dense
+from xpconv.cuda import launch, patches, pooling, tuning, turned
+from xpconv.cuda.geometry import AXES, dense
 from xpconv.cuda.patches import fold, unfold
 from xpconv.cuda.plans import conv as conv_plans
 from xpconv.cuda.plans.conv import Operand, Setting
 from xpconv.cuda.plans.spectra import Slab, slab_spec, spectra
+from xpconv.cuda.plans.turning import Turn, turn
 from xpconv.cuda.pooling import (
     adaptive_avg_pool,
     adaptive_max_pool,
@@ -65,15 +67,30 @@ METHODS = ("auto", "direct", "gemm", "fft")
 
 def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    x: Any = arrays[0]
     for topic in (pooling, patches):
         if operation in topic.OPERATIONS:
             return topic.plan_of(operation, arrays, spec, options)
-    if operation == "conv" and options["method"] == "auto" and (spectral := _spectra(arrays[0], spec)):
+    if operation == "conv" and options["method"] == "auto" and (spectral := _spectra(x, spec)):
         return spectral[1]
     if operation == "conv_grad_input" and spec.padding_mode != "zeros":
         spec = spec.valid  # what the kernel makes; the padding is taken back after
-    job = _JOBS[operation](*arrays, spec, **options) if operation in _JOBS else None
-    return job.work.plan if isinstance(job, Job) else None
+    if operation not in _JOBS:
+        return None
+    if turning := _turn(x, spec, options):
+        return _turned_plan(operation, x, spec, options, turning)
+    job = _JOBS[operation](*arrays, spec, **options)
+    if isinstance(job, Unfit) or launch.failed(job.work, x.device.id):
+        return None
+    return job.work.plan
+
+
+def _turned_plan(operation: str, x: Array, spec: ConvSpec, options: dict[str, Any], turning: Turn) -> Plan | None:
+    """The plan of the convolution in channels-last order, of arrays as they will lie then."""
+    setting = _setting(x, options.get("precision", "highest"))
+    last = replace(spec, layout="channels_last", batch=turning.items)
+    work = conv_plans.of_dense(operation, last, options.get("activation"), setting)
+    return None if isinstance(work, Unfit) else replace(work.plan, reason=f"{work.plan.reason}; {turning.reason}")
 
 
 def replay(request: Request) -> Callable[..., Array] | None:
@@ -83,7 +100,9 @@ def replay(request: Request) -> Callable[..., Array] | None:
     """
     operation, options = request.operation, request.options
     x: Any = request.given[0]
-    if operation not in _JOBS or (options.get("method") == "auto" and _spectra(x, request.spec)):
+    if operation not in _JOBS or _turn(x, request.spec, options):
+        return None
+    if options.get("method") == "auto" and _spectra(x, request.spec):
         return None
     job = _JOBS[operation](*request.arrays, request.spec, **options)
     bias = request.given[2] if len(request.given) > 2 else None
@@ -132,8 +151,15 @@ def conv(
     """One kernel that gathers, multiplies, adds the bias and applies the activation; spectra for large windows."""
     if method == "auto" and (spectral := _spectra(x, spec)):
         return _by_spectra(x, w, bias, spec, fill_value, activation, spectral[0])
-    job = _conv_job(x, w, bias, spec, fill_value=fill_value, activation=activation, precision=precision, method=method)
-    return _computed(job, x, w, _like(bias, x))
+    options: dict[str, Any] = {
+        "fill_value": fill_value,
+        "activation": activation,
+        "precision": precision,
+        "method": method,
+    }
+    if turning := _turn(x, spec, options):
+        return turned.maps(partial(conv, **options), x, w, bias, spec, turning.items)
+    return _computed(_conv_job(x, w, bias, spec, **options), x, w, _like(bias, x))
 
 
 def _conv_job(
@@ -153,6 +179,14 @@ def _conv_job(
         _setting(x, precision, method),
     )  # fmt: skip
     return _job(work, spec.y_shape, ("x", "w", "bias"))
+
+
+def _turn(x: Array, spec: ConvSpec, options: dict[str, Any]) -> Turn | None:
+    """How a channels-first convolution is turned for the tensor cores, where that pays."""
+    if options.get("method", "auto") not in ("auto", "gemm") or spec.axes > AXES:
+        return None
+    hardware, precision = launch.hardware(x.device.id), options.get("precision", "highest")
+    return turn(spec, short_name(x.dtype), hardware, current_limit(), precision)
 
 
 def _spectra(x: Array, spec: ConvSpec) -> tuple[Slab, Plan] | None:
@@ -180,6 +214,8 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     """The same kernels, one launch for each residue of the stride; padding other than zeros is taken back after."""
     if spec.padding_mode != "zeros":
         return _grad_of_padded(gy, w, spec)
+    if turning := _turn(gy, spec, {}):
+        return turned.maps(partial(conv_grad_input, activation=activation), gy, w, bias, spec, turning.items)
     return _computed(_grad_input_job(gy, w, bias, spec, activation=activation), gy, w, _like(bias, gy))
 
 
@@ -211,6 +247,9 @@ def _grad_of_padded(gy: Array, w: Array, spec: ConvSpec) -> Array:
 @launch.on_its_device
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The convolution of `x` with `gy`."""
+    turning = _turn(x, spec, {})
+    if turning and turning.items == spec.batch:
+        return turned.weight_gradient(conv_grad_weight, x, gy, spec)
     return _computed(_grad_weight_job(x, gy, spec), x, gy)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from xpconv.cuda.geometry import AXES, Geometry, element_strides, forward, input_gradient, weight_gradient
+from xpconv.cuda.geometry import AXES, Geometry, dense, element_strides, forward, input_gradient, weight_gradient
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.kernels import ELEMENTS
 from xpconv.cuda.plans import depthwise, mma, simt, sm90, stem
@@ -88,6 +88,17 @@ def grad_weight(spec: ConvSpec, x: Operand, gy: Operand, gw: Sizes, setting: Set
         if isinstance(work, Work):
             return work
     return _refused(spec, setting) or _chosen(weight_gradient(spec, x.strides, gy.strides, gw), x, gy, setting)
+
+
+def of_dense(operation: str, spec: ConvSpec, activation: str | None, setting: Setting) -> Work | Unfit:
+    """The work of an operation on dense, aligned arrays."""
+    strides = {"x": dense(spec.x_shape), "w": dense(spec.w_shape), "y": dense(spec.y_shape)}
+    x, w, y = (Operand(part, aligned=True) for part in strides.values())
+    if operation == "conv":
+        return conv(spec, x, w, strides["y"], b"", activation, setting)
+    if operation == "conv_grad_input":
+        return grad_input(spec, y, w, strides["x"], activation, setting)
+    return grad_weight(spec, x, y, strides["w"], setting)
 
 
 def _chosen(g: Geometry, x: Operand, w: Operand, setting: Setting) -> Work | Unfit:

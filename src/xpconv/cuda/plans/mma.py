@@ -31,7 +31,7 @@ FAST_TF32 = ((8, 0), (9, 0), (10, 0), (10, 3))
 LEAST_DEPTH = 64
 
 # Estimates, for one multiprocessor.
-_PRODUCTS_PER_CYCLE = {"float16": 1024, "bfloat16": 1024, "float32": 512}
+PRODUCTS_PER_CYCLE = {"float16": 1024, "bfloat16": 1024, "float32": 512}
 _BLOCK_CYCLES = 2000  # to fill the pipeline and to store
 _LAUNCH_CYCLES, _BYTES_PER_CYCLE = 4000, 2300  # of the second pass that split sums need
 _LEAST_STEPS = 4  # of a part of the depth
@@ -108,8 +108,8 @@ def unfit(
     g: Geometry, dtype: str, hardware: Hardware, *, precision: str, x_aligned: bool, w_aligned: bool
 ) -> Unfit | None:
     """Why the kernel cannot take a geometry, if it cannot; `aligned` arrays start at 16 bytes."""
-    reason = _unfit_device(dtype, hardware, precision) or _unfit_sizes(g) or _unfit_memory(g, dtype)
-    if reason is None and _products(dtype, precision) == 3 and g.depth < LEAST_DEPTH:
+    reason = unfit_device(dtype, hardware, precision) or _unfit_sizes(g) or _unfit_memory(g, dtype)
+    if reason is None and products(dtype, precision) == 3 and g.depth < LEAST_DEPTH:
         reason = f"sums of {g.depth} terms are more exact without splitting float32 in two"
     if reason is None and not (x_aligned and w_aligned):
         reason = "x or w does not start at a multiple of 16 bytes"
@@ -156,7 +156,7 @@ def chosen(g: Geometry, dtype: str, hardware: Hardware, limit: int, *, precision
     orders = x_along_depth(g), w_along_depth(g)
     candidates = [
         (choice, splits)
-        for choice in (Choice(dtype, _products(dtype, precision), t, t.stages(hardware), *orders) for t in TILES)
+        for choice in (Choice(dtype, products(dtype, precision), t, t.stages(hardware), *orders) for t in TILES)
         for splits in range(1, _most_splits(g, choice, hardware) + 1)
         if splits == 1 or _partial_bytes(g, splits) <= limit
     ]
@@ -166,7 +166,7 @@ def chosen(g: Geometry, dtype: str, hardware: Hardware, limit: int, *, precision
 def cycles(g: Geometry, choice: Choice, splits: int, hardware: Hardware) -> float:
     """Estimated time: the blocks that one multiprocessor works off, and the second pass over split sums."""
     tile = choice.tile
-    rate = _PRODUCTS_PER_CYCLE[choice.dtype] * tile.efficiency / choice.products
+    rate = PRODUCTS_PER_CYCLE[choice.dtype] * tile.efficiency / choice.products
     steps = -(-_steps(g, choice) // splits)
     block = steps * tile.positions * tile.filters * choice.step / rate + _BLOCK_CYCLES
     waves = -(-_tiles(g, tile) * g.groups * splits // hardware.multiprocessors)
@@ -203,7 +203,8 @@ def instances(capability: tuple[int, int]) -> list[Kernel]:
     return [*kernels, *sums] if kernels else []
 
 
-def _products(dtype: str, precision: str) -> int:
+def products(dtype: str, precision: str) -> int:
+    """Products of TF32 that make one of float32; else one."""
     return 3 if dtype == "float32" and precision == "highest" else 1
 
 
@@ -225,12 +226,13 @@ def _partial_bytes(g: Geometry, splits: int) -> int:
     return splits * g.groups * g.positions * g.filters * 4
 
 
-def _unfit_device(dtype: str, hardware: Hardware, precision: str) -> str | None:
+def unfit_device(dtype: str, hardware: Hardware, precision: str) -> str | None:
+    """Why the device or the dtype rules the kernel out, if it does."""
     if dtype not in DTYPES:
         return f"tensor cores do not multiply {dtype}"
     if not hardware.tensor_cores:
         return "tensor cores older than compute capability 8.0"
-    if _products(dtype, precision) == 3 and hardware.capability not in FAST_TF32:
+    if products(dtype, precision) == 3 and hardware.capability not in FAST_TF32:
         return "three products of TF32 are no faster here than one of float32"
     return None
 
