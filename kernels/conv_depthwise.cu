@@ -22,12 +22,6 @@
 
 // --- Channels innermost ----------------------------------------------------------------------------------------------
 
-// What constant padding holds, as an array holds it.
-template <typename T>
-DEVICE T padding_element(const ConvGeometry& g) {
-    return g.padding_mode == PAD_CONSTANT ? *reinterpret_cast<const T*>(g.fill) : T{};
-}
-
 template <int BYTES>
 struct RawBytes {
     typedef Pack<unsigned, BYTES / 4> Type;

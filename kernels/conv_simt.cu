@@ -68,7 +68,8 @@ __global__ void __launch_bounds__((TILE_M / THREAD_M) * (TILE_N / THREAD_N), BLO
     for (int i = 0; i < Tile::LANES_M; i++)
         corners[i] = corner_of<long long>(min(first_m + a_m + i * Tile::STEP_M, g.positions - 1), g);
 
-    Sum a_next[Tile::LANES_K][Tile::LANES_M][VECTOR], b_next[Tile::B_LOADS][VECTOR];
+    // Elements as they lie in memory; they become sums when they are put into shared memory, so that no load waits.
+    Pack<T, VECTOR> a_next[Tile::LANES_K][Tile::LANES_M], b_next[Tile::B_LOADS];
     auto load_a = [&](int tile_k) {
 #pragma unroll
         for (int j = 0; j < Tile::LANES_K; j++) {
@@ -78,12 +79,8 @@ __global__ void __launch_bounds__((TILE_M / THREAD_M) * (TILE_N / THREAD_N), BLO
             for (int i = 0; i < Tile::LANES_M; i++) {
                 long long offset;
                 const bool inside = source_of(corners[i], term, g, offset);
-#pragma unroll
-                for (int v = 0; v < VECTOR; v++) a_next[j][i][v] = k < last_k ? padding_value<T>(g) : zero<Sum>();
-                if (k >= last_k || !inside) continue;
-                const Pack<T, VECTOR> pack = *reinterpret_cast<const Pack<T, VECTOR>*>(x + offset);
-#pragma unroll
-                for (int v = 0; v < VECTOR; v++) a_next[j][i][v] = Element<T>::load(pack.at[v]);
+                a_next[j][i] = filled<T, VECTOR>(k < last_k ? padding_element<T>(g) : zero<T>());
+                if (k < last_k && inside) a_next[j][i] = *reinterpret_cast<const Pack<T, VECTOR>*>(x + offset);
             }
         }
     };
@@ -99,14 +96,11 @@ __global__ void __launch_bounds__((TILE_M / THREAD_M) * (TILE_N / THREAD_N), BLO
         for (int i = 0; i < Tile::B_LOADS; i++) {
             int k, n;
             const bool mine = b_place(i, k, n) && tile_k + k < last_k && first_n + n < g.filters;
-#pragma unroll
-            for (int v = 0; v < VECTOR; v++) b_next[i][v] = zero<Sum>();
+            b_next[i] = filled<T, VECTOR>(zero<T>());
             if (!mine) continue;
             const long long offset = weight_of<long long>(term_of(tile_k + k, g), g);
-            const Pack<T, VECTOR> pack = *reinterpret_cast<const Pack<T, VECTOR>*>(
+            b_next[i] = *reinterpret_cast<const Pack<T, VECTOR>*>(
                 w + offset + (long long)(first_n + n) * (int)g.w_strides[0]);
-#pragma unroll
-            for (int v = 0; v < VECTOR; v++) b_next[i][v] = Element<T>::load(pack.at[v]);
         }
     };
     auto put = [&](Sum* buffer) {
@@ -118,13 +112,13 @@ __global__ void __launch_bounds__((TILE_M / THREAD_M) * (TILE_N / THREAD_N), BLO
 #pragma unroll
                 for (int v = 0; v < VECTOR; v++)
                     buffer[(a_k + j * Tile::STEP_K * VECTOR + v) * Tile::ROW_A + a_m + i * Tile::STEP_M] =
-                        a_next[j][i][v];
+                        Element<T>::load(a_next[j][i].at[v]);
 #pragma unroll
         for (int i = 0; i < Tile::B_LOADS; i++) {
             int k, n;
             if (!b_place(i, k, n)) continue;
 #pragma unroll
-            for (int v = 0; v < VECTOR; v++) tile_b[k * Tile::ROW_B + n + v] = b_next[i][v];
+            for (int v = 0; v < VECTOR; v++) tile_b[k * Tile::ROW_B + n + v] = Element<T>::load(b_next[i].at[v]);
         }
     };
 

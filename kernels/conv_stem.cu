@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(128, 4)
     const int tile_filters = tile.lanes_f * FILTERS, first_filter = blockIdx.y * tile_filters;
     const int taps = g.window[0] * g.window[1] * g.window[2];
     const bool working = lane_f < tile.lanes_f && lane_p < tile.lanes_p;
-    const T padding = g.padding_mode == PAD_CONSTANT ? *reinterpret_cast<const T*>(g.fill) : T{};
+    const T padding = padding_element<T>(g);
     x += g.x_start;
     w += g.w_start;
 

@@ -154,11 +154,14 @@ DEVICE Offset result_of(int index, const ConvGeometry& g) {
     return offset;
 }
 
-// What constant padding holds, in the type of sums.
+// What padding holds where it copies nothing; the bits of zero but for PAD_CONSTANT.
 template <typename T>
-DEVICE typename Element<T>::Sum padding_value(const ConvGeometry& g) {
-    if (g.padding_mode != PAD_CONSTANT) return zero<typename Element<T>::Sum>();
-    return Element<T>::load(*reinterpret_cast<const T*>(g.fill));
+DEVICE T padding_element(const ConvGeometry& g) {
+    union {
+        unsigned long long bits[2];
+        T element;
+    } fill = {{g.fill[0], g.fill[1]}};  // not through a pointer: the struct is aligned to 8 bytes, an element up to 16
+    return fill.element;
 }
 
 #endif

@@ -26,6 +26,14 @@ struct __align__(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
     T at[N];
 };
 
+template <typename T, int N>
+DEVICE Pack<T, N> filled(T value) {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int i = 0; i < N; i++) pack.at[i] = value;
+    return pack;
+}
+
 // N aligned elements from memory into registers.
 template <int N, typename T>
 DEVICE void copy(const T* aligned, T* registers) {

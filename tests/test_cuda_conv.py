@@ -98,7 +98,7 @@ def test_plans_are_legal_on_every_device(device, dtype, layer):
 def test_a_stride_that_32_bits_do_not_hold_is_declined():
     x, w = (1, 1 << 16, 1 << 16, 2), (3, 3, 2, 4)
     spec = spec_of(x, w, stride=(1 << 10, 1 << 10))
-    setting, operand = Setting("float32", H200, 1 << 26), Operand(dense(w), True)
+    setting, operand = Setting("complex64", H200, 1 << 26), Operand(dense(w), True)
     assert isinstance(
         conv_plans.conv(spec, Operand(dense(x), True), operand, dense(spec.y_shape), b"", None, setting), Work
     )
@@ -158,3 +158,11 @@ def test_a_broadcast_image_is_read_once(cupy):
     x, w = np.ones((1, 1, 6, 2), np.float32), np.ones((3, 3, 2, 4), np.float32)
     wide = cupy.broadcast_to(cupy.asarray(x), (3, 5, 6, 2))
     np.testing.assert_array_equal(xpconv.conv2d(wide, cupy.asarray(w)).get(), np.full((3, 3, 4, 4), 18))
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "complex64", "float64", "float16", "int8"])
+def test_constant_padding_holds_any_element(cupy, dtype):
+    x, w = np.ones((1, 4, 2), dtype), np.ones((3, 2, 2), dtype)
+    options = dict(padding=1, padding_mode="constant", fill_value=3 + 4j if dtype.startswith("complex") else 3)
+    y = xpconv.conv1d(cupy.asarray(x), cupy.asarray(w), **options)
+    np.testing.assert_array_equal(y.get(), xpconv.conv1d(x, w, **options))
