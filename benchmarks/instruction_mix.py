@@ -1,7 +1,7 @@
 """What the compiler made of the CUDA kernels, read off their machine code with no GPU: estimates, not measurements.
 
-For some instances of every kernel: the instructions of the loop that does the arithmetic, by kind, how many warps of
-its blocks fit a multiprocessor, and what share of the issue slots is left to arithmetic. Run it from the checkout:
+For some instances of every kernel: registers, how many warps of its blocks fit a multiprocessor, the instructions of
+the innermost loop of the arithmetic by kind, and those of the loop around it. Run it from the checkout:
 
     pip install "cuda-bindings==12.9.*" "cuda-toolkit[nvrtc]==12.*" nvidia-cuda-nvdisasm
     PYTHONPATH=src:tests python benchmarks/instruction_mix.py
@@ -25,12 +25,11 @@ from xpconv.cuda.steps import Kernel
 
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor of compute capability 9.0
 KINDS = {
-    "products": ("FFMA", "DFMA", "HMMA", "HGMMA", "IMAD.MOV", "FMNMX", "FADD", "FMUL", "DADD"),
+    "products": ("FFMA", "DFMA", "HMMA", "HGMMA", "FMNMX", "FADD", "FMUL", "DADD"),
     "tensor": ("HMMA", "HGMMA"),
     "shared": ("LDS", "STS", "LDSM", "LDGSTS"),
     "global": ("LDG", "STG", "LD.", "ST."),
     "integer": ("IMAD", "IADD", "LEA", "LOP", "SHF", "ISETP", "SEL", "PRMT", "MOV", "IABS", "VIADD"),
-    "control": ("BRA", "BAR", "SYNC", "WARPSYNC", "BSSY", "BSYNC", "NOP", "CALL", "RET", "EXIT", "DEPBAR", "UTMA"),
 }
 SHOWN = {  # a part of the expression: threads of a block
     "conv_simt<float,128,128,16,8,8,4,": 256,
@@ -41,6 +40,7 @@ SHOWN = {  # a part of the expression: threads of a block
     "conv_mma<float,3,128,128,64,32,": 256,
     "conv_sm90<half_bits,256,": 384,
     "conv_depthwise_channels<float,4,3": 128,
+    "pool<Maximum<float>,4,": 256,
     "conv_depthwise_positions<float": 256,
     "conv_stem<float": 256,
 }
@@ -50,7 +50,13 @@ SHOWN = {  # a part of the expression: threads of a block
 class Loop:
     """The instructions between a label and the branch back to it."""
 
+    start: int
+    end: int
     instructions: tuple[str, ...]
+
+    def inside(self, other: Loop) -> bool:
+        """Whether another loop goes around this one."""
+        return self is not other and other.start <= self.start and self.end <= other.end
 
     def count(self, kind: str) -> int:
         """How many are of a kind."""
@@ -83,14 +89,22 @@ def disassembled(cubin: bytes) -> dict[str, list[tuple[int, str]]]:
     return functions
 
 
-def busiest_loop(lines: list[tuple[int, str]]) -> Loop:
-    """The loop with the most products for its length."""
-    loops = []
+def loops(lines: list[tuple[int, str]]) -> list[Loop]:
+    """Every loop of a function."""
+    found = []
     for address, text in lines:
         back = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", text)
         if back and (start := int(back[1], 16)) < address:
-            loops.append(Loop(tuple(_name(t) for a, t in lines if start <= a <= address)))
-    return max(loops, key=lambda loop: (loop.count("tensor"), loop.count("products")), default=Loop(()))
+            found.append(Loop(start, address, tuple(_name(t) for a, t in lines if start <= a <= address)))
+    return found
+
+
+def busiest(found: list[Loop]) -> tuple[Loop, Loop | None]:
+    """The innermost loop with the most products, and the smallest loop around it."""
+    innermost = [loop for loop in found if not any(other.inside(loop) for other in found)]
+    inner = max(innermost, key=lambda loop: (loop.count("tensor"), loop.count("products")))
+    around = [loop for loop in found if inner.inside(loop)]
+    return inner, min(around, key=lambda loop: len(loop.instructions), default=None)
 
 
 def _name(text: str) -> str:
@@ -106,24 +120,24 @@ def shown() -> list[tuple[Kernel, int]]:
 
 def main() -> None:
     """Print the table."""
-    print("| kernel | registers | warps of 64 | loop | tensor | other products | shared | global | integer | control |")
+    columns = ("kernel", "registers", "warps of 64", "inner loop", "tensor", "other products", "shared", "global")
+    print("| " + " | ".join((*columns, "integer", "around it")) + " |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for kernel, threads in shown():
         options = tuple(option for option in kernel.options if not option.startswith("-arch"))
         binary = compiled(source.text(kernel.file), [kernel.expression], "sm_90a", options)
         names = {expression: name for name, expression in binary.names.items()}
-        lines = disassembled(binary.cubin)[names[kernel.expression]]
-        loop, registers = busiest_loop(lines), binary.usage[kernel.expression].registers
+        inner, around = busiest(loops(disassembled(binary.cubin)[names[kernel.expression]]))
+        registers, tensor = binary.usage[kernel.expression].registers, inner.count("tensor")
         blocks = min(REGISTERS // (-(-registers // 8) * 8 * threads), WARPS * 32 // threads)
-        tensor = loop.count("tensor")
         cells = (
-            f"`{kernel.expression}`", registers, blocks * threads // 32, len(loop.instructions), tensor,
-            loop.count("products") - tensor, loop.count("shared"), loop.count("global"), loop.count("integer"),
-            loop.count("control"),
+            f"`{kernel.expression}`", registers, blocks * threads // 32, len(inner.instructions), tensor,
+            inner.count("products") - tensor, inner.count("shared"), inner.count("global"), inner.count("integer"),
+            len(around.instructions) - len(inner.instructions) if around else "",
         )  # fmt: skip
         print("| " + " | ".join(map(str, cells)) + " |")
         if "-v" in sys.argv:
-            print(Counter(loop.instructions).most_common(14))
+            print(Counter(inner.instructions).most_common(14))
 
 
 if __name__ == "__main__":
