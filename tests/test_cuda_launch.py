@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 import xpconv
+from cases import integers
+from cuda_emulator import emulated_cuda
+from cuda_emulator.emulated_cupy import emulated_cupy, real_cupy_answers
 from xpconv.cuda import source
 from xpconv.cuda.geometry import CONV_GEOMETRY, DIVISOR
 
@@ -133,8 +136,6 @@ def test_an_out_that_overlaps_an_input_is_refused(cupy):
 
 
 def test_results_lie_on_the_device_of_their_input():
-    from cuda_emulator.emulated_cupy import emulated_cupy, real_cupy_answers
-
     if real_cupy_answers():
         pytest.skip("a real machine rarely has two devices")
     with emulated_cupy(devices=2) as cupy:
@@ -146,3 +147,97 @@ def test_results_lie_on_the_device_of_their_input():
             assert xpconv.conv_grad_input(xpconv.conv2d(x, w), w, size=(6, 6)).device.id == 1
             assert xpconv.global_avg_pool(x).device.id == 1
         assert cupy.cuda.runtime.getDevice() == 0
+
+
+# --- Streams, memory, other libraries ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(cupy):
+    """Calls of every kind, as functions of one array."""
+    w = cupy.asarray(integers(np.random.default_rng(0), (3, 3, 8, 16), np.float32))
+    gy = cupy.asarray(integers(np.random.default_rng(1), (2, 9, 8, 16), np.float32))
+    one = cupy.ones((3, 3, 1, 8), dtype=np.float32)
+    return {
+        "conv": lambda x: xpconv.conv2d(x, w, padding=1, activation="relu"),
+        "tf32": lambda x: xpconv.corr2d(x, w, padding=1, precision="tf32"),
+        "edge": lambda x: xpconv.conv2d(x, w, padding=1, padding_mode="edge"),
+        "depthwise": lambda x: xpconv.conv2d(x, one, padding=1, groups=8),
+        "grad input": lambda x: xpconv.conv_grad_input(gy, w, size=(9, 8), padding=1) + x,
+        "grad weight": lambda x: xpconv.conv_grad_weight(x, gy, window=(3, 3), padding=1),
+        "max": lambda x: xpconv.max_pool2d(x, 3, stride=2),
+        "indices": lambda x: xpconv.max_pool2d(x, 3, stride=2, return_indices=True)[1],
+        "avg": lambda x: xpconv.avg_pool2d(x, 3, padding=1),
+        "avg grad": lambda x: xpconv.avg_pool_grad(x, 3, size=(27, 24)),
+        "adaptive": lambda x: xpconv.adaptive_avg_pool(x, size=(4, 3)),
+        "global": lambda x: xpconv.global_max_pool(x),
+        "unfold": lambda x: xpconv.unfold(x, (2, 2)),
+    }
+
+
+def test_no_call_waits_for_the_device(cupy, calls):
+    if real_cupy_answers():
+        pytest.skip("a real device does not count how often it was waited for")
+    x = cupy.ones((2, 9, 8, 8), dtype=np.float32)
+    for name, call in calls.items():
+        for _ in range(2):
+            before = emulated_cuda.machine().synchronisations
+            call(x)
+            assert emulated_cuda.machine().synchronisations == before, name
+
+
+def test_every_warm_call_can_be_captured_in_a_graph(cupy, calls):
+    rng = np.random.default_rng(0)
+    x = cupy.asarray(integers(rng, (2, 9, 8, 8), np.float32))
+    for call in calls.values():
+        call(x)
+        call(x)
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            y = call(x)
+            graph = stream.end_capture()
+            x[...] = cupy.asarray(integers(rng, x.shape, np.float32))
+            graph.launch()
+            stream.synchronize()
+        np.testing.assert_array_equal(y.get(), call(x).get())
+
+
+def test_too_little_memory_for_parts_of_sums_is_enough_for_whole_ones():
+    if real_cupy_answers():
+        pytest.skip("the memory of a real device is not ours to fill")
+    with emulated_cupy() as cupy:
+        x = cupy.ones((1, 7, 7, 512), dtype=np.float64)
+        w = cupy.ones((3, 3, 512, 64), dtype=np.float64)
+        assert xpconv.explain(xpconv.conv2d, x, w, padding=1).workspace > 0
+        pool = cupy.get_default_memory_pool()
+        pool.set_limit(pool.used_bytes() + (1 << 16))
+        y = xpconv.conv2d(x, w, padding=1)
+        assert float(y[0, 3, 3, 0]) == 9 * 512
+        pool.set_limit(0)
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 14, 1 << 20])
+def test_scratch_memory_stays_below_the_limit(cupy, limit):
+    x, w = cupy.ones((2, 7, 7, 256), dtype=np.float32), cupy.ones((3, 3, 256, 64), dtype=np.float32)
+    with xpconv.workspace_limit(limit):
+        for call in (
+            lambda f: f(xpconv.conv2d, x, w, padding=1),
+            lambda f: f(xpconv.conv_grad_weight, x, x[..., :64], window=(3, 3), padding=1),
+            lambda f: f(xpconv.sum_pool2d, x, (7, 7), padding=3, stride=1),
+        ):
+            assert call(xpconv.explain).workspace <= limit
+
+
+def test_arrays_of_other_libraries_come_in_without_a_copy(cupy):
+    class Foreign:
+        """What numba's device arrays are to CuPy."""
+
+        def __init__(self, array):
+            self.__cuda_array_interface__ = array.__cuda_array_interface__
+            self.keep = array
+
+    mine = cupy.arange(24.0, dtype=np.float32).reshape(1, 4, 3, 2)
+    theirs = cupy.asarray(Foreign(mine))
+    assert theirs.data.ptr == mine.data.ptr
+    w = cupy.ones((2, 2, 2, 3), dtype=np.float32)
+    np.testing.assert_array_equal(xpconv.conv2d(theirs, w).get(), xpconv.conv2d(mine, w).get())

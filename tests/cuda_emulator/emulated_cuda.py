@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -182,6 +183,9 @@ class DevicePool:
         self.free[block] += 1
 
 
+_mapped: WeakValueDictionary[int, Memory] = WeakValueDictionary()
+
+
 class Memory:
     """One allocation on a device; its bytes come from the emulator's registry, which knows which were written."""
 
@@ -197,8 +201,17 @@ class Memory:
         if size:
             self.bytes = device_memory.allocate(size, initialised=initialised)
             self.ptr = self.bytes.__array_interface__["data"][0]
+            _mapped[self.ptr] = self
         if capturing():
             current_stream().allocated.append(self)
+
+    @staticmethod
+    def holding(address: int) -> Memory:
+        """The allocation that an address lies in."""
+        for memory in _mapped.values():
+            if memory.ptr <= address < memory.ptr + memory.size:
+                return memory
+        raise ValueError(f"no emulated device memory at {address:#x}")
 
     def __del__(self) -> None:
         if self._block is not None:

@@ -709,11 +709,22 @@ def array(
         return _array_again(obj, obj.dtype if dtype is None else dtype, copy, order, ndmin)
     if _holds_array(obj):
         return call(np.array, obj, dtype=dtype)
+    if (interface := getattr(obj, "__cuda_array_interface__", None)) is not None:
+        return array(_of_interface(obj, interface), dtype, copy, order, ndmin=ndmin)
     if cuda.capturing():
         raise cuda.fail_capture()
     host = np.array(obj, dtype=dtype, order=order, ndmin=ndmin)
     supported(host.dtype)
     return adopted(host)
+
+
+def _of_interface(owner: Any, interface: dict[str, Any]) -> ndarray:
+    """Another library's array on the device, in the memory that it has."""
+    memory = cuda.Memory.holding(interface["data"][0])
+    pointer = cuda.MemoryPointer(memory, interface["data"][0] - memory.ptr)
+    made = ndarray(interface["shape"], interface["typestr"], pointer, interface.get("strides"))
+    made.base = owner
+    return made
 
 
 def _array_again(a: ndarray, dtype: Any, copy: Any, order: str | None, ndmin: int) -> ndarray:
