@@ -22,6 +22,7 @@ settings.register_profile("compiled", settings.get_profile("default"), max_examp
 settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=_QUIET)
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 settings.load_profile(_PROFILE)
+os.environ["XPCONV_CACHE_DIR"] = os.path.join(os.path.dirname(__file__), "no-such-folder")  # nobody's measurements
 _SETTINGS = "_hypothesis_internal_use_settings"  # of one test; there is no public way to set them per parameter
 
 

@@ -87,7 +87,7 @@ def test_python_m_xpconv_is_the_same_program():
 
 
 def test_the_help_shows_the_commands_and_their_examples():
-    assert all(command in printed("--help") for command in ("devices", "filter", "demo"))
+    assert all(command in printed("--help") for command in ("devices", "filter", "bench", "demo"))
     assert "xpconv devices" in printed("devices", "--help")
     assert "xpconv filter photo.jpg --kernel sobel -o edges.png" in printed("filter", "--help")
     assert '--kernel "[[0, -1, 0], [-1, 5, -1], [0, -1, 0]]"' in printed("filter", "--help")
@@ -272,6 +272,131 @@ def test_a_device_that_cannot_be_had_is_one_line_with_the_command_that_brings_it
 def test_a_device_that_does_not_exist_is_one_line(photo):
     line = refused(2, "filter", photo, "-k", "sobel", "--device", "gpu", "-o", photo.with_name("out.png"))
     assert line == """xpconv: device must be "auto", "cpu", "cuda" or "cuda:N" with N from 0, got 'gpu'"""
+
+
+# -- bench -----------------------------------------------------------------------------------------------------------
+
+WORDS = "conv2d x=1,5,6,16 w=3,3,16,20 padding=1 dtype=float64"
+
+
+@pytest.fixture
+def quick(cupy, tmp_path, monkeypatch):  # noqa: ARG001  it is found where `xpconv.cuda` imports it
+    """A clock that finds every later alternative faster, and a cache of the test's own."""
+    from xpconv.cuda import measuring, tuning
+
+    class Clock:
+        def __init__(self):
+            self.calls = 0
+
+        def __call__(self, _, run):
+            run()
+            self.calls += 1
+            return 1 / self.calls
+
+    monkeypatch.setattr(measuring, "EventClock", Clock)
+    monkeypatch.setenv("XPCONV_CACHE_DIR", str(tmp_path / "cache"))
+    tuning.forget()
+    yield tmp_path / "cache" / tuning.FILE
+    tuning.forget()
+
+
+def test_bench_times_a_layer_and_its_gradients_and_keeps_the_winners(quick):
+    output = printed("bench", "--tune", WORDS)
+    for direction in ("forward", "input gradient", "weight gradient"):
+        assert re.search(rf"{direction} .* µs .* µs .*conv_simt<double", output)
+    assert output.endswith(f"3 convolutions measured, kept in {quick}\n")
+    assert quick.read_text().count('"plan"') == 3
+
+
+def test_bench_tells_what_it_leaves_out_and_why(quick, monkeypatch):
+    from xpconv.cuda import measuring
+
+    monkeypatch.setattr(measuring, "_same", lambda *_: False)
+    result = run("bench", "--tune", WORDS)
+    assert result.exit_code == 0
+    assert "is left out: its result is not that of the plan that is taken without measuring" in result.stderr
+    few = run("bench", "--tune", "conv2d x=1,5,5,3 w=3,3,3,2 dtype=int16")
+    assert few.stdout.count("not measured: one kernel") == 3
+    assert few.stdout.endswith(f"0 convolutions measured, kept in {quick}\n")
+
+
+def test_bench_keeps_what_is_measured_before_ctrl_c(quick, monkeypatch):
+    from xpconv.cuda import measuring
+
+    measure = measuring.measure
+
+    def interrupted(direction, *rest):
+        if direction == "weight gradient":
+            raise KeyboardInterrupt
+        return measure(direction, *rest)
+
+    monkeypatch.setattr(measuring, "measure", interrupted)
+    result = run("bench", "--tune", WORDS)
+    assert result.exit_code == 130
+    assert result.stdout.endswith(f"interrupted; 2 convolutions measured, kept in {quick}\n")
+    assert quick.read_text().count('"plan"') == 2
+
+
+def test_bench_looks_at_the_folder_before_the_measuring(quick, monkeypatch):
+    monkeypatch.setattr(cli, "tune_layers", refuse_to_work)
+    quick.parent.write_text("a file")
+    assert refused(1, "bench", "--tune", WORDS).endswith(f"{quick.parent}: File exists")
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_takes_named_layers(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "tune_layers", lambda cases, _: asked.extend(cases) or True)
+    assert run("bench", "--tune").exit_code == 0
+    assert {case.name.partition(" ")[0] for case in asked} == {"ResNet-50", "VGG-16", "depthwise", "audio", "volume"}
+    assert {(case.spec.batch, case.dtype, case.precision) for case in asked} == {(8, "float32", "highest")}
+    asked.clear()
+    given = ["--layers", "vgg-16", "--layers", "volume 3x3x3 32->32, 32x32x32", "--batch", 2, "--precision", "tf32"]
+    assert run("bench", "--tune", *given).exit_code == 0
+    assert (len(asked), asked[-1].name, asked[-1].spec.batch) == (
+        7,
+        "volume 3x3x3 32->32, 32x32x32, N=2, float32 in TF32",
+        2,
+    )
+    assert {case.precision for case in asked} == {"tf32"}
+
+
+def test_bench_needs_to_be_told_to_tune():
+    assert refused(2, "bench") == "xpconv: bench can only tune so far: xpconv bench --tune"
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_bench_says_why_there_is_no_gpu():
+    line = refused(1, "bench", "--tune")
+    assert line == """xpconv: device='cuda' cannot be had: CuPy is not installed; pip install "xpconv[cuda12]\""""
+    assert refused(2, "bench", "--tune", "--device", "cpu").startswith("xpconv: --tune times CUDA kernels")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["conv4d x=1"], "'conv4d' is no function to measure"),
+        (["conv2d x=1,5,5,2"], "w is missing; give its shape, as in w=8,56,56,64"),
+        (["conv2d x=1,5,5,2 w=3,3,2,2 stripe=2"], "'stripe=2' is no argument here; there are x=, w=, stride="),
+        (["conv2d x=1 5"], "'5' is no argument here"),
+        (["conv2d x=1,5 x=1"], "'x=1': x is given twice"),
+        (["conv2d x=1,5,5,2 w=3,3,2,a"], "w=3,3,2,a is no list of integers"),
+        (["conv2d x=1,0,5,2 w=3,3,2,2"], "x=1,0,5,2 is no shape to measure on"),
+        (["conv2d x=1,5,5,3 w=3,3,2,2"], "x has 3 channels but w reads 2"),
+        (["conv2d x=1,5,5,2 w=3,3,2,2 stride=1,2,3"], "stride has 3 entries but there are 2 spatial axes"),
+        (["conv2d x=1,5,5,2 w=3,3,2,2 stride=0"], "stride must be at least 1"),
+        (["conv2d x=1,5,5,2 w=3,3,2,2 padding=some"], "padding='some' is unknown"),
+        (["conv2d x=1,5,5,2 w=3,3,2,2 groups=1,2"], "groups must be an integer"),
+        (["conv2d x=1,5,5,2 w=3,3,2,2 dtype=float"], "dtype='float' is unknown"),
+        (["conv2d x=1,5,5,2 w=9,9,2,2"], "the window does not fit: spatial axis 0 is 5 long"),
+        ([WORDS, "--dtype", "float32"], f"--dtype float32 contradicts float64 in {WORDS!r}"),
+        ([WORDS, "--batch", 4], f"--batch is for layers by name, and {WORDS!r} is a layer in words"),
+        (["--layers", "AlexNet"], "no layer is called 'AlexNet'; there are ResNet-50, VGG-16"),
+        (["--dtype", "half"], "--dtype='half' is unknown"),
+    ],
+)
+def test_a_wrong_layer_is_one_line_that_names_the_part(arguments, complaint):
+    assert refused(2, "bench", "--tune", *arguments).startswith(f"xpconv: {complaint}")
 
 
 # -- demo ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from xpconv.device import DeviceInfo, backend, choose, devices
 from xpconv.filters import apply_filter, named_filter
@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_INTERRUPTED = 130  # how a program ends that Ctrl-C has ended
 
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda or cuda:1; auto takes what XPCONV_DEVICE names, else a GPU if one answers.")
@@ -182,7 +184,9 @@ def bench(
         from xpconv.cuda import tuning  # what follows loads CuPy, which the other commands do without
 
         tuning.check_recordable()
-        tune_layers(cases, chosen)
+        finished = tune_layers(cases, chosen)
+    if not finished:
+        raise typer.Exit(_INTERRUPTED)
 
 
 class Case(NamedTuple):
@@ -201,8 +205,9 @@ def tuning_cases(
     dtype = dtype and one_of("--dtype", dtype, DTYPES)
     precision = precision and one_of("--precision", precision, PRECISIONS)
     if layer is None:
-        given = [(str(found), found.spec(batch or 8)) for found in named(names)]
-        return [Case(name, spec, dtype or "float32", precision or "highest") for name, spec in given]
+        dtype, precision, batch = dtype or "float32", precision or "highest", batch or 8
+        said_too = f"N={batch}, {dtype}{' in TF32' if precision == 'tf32' else ''}"
+        return [Case(f"{found}, {said_too}", found.spec(batch), dtype, precision) for found in named(names)]
     for option, given_too in (("--layers", names), ("--batch", batch)):
         if given_too:
             raise ValueError(f"{option} is for layers by name, and {layer!r} is a layer in words")
@@ -222,39 +227,48 @@ def cuda_device(name: str) -> DeviceInfo:
     return chosen
 
 
-def tune_layers(cases: list[Case], chosen: DeviceInfo) -> None:
-    """Measure, keep what was measured at every step, and show it at the end, also of what was interrupted."""
+def tune_layers(cases: list[Case], chosen: DeviceInfo) -> bool:
+    """Measure, keep what was measured at every step, and show it; whether it came to its end, and not to Ctrl-C."""
     from xpconv.cuda import measuring, tuning
 
-    table, troubles, kept = Table("layer", "direction", "estimated", "fastest", "by"), [], 0
+    console, kept, finished = Console(), 0, False
+    table, troubles = Table("layer", "direction", "default", "fastest", Column("by", overflow="fold")), []
     _, there = backend(chosen.name)
-    steps = [(case, d) for case in cases for d in measuring.directions(case.dtype, case.precision)]
-    interrupted = False
     with there:
+        hardware = measuring.hardware()
         try:
-            clock, hardware = measuring.EventClock(), measuring.hardware()
-            for case, direction in track(steps, description=f"measuring on {chosen.name}", transient=True):
-                for outcome in measuring.measure(direction, case.spec, case.dtype, case.precision, clock):
-                    table.add_row(f"{case.name}, {case.dtype}", direction, *_outcome_cells(outcome))
-                    troubles += [f"{name} is left out: {reason}" for name, reason in outcome.left_out.items()]
-                    if outcome.entry:
-                        tuning.record(hardware, {outcome.key: outcome.entry})
-                        kept += 1
+            for case, outcome in _outcomes(cases, f"measuring on {chosen.name}", console):
+                table.add_row(escape(case.name), outcome.direction, *_outcome_cells(outcome))
+                troubles += [f"{name} is left out: {reason}" for name, reason in outcome.left_out.items()]
+                if outcome.entry:
+                    tuning.record(hardware, {outcome.key: outcome.entry})
+                    kept += 1
+            finished = True
         except KeyboardInterrupt:
-            interrupted = True
-    Console().print(table)
+            pass
+    console.print(table)
     for trouble in dict.fromkeys(troubles):
         typer.echo(f"xpconv: {trouble}", err=True)
-    typer.echo(f"{'interrupted; ' if interrupted else ''}{kept} convolutions measured, kept in {tuning.path()}")
-    if interrupted:
-        raise typer.Exit(130)
+    typer.echo(f"{'' if finished else 'interrupted; '}{kept} convolutions measured, kept in {tuning.path()}")
+    return finished
+
+
+def _outcomes(cases: list[Case], description: str, console: Console) -> Iterator[tuple[Case, Outcome]]:
+    """Measure one case after the other; a bar shows how far it is."""
+    from xpconv.cuda import measuring
+
+    clock = measuring.EventClock()
+    steps = [(case, direction) for case in cases for direction in measuring.directions(case.dtype, case.precision)]
+    for case, direction in track(steps, description, console=console, transient=True, disable=not console.is_terminal):
+        for outcome in measuring.measure(direction, case.spec, case.dtype, case.precision, clock):
+            yield case, outcome
 
 
 def _outcome_cells(outcome: Outcome) -> tuple[str, str, str]:
     if outcome.entry is None:
         return "", "", f"not measured: {escape(outcome.reason)}"
-    estimated, fastest = (f"{time:,.4g} µs" for time in (outcome.entry.estimated, outcome.entry.microseconds))
-    return estimated, fastest, escape(outcome.entry.plan)
+    default, fastest = (f"{time:,.1f} µs" for time in (outcome.entry.default, outcome.entry.microseconds))
+    return default, fastest, escape(outcome.entry.plan)
 
 
 @app.command()

@@ -16,9 +16,9 @@ import numpy as np
 from xpconv.cuda import launch
 from xpconv.cuda.geometry import Geometry, dense, forward, input_gradient, weight_gradient
 from xpconv.cuda.hardware import Hardware
-from xpconv.cuda.kernels import ITEMSIZE
-from xpconv.cuda.plans.conv import Operand, Setting, alternatives, key
+from xpconv.cuda.plans.conv import Operand, Setting, alternatives, key, of_dense
 from xpconv.cuda.plans.spectra import spectra
+from xpconv.cuda.plans.turning import turn
 from xpconv.cuda.steps import Work
 from xpconv.cuda.tuning import Entry
 from xpconv.dtypes import widened
@@ -66,22 +66,39 @@ def hardware() -> Hardware:
 def measure(direction: str, spec: ConvSpec, dtype: str, precision: str, clock: Clock) -> Iterator[Outcome]:
     """Time a layer in one direction on the current device: once for each convolution that it is computed by."""
     setting = Setting(dtype, hardware(), current_limit(), precision)
-    if direction == "forward" and spectra(spec, dtype, setting.hardware, setting.limit):
-        yield Outcome(direction, reason="computed by spectra")
+    if reason := another_way(direction, spec, setting):
+        yield Outcome(direction, reason=reason)
         return
-    if direction == "input gradient" and spec.padding_mode != "zeros":  # as the engine does
-        spec, setting = (
-            spec.valid,
-            replace(setting, dtype="float32" if ITEMSIZE[dtype] == 2 and "int" not in dtype else dtype),
-        )
     try:
-        timing = _Timing(direction, spec, setting, clock)
+        timing = _Timing(direction, *as_computed(direction, spec, setting), clock)
         for name, g in timing.geometries.items():
             yield timing.outcome(name, g)
     except MemoryError:
         yield Outcome(direction, reason="the device has too little memory")
     finally:
         cupy.get_default_memory_pool().free_all_blocks()  # the next layer's arrays have other sizes
+
+
+def another_way(direction: str, spec: ConvSpec, setting: Setting) -> str:
+    """How a layer is computed where that is not one of the alternatives; else nothing."""
+    if direction == "forward" and spectra(spec, setting.dtype, setting.hardware, setting.limit):
+        return "computed by spectra"
+    if direction == "weight gradient":
+        work = of_dense("conv_grad_weight", spec, None, setting)
+        if isinstance(work, Work) and any(step.kernel.file == "grad_weight_depthwise.cu" for step in work.steps):
+            return "one kernel alone takes it"
+    return ""
+
+
+def as_computed(direction: str, spec: ConvSpec, setting: Setting) -> tuple[ConvSpec, Setting]:
+    """The layer as the engine hands it to the kernels: padded by copies before its gradient, or in another layout."""
+    if direction == "input gradient" and spec.padding_mode != "zeros":
+        wide = "float32" if setting.dtype in ("float16", "bfloat16") else setting.dtype
+        spec, setting = spec.valid, replace(setting, dtype=wide)
+    turning = turn(spec, setting.dtype, setting.hardware, setting.limit, setting.precision)
+    if turning and (direction != "weight gradient" or turning.items == spec.batch):
+        spec = replace(spec, layout="channels_last", batch=turning.items)
+    return spec, setting
 
 
 class EventClock:

@@ -39,7 +39,7 @@ class Entry:
 
     plan: str  # the name of the fastest alternative
     microseconds: float  # of it
-    estimated: float  # microseconds of the alternative that the estimates take
+    default: float  # microseconds of the alternative that is taken where nothing was measured
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: plans are remembered by it
@@ -86,7 +86,7 @@ def convolution_key(g: Geometry, dtype: str, precision: str, *, x_aligned: bool,
     )
     words += [g.padding_mode, f"dense={','.join(dense)}"]
     words.append(f"aligned={'x' * x_aligned}{'w' * w_aligned or '-' * (not x_aligned)}")
-    return " ".join([*words, *(["items_inner"] if g.items_inner else [])])
+    return " ".join([*words, *(name for name in ("items_inner", "swapped") if getattr(g, name))])
 
 
 def _told(value: int | Sizes) -> str:
