@@ -81,7 +81,7 @@ def test_everything_runs_through_and_measures_nothing(tmp_path):
 @pytest.mark.skipif(
     find_spec("torch") is None, reason="torch is not installed: it is missing in the other test already"
 )
-def test_a_library_that_is_missing_is_named(tmp_path):
+def test_torch_that_is_missing_is_named(tmp_path):
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "torch.py").write_text("raise ImportError('hidden for this test')")
     results = tmp_path / "results"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpu.common import Record, attempt
-from gpu.layers import Layer
 
 Calls = dict[str, Callable[[], Any]]
+
+if TYPE_CHECKING:
+    from xpconv.layers import Layer
 
 
 def torch_of(record: Record) -> Any:

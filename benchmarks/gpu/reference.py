@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu.layers import Layer
+if TYPE_CHECKING:
+    from xpconv.layers import Layer
+
 
 _KEPT = 8  # channels of the result that are computed where all would take long
 _ALL = 2e9  # products up to which all are

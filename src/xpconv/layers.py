@@ -43,13 +43,54 @@ class Layer:
 
     def spec(self, batch: int) -> ConvSpec:
         """The convolution of so many items."""
-        axes = len(self.size)
-        x, w = (batch, *self.size, self.channels), (*(self.window,) * axes, self.channels // self.groups, self.filters)
+        axes = self.axes
         return conv_spec(
-            x, w, name="corr", axes=None, flip=False, stride=(self.stride,) * axes,
-            padding=((self.padding, self.padding),) * axes, dilation=(self.dilation,) * axes, groups=self.groups,
-            padding_mode="zeros", layout="channels_last",
+            (batch, *self.size, self.channels), self.w_shape, name="corr", axes=None, flip=False,
+            stride=(self.stride,) * axes, padding=((self.padding, self.padding),) * axes,
+            dilation=(self.dilation,) * axes, groups=self.groups, padding_mode="zeros", layout="channels_last",
         )[0]  # fmt: skip
+
+    @property
+    def axes(self) -> int:
+        """Of the window."""
+        return len(self.size)
+
+    @property
+    def out_size(self) -> tuple[int, ...]:
+        """The result's."""
+        reach = (self.window - 1) * self.dilation + 1
+        return tuple((n + 2 * self.padding - reach) // self.stride + 1 for n in self.size)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has filters of its own."""
+        return self.groups > 1 and self.groups == self.channels
+
+    @property
+    def w_shape(self) -> tuple[int, ...]:
+        """The weight's, (*window, C / groups, F)."""
+        return (*(self.window,) * self.axes, self.channels // self.groups, self.filters)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Of xpconv's call."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+    def elements(self, batch: int) -> int:
+        """Of input, weight and result together."""
+        x, y, w = self.channels * batch, self.filters * batch, 1
+        for n, m in zip(self.size, self.out_size, strict=True):
+            x, y = x * n, y * m
+        for n in self.w_shape:
+            w *= n
+        return x + y + w
+
+    def products(self, batch: int) -> int:
+        """Multiplications that the definition takes."""
+        count = batch * self.filters * self.channels // self.groups
+        for n in self.out_size:
+            count *= n * self.window
+        return count
 
     def __str__(self) -> str:
         return f"{self.network} {self.name}"
