@@ -49,7 +49,15 @@ def compiled(text: str, expressions: list[str], architecture: str, options: tupl
     try:
         for expression in expressions:
             checked(nvrtc.nvrtcAddNameExpression(program, expression.encode()))
-        words = [f"-arch={architecture}", "-std=c++17", "-ftz=true", "-default-device", "--ptxas-options=-v", *options]
+        # the options that CuPy 14 gives, and what each kernel uses
+        words = [
+            f"-arch={architecture}",
+            "-std=c++17",
+            "-ftz=true",
+            "--device-as-default-execution-space",
+            "--ptxas-options=-v",
+            *options,
+        ]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])
         log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
         checked(nvrtc.nvrtcGetProgramLog(program, log))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cuda_emulator import settings
+from cuda_emulator import coverage, settings
 from cuda_emulator.compiler import CompileException, kernel_library, runtime_library
 from cuda_emulator.reports import EmulatorError, with_source_lines
 
@@ -114,6 +114,7 @@ class Function:
             limit = "max_dynamic_shared_size_bytes"
             raise _bad_launch(f"{shared_mem} bytes of shared memory; {limit} is {self._largest_shared_bytes}")
         values = self._packed(library, args)
+        coverage.note(self.name)
         addresses = (ctypes.c_void_p * len(values))(*[value.ctypes.data for value in values])
         with _launching:
             launch = getattr(library, f"emulator_launch_{self._index}")
