@@ -5,10 +5,12 @@ Values are small integers, whatever the dtype, so that sums are exact in any ord
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -146,3 +148,22 @@ def first(array: np.ndarray) -> np.ndarray:
 def weight_first(w: np.ndarray) -> np.ndarray:
     """A weight, channels first."""
     return np.transpose(w, (w.ndim - 1, w.ndim - 2, *range(w.ndim - 2)))
+
+
+@contextmanager
+def far_apart(cupy, first_item, second_item):
+    """Two small arrays of bytes on a device, more than 2^31 from each other, and how far the second is from the first.
+
+    The test is skipped where the system puts them side by side.
+    """
+    one = cupy.asarray(first_item)
+    spacer = np.empty(3 << 30, np.uint8)  # address space alone: nobody touches it
+    whole = cupy.zeros(1 << 26, dtype=second_item.dtype)  # so large that it gets pages of its own
+    other = whole[: second_item.size]
+    other[...] = cupy.asarray(second_item.reshape(-1))
+    apart = other.data.ptr - one.data.ptr
+    if abs(apart) < 1 << 31:
+        pytest.skip("the system put the two arrays side by side")
+    yield one, other, apart
+    assert spacer.size
+    assert whole.size

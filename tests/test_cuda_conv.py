@@ -8,13 +8,14 @@ import pytest
 
 import oracle
 import xpconv
-from cases import first, integers, weight_first
+from cases import far_apart, first, integers, weight_first
 from xpconv.cuda import hardware
 from xpconv.cuda.geometry import dense, forward, input_gradient
 from xpconv.cuda.plans import conv as conv_plans
 from xpconv.cuda.plans import simt
 from xpconv.cuda.plans.conv import Operand, Setting
 from xpconv.cuda.steps import Unfit, Work
+from xpconv.engines import agnostic
 from xpconv.spec import conv_spec
 
 H200 = next(known for known in hardware.KNOWN if known.name == "H200")
@@ -57,6 +58,88 @@ def test_every_instance_computes_tiles_that_are_not_full(cupy, choice, limit):
     launch.run(work, {"x": x, "w": w, "bias": bias, "y": y})
     y = y.get() if layout == "channels_last" else np.moveaxis(y.get(), 1, -1)
     np.testing.assert_array_equal(y, expected)
+
+
+# --- What is not finite, and what is done to a finished sum -----------------------------------------------------------
+
+
+def computed(cupy, x, w, choice, *, activation=None, fill=b"", **options):
+    """One convolution by one instance."""
+    from xpconv.cuda import launch
+
+    spec = spec_of(x.shape, w.shape, **options)
+    g = forward(spec, dense(x.shape), dense(w.shape), dense(spec.y_shape), fill=fill, activation=activation)
+    y = cupy.empty(spec.y_shape, dtype=x.dtype)
+    launch.run(simt.work(g, choice, H200, 1), {"x": cupy.asarray(x), "w": cupy.asarray(w), "y": y})
+    return y.get()
+
+
+@pytest.mark.parametrize("tile", [simt.MEDIUM, simt.NARROW], ids=["medium", "narrow"])
+def test_infinities_do_not_meet_the_zeros_behind_the_last_term(cupy, tile):
+    x, w = np.ones((1, 4, 5, 5), np.float32), np.ones((3, 3, 5, 8), np.float32)
+    assert (3 * 3 * 5) % tile.depth
+    x[..., -1] = w[:, :, 0] = np.inf
+    y = computed(cupy, x, w, simt.Choice("float32", tile))
+    np.testing.assert_array_equal(y, np.full((1, 2, 3, 8), np.inf, np.float32))
+
+
+@pytest.mark.parametrize("vector", [1, 4])
+def test_constant_padding_fills_whole_vectors(cupy, vector):
+    rng = np.random.default_rng(0)
+    x, w = integers(rng, (1, 4, 5, 8), np.float32), integers(rng, (3, 3, 8, 8), np.float32)
+    choice = next(c for c in CHOICES if (c.dtype, c.vector, c.positions_inner) == ("float32", vector, False))
+    pads = ((2, 1), (1, 2))
+    y = computed(cupy, x, w, choice, fill=np.float32(3).tobytes(), padding=pads, padding_mode="constant")
+    padded = oracle.padded(x, pads, "constant", 3)
+    expected = oracle.conv_by_taps(padded, w, None, flip=True, groups=1, stride=(1, 1), dilation=(1, 1),
+                                   pads=[(0, 0), (0, 0)])  # fmt: skip
+    np.testing.assert_array_equal(y, expected)
+
+
+ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_activations_of_every_kind_of_number(cupy, dtype):
+    values = [-np.inf, -100, -3, -1, -0.5, -0.0, 0.0, 0.25, 1, 2, 3, 100, np.inf, np.nan]
+    x, w = np.array(values, dtype).reshape(1, 1, -1, 1), np.ones((1, 1, 1, 1), dtype)
+    choice = next(c for c in CHOICES if c.dtype == dtype and not c.positions_inner)
+    tolerance = {"float16": 2e-3, "float32": 1e-6, "float64": 1e-14}[dtype]
+    for activation in ACTIVATIONS:
+        y = computed(cupy, x, w, choice, activation=activation)
+        expected = agnostic.conv(x.astype("f8"), w.astype("f8"), None, spec_of(x.shape, w.shape), activation=activation)
+        np.testing.assert_allclose(y, expected.astype(dtype), rtol=tolerance, atol=tolerance, err_msg=activation)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64"])
+def test_relu_looks_at_the_sum_that_has_wrapped(cupy, dtype):
+    largest = np.iinfo(dtype).max
+    x = np.array([largest, largest // 2, -largest, 1, -1], dtype).reshape(1, 1, 5, 1)
+    w = np.full((1, 1, 1, 1), 2, dtype)
+    choice = next(c for c in CHOICES if c.dtype == dtype and not c.positions_inner)
+    y = computed(cupy, x, w, choice, activation="relu")
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(y, np.maximum(x * w, 0))
+
+
+def test_items_may_lie_farther_apart_than_32_bits_count(cupy):
+    from xpconv.cuda import launch
+
+    rng, choice = np.random.default_rng(0), simt.Choice("int8", simt.MEDIUM)
+    x, w = integers(rng, (2, 4, 5, 2), "int8"), integers(rng, (3, 3, 2, 4), "int8")
+    spec, own_w = spec_of(x.shape, w.shape), cupy.asarray(w)
+    expected = oracle.conv_by_taps(x.astype(int), w.astype(int), None, flip=True, groups=1, stride=(1, 1),
+                                   dilation=(1, 1), pads=[(0, 0), (0, 0)])  # fmt: skip
+    with far_apart(cupy, x[0], x[1]) as (one, _, apart):
+        y = cupy.empty(spec.y_shape, dtype="int8")
+        g = forward(spec, (apart, *dense(x.shape)[1:]), dense(w.shape), dense(spec.y_shape))
+        launch.run(simt.work(g, choice, H200, 1), {"x": one, "w": own_w, "y": y})
+        np.testing.assert_array_equal(y.get(), expected.astype("int8"))
+    with far_apart(cupy, np.zeros(spec.y_shape[1:], "int8"), np.zeros(spec.y_shape[1:], "int8")) as (one, other, apart):
+        g = forward(spec, dense(x.shape), dense(w.shape), (apart, *dense(spec.y_shape)[1:]))
+        launch.run(simt.work(g, choice, H200, 1), {"x": cupy.asarray(x), "w": own_w, "y": one})
+        for item, result in zip(expected.astype("int8"), (one, other), strict=True):
+            np.testing.assert_array_equal(cupy.asnumpy(result).ravel(), item.ravel())
 
 
 # --- Plans ------------------------------------------------------------------------------------------------------------

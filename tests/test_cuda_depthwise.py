@@ -132,6 +132,12 @@ def test_channels_take_a_row_of_taps_in_pieces(cupy, taps, width, vector):
     check(cupy, case, kernel=kernel(case, vector, width))
 
 
+@pytest.mark.parametrize(("channels", "vector"), [(37, 1), (148, 4)])
+def test_channels_that_do_not_fill_the_last_block(cupy, channels, vector):
+    case = Case((3, 9), (1, 3), channels=channels)
+    check(cupy, case, aligned=vector > 1, kernel=kernel(case, vector, 3))
+
+
 @pytest.mark.parametrize("height", [5, 1])
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 5, 6, 7, 11])
 def test_positions_slide_over_a_row_of_taps(cupy, taps, height):
@@ -152,6 +158,7 @@ def test_steps_other_than_one(cupy, layout, options):
 def test_padding_wider_than_the_axis(cupy, layout, mode):
     options = dict(pads=[(5, 2), (0, 9)])
     check(cupy, Case((3, 4), (3, 2), channels=8, layout=layout, mode=mode, options=options))
+    check(cupy, Case((1, 4), (2, 3), channels=8, layout=layout, mode=mode, options=options))
 
 
 @pytest.mark.parametrize("axes", [1, 3])
@@ -327,6 +334,10 @@ def test_the_weight_gradient_of_many_splits_taps_and_steps(cupy, layout):
     check_gradient(cupy, Case((40, 40), (3, 3), channels=8, layout=layout), limit=1, splits=1)
     check_gradient(cupy, Case((3, 4, 5), (2, 3, 2), channels=1, layout=layout))
     check_gradient(cupy, Case((30,), (11,), channels=8, layout=layout))
+
+
+def test_the_weight_gradient_of_more_splits_than_are_added_up_at_a_time(cupy):
+    check_gradient(cupy, Case((46, 47), (3, 1), channels=64), splits=33)
 
 
 @pytest.mark.parametrize("mode", ["edge", "reflect", "symmetric", "wrap"])

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cuda_emulator import compiler, memory, settings, tensor_map
 from cuda_emulator.module import CompileException, EmulatorError, RawModule
+from xpconv.cuda import source
 
 pytestmark = pytest.mark.skipif(compiler.why_unavailable() is not None, reason=str(compiler.why_unavailable()))
 
-KERNELS = Path(__file__).parents[1] / "kernels"
-HEADERS = "".join(f'#line 1 "kernels/{name}"\n{(KERNELS / name).read_text()}\n' for name in ("ptx.cuh", "sm90.cuh"))
 RNG = np.random.default_rng(5)
 
 
@@ -46,7 +44,8 @@ def written(buffer: Buffer) -> bool:
 
 
 def module(text: str, *names: str, options=()) -> RawModule:
-    return RawModule(f'{HEADERS}#line 1 "kernels/test.cu"\n{text}', options=options, name_expressions=names or None)
+    headers = source.text("ptx.cuh") + "\n" + source.text("sm90.cuh")
+    return RawModule(f'{headers}\n#line 1 "kernels/test.cu"\n{text}', options=options, name_expressions=names or None)
 
 
 # ---- planted faults ----

@@ -4,6 +4,7 @@ import ml_dtypes  # noqa: F401  NumPy's bfloat16
 import numpy as np
 import pytest
 
+from cases import far_apart
 from xpconv.cuda import source
 from xpconv.cuda.geometry import dense
 from xpconv.cuda.plans import layout as plans
@@ -44,10 +45,11 @@ def test_channels_go_last_and_back(cupy, channels, size, dtype):
 
 @pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
 @pytest.mark.parametrize(("channels", "wanted"), [(3, 8), (20, 24), (61, 64)])
-def test_channels_are_filled_up_with_zeros(cupy, channels, wanted, dtype):
+@pytest.mark.parametrize("size", [(6, 10), (2, 3)], ids=["by tiles", "one by one"])
+def test_channels_are_filled_up_with_zeros(cupy, size, channels, wanted, dtype):
     from xpconv.cuda import layout
 
-    x = values((2, channels, 6, 10), dtype)
+    x = values((2, channels, *size), dtype)
     y = layout.as_channels_last(cupy.asarray(x), wanted).get()
     np.testing.assert_array_equal(y[..., :channels], np.moveaxis(x, 1, -1))
     assert not y[..., channels:].any()
@@ -86,6 +88,17 @@ def test_a_broadcast_array_is_packed(cupy):
     x = values((1, 9, 1), "float32")
     y = layout.packed(cupy.broadcast_to(cupy.asarray(x), (4, 9, 12)))
     np.testing.assert_array_equal(y.get(), np.broadcast_to(x, (4, 9, 12)))
+
+
+def test_planes_may_lie_farther_apart_than_32_bits_count(cupy):
+    from xpconv.cuda import launch
+
+    with far_apart(cupy, *values((2, 6), "int8")) as (one, other, apart):
+        work = plans.copy((2, 3), (2, 3), (apart, 2), 1, False)
+        y = cupy.empty((2, 3), dtype=np.int8)
+        launch.run(work, {"x": one, "y": y})
+        x = cupy.asnumpy(one), cupy.asnumpy(other)
+    np.testing.assert_array_equal(y.get(), np.stack(x)[:, ::2])
 
 
 # --- Weights ----------------------------------------------------------------------------------------------------------

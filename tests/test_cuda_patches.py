@@ -103,6 +103,23 @@ def test_all_geometries(cupy, layout, case):
 
 
 @LAYOUTS
+def test_steps_other_than_one(cupy, layout):
+    plane = spec_of(layout, 2, 3, (9, 11), (3, 2), stride=(2, 3), dilation=(1, 4))
+    volume = spec_of(layout, 2, 3, (5, 6, 7), (2, 3, 2), stride=(2, 1, 2), dilation=(1, 2, 1))
+    for spec in (plane, volume):
+        check_unfold(cupy, spec, "float32")
+        check_fold(cupy, spec, "float32")
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", ["int8", "float32", "float64"])
+def test_patches_that_do_not_fill_the_last_vector(cupy, layout, dtype):
+    spec = spec_of(layout, 1, 1, (5, 5), (3, 1), pads=((1, 1), (0, 0)))
+    assert np.prod(spec.patches_shape) % 2
+    check_unfold(cupy, spec, dtype)
+
+
+@LAYOUTS
 @pytest.mark.parametrize("view", [np.s_[:, ::-1], np.s_[..., ::2], np.s_[..., 1:4]])
 def test_views_are_read_where_they_lie(cupy, layout, view):
     from xpconv.cuda import patches

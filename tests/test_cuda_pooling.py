@@ -3,17 +3,18 @@
 Results are held against the agnostic engine on NumPy arrays, which the general suite holds against plain loops.
 """
 
-import math
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
+from unittest import mock
 
 import ml_dtypes  # noqa: F401  NumPy's bfloat16
 import numpy as np
 import pytest
 
-from cases import integers
+from cases import far_apart, integers
 from xpconv.cuda import hardware, source
 from xpconv.cuda.geometry import dense
 from xpconv.cuda.kernels import ELEMENTS, signed
@@ -34,8 +35,8 @@ LAYOUTS = ("channels_last", "channels_first")
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "complex64": 2e-6}
 
 
-@pytest.fixture
-def cuda(cupy, monkeypatch):
+@contextmanager
+def watched(cupy):
     """The engine's functions, the expressions of the kernels they launch, and a device for the plans to fit."""
     from xpconv.cuda import launch, pooling
 
@@ -46,9 +47,17 @@ def cuda(cupy, monkeypatch):
         box.launched.update(step.kernel.expression for step in work.steps)
         run(work, arrays)
 
-    monkeypatch.setattr(launch, "run", noting)
-    monkeypatch.setattr(launch, "hardware", lambda _: box.device)
-    return box
+    def present(_):
+        return box.device
+
+    with mock.patch.object(launch, "run", noting), mock.patch.object(launch, "hardware", present):
+        yield box
+
+
+@pytest.fixture
+def cuda(cupy):
+    with watched(cupy) as box:
+        yield box
 
 
 def same(result, expected, dtype="float64"):
@@ -116,76 +125,105 @@ def operations(dtype):
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
 def test_every_instance_pools_windows_as_the_definition(cuda, dtype):
-    rng = np.random.default_rng(0)
-    for (size, geometry), channels, layout in product(GEOMETRIES.values(), (3, 8), LAYOUTS):
-        if len(size) == 1 and channels == 8 and layout == "channels_first":
+    for geometry, channels, layout in product(GEOMETRIES, (3, 8), LAYOUTS):
+        if geometry == "signal" and channels == 8 and layout == "channels_first":
             channels = 1
-        x = lying(integers(rng, (1, *size, channels), dtype), layout)
-        spec = spec_of(x.shape, layout=layout, **geometry)
-        gy = integers(rng, spec.y_shape, dtype)
-        for name, options in operations(dtype):
-            given = gy if name == "avg_pool_grad" else x
-            with np.errstate(all="ignore"):
-                expected = getattr(agnostic, name)(given, spec, **options)
-            for cuda.device in (BUSY, H200):
-                same(getattr(cuda.pool, name)(cuda.cupy.asarray(given), spec, **options), expected, dtype)
+        check_windows(cuda, dtype, geometry, channels, layout)
     assert set(belonging(windows, dtype)) <= cuda.launched
+
+
+def check_windows(cuda, dtype, geometry, channels, layout, only=None):
+    """Every pooling of a geometry, or those of one name."""
+    rng, (size, window) = np.random.default_rng(0), GEOMETRIES[geometry]
+    x = lying(integers(rng, (1, *size, channels), dtype), layout)
+    spec = spec_of(x.shape, layout=layout, **window)
+    gy = integers(rng, spec.y_shape, dtype)
+    for name, options in operations(dtype):
+        if only not in (None, name):
+            continue
+        given = gy if name == "avg_pool_grad" else x
+        with np.errstate(all="ignore"):
+            expected = getattr(agnostic, name)(given, spec, **options)
+        for cuda.device in (BUSY, H200):
+            same(getattr(cuda.pool, name)(cuda.cupy.asarray(given), spec, **options), expected, dtype)
+
+
+BOXES = {"plane": ((9, 70), (4, 5)), "one element each": ((70,), (70,)), "one box": ((3, 5, 7), (1, 1, 1))}
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
 def test_every_instance_pools_boxes_as_the_definition(cuda, dtype):
-    rng = np.random.default_rng(0)
-    for channels, layout, (size, out) in product(
-        (1, 8), LAYOUTS, (((9, 70), (4, 5)), ((70,), (70,)), ((3, 5, 7), 3 * (1,)))
-    ):
-        x = lying(integers(rng, (2, *size, channels), dtype), layout)
-        spec = AdaptiveSpec(layout, 2, channels, size, out)
-        for cuda.device in (BUSY, H200):
-            own = cuda.cupy.asarray(x)
-            if dtype in FLOATING:
-                same(cuda.pool.adaptive_avg_pool(own, spec), agnostic.adaptive_avg_pool(x, spec), dtype)
-            if dtype in ORDERED:
-                for flag in (False, True):
-                    expected = agnostic.adaptive_max_pool(x, spec, return_indices=flag)
-                    same(cuda.pool.adaptive_max_pool(own, spec, return_indices=flag), expected)
-    cuda.device = H200
-    for channels, layout, limit in product((1, 8), LAYOUTS, (1, 1 << 20)):
-        x = lying(integers(rng, (1, 69, 67, channels), dtype), layout)
-        axes = (1, 2) if layout == "channels_last" else (2, 3)
-        with workspace_limit(limit):
-            if dtype in FLOATING:
-                result = cuda.pool.global_avg_pool(cuda.cupy.asarray(x), axes, keepdims=False)
-                same(result, agnostic.global_avg_pool(x, axes, keepdims=False), dtype)
-            if dtype in ORDERED:
-                result = cuda.pool.global_max_pool(cuda.cupy.asarray(x), axes, keepdims=True)
-                same(result, agnostic.global_max_pool(x, axes, keepdims=True))
+    for channels, layout in product((1, 8), LAYOUTS):
+        for case in BOXES:
+            check_boxes(cuda, dtype, case, channels, layout)
+        for limit in (1, 1 << 20):
+            check_whole_planes(cuda, dtype, channels, layout, limit)
     assert set(belonging(boxes, dtype)) <= cuda.launched
+
+
+def check_boxes(cuda, dtype, case, channels, layout):
+    """Adaptive pooling."""
+    size, out = BOXES[case]
+    x = lying(integers(np.random.default_rng(0), (2, *size, channels), dtype), layout)
+    spec = AdaptiveSpec(layout, 2, channels, size, out)
+    for cuda.device in (BUSY, H200):
+        own = cuda.cupy.asarray(x)
+        if dtype in FLOATING:
+            same(cuda.pool.adaptive_avg_pool(own, spec), agnostic.adaptive_avg_pool(x, spec), dtype)
+        if dtype in ORDERED:
+            for flag in (False, True):
+                expected = agnostic.adaptive_max_pool(x, spec, return_indices=flag)
+                same(cuda.pool.adaptive_max_pool(own, spec, return_indices=flag), expected)
+
+
+def check_whole_planes(cuda, dtype, channels, layout, limit):
+    """Global pooling, in one launch or in slabs."""
+    cuda.device = H200
+    x = lying(integers(np.random.default_rng(0), (1, 69, 67, channels), dtype), layout)
+    axes = (1, 2) if layout == "channels_last" else (2, 3)
+    with workspace_limit(limit):
+        if dtype in FLOATING:
+            result = cuda.pool.global_avg_pool(cuda.cupy.asarray(x), axes, keepdims=False)
+            same(result, agnostic.global_avg_pool(x, axes, keepdims=False), dtype)
+        if dtype in ORDERED:
+            result = cuda.pool.global_max_pool(cuda.cupy.asarray(x), axes, keepdims=True)
+            same(result, agnostic.global_max_pool(x, axes, keepdims=True))
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
 def test_every_instance_scatters_as_the_definition(cuda, dtype):
-    rng = np.random.default_rng(0)
     for channels, layout, limit in product((1, 3, 40), LAYOUTS, (1, 1 << 20)):
-        spec = ScatterSpec(layout, 2, channels, (15, 11), (9, 17))
-        shape = in_layout(layout, 2, spec.out_size, channels)
-        gy = integers(rng, shape, dtype)
-        for cuda.device, indices in product((BUSY, H200), index_patterns(rng, shape, 9 * 17, layout)):
-            with workspace_limit(limit):
-                own = cuda.cupy.asarray(gy), cuda.cupy.asarray(indices)
-                same(cuda.pool.max_unpool(*own, spec), agnostic.max_unpool(gy, indices, spec), dtype)
-                same(cuda.pool.max_pool_grad(*own, spec), agnostic.max_pool_grad(gy, indices, spec), dtype)
+        check_scatter(cuda, dtype, channels, layout, limit)
     wanted = {f"pool_scatter<{ELEMENTS[signed(dtype)]},true>", "index_ranges"}
     assert wanted <= cuda.launched <= {kernel.expression for kernel in scatter.instances((9, 0))}
 
 
+def check_scatter(cuda, dtype, channels, layout, limit):
+    """Values that go back to where their indices say, added and put."""
+    rng = np.random.default_rng(0)
+    spec = ScatterSpec(layout, 2, channels, (15, 11), (9, 17))
+    shape = in_layout(layout, 2, spec.out_size, channels)
+    gy = integers(rng, shape, dtype)
+    for cuda.device, indices in product((BUSY, H200), index_patterns(rng, shape, 9 * 17, layout)):
+        with workspace_limit(limit):
+            own = cuda.cupy.asarray(gy), cuda.cupy.asarray(indices)
+            same(cuda.pool.max_unpool(*own, spec), agnostic.max_unpool(gy, indices, spec), dtype)
+            same(cuda.pool.max_pool_grad(*own, spec), agnostic.max_pool_grad(gy, indices, spec), dtype)
+
+
 def index_patterns(rng, shape, places, layout):
-    """Anywhere; nearly all in one place, the last of a slab; in order, as pooling gives them."""
+    """Anywhere; nearly all in one place; in order, as pooling gives them.
+
+    The one place is the last of a slab, and for the second item the first of the next slab, where the last output of
+    every chunk goes and no other.
+    """
     yield rng.integers(-1, places, shape)
-    yield np.where(rng.random(shape) < 0.9, 63, -1)
-    outputs = np.linspace(0, places - 1, math.prod(shape[1:-1] if layout == "channels_last" else shape[2:])).astype(int)
-    batch, *_, channels = shape if layout == "channels_last" else (shape[0], shape[1])
-    order = np.broadcast_to(outputs[None, :, None], (batch, len(outputs), channels))
-    yield lying(order.reshape(batch, 15, 11, channels), layout).copy()
+    outputs = np.linspace(0, places - 1, 15 * 11).astype(int)
+    batch, channels = shape[0], shape[3 if layout == "channels_last" else 1]
+    one_place = np.where(rng.random((batch, outputs.size, channels)) < 0.9, 63, -1)
+    one_place[1] = np.where(np.arange(outputs.size) % scatter.CHUNK == scatter.CHUNK - 1, 64, -1)[:, None]
+    for indices in (one_place, np.broadcast_to(outputs[None, :, None], one_place.shape)):
+        yield lying(indices.reshape(batch, 15, 11, channels), layout).copy()
 
 
 # --- Memory, and numbers that are none --------------------------------------------------------------------------------
@@ -267,20 +305,13 @@ def test_items_may_lie_farther_apart_than_32_bits_count(cuda):
     from xpconv.cuda import launch
 
     spec = spec_of((2, 6, 1), (3,))
-    near = cuda.cupy.asarray(np.arange(6, dtype=np.uint8))
-    spacer = np.empty(3 << 30, np.uint8)  # address space alone: nobody touches it
-    far = cuda.cupy.zeros(1 << 26, dtype=np.uint8)
-    far[:6] = cuda.cupy.asarray(np.arange(10, 16, dtype=np.uint8))
-    apart = far.data.ptr - near.data.ptr
-    if abs(apart) < 1 << 31:
-        pytest.skip("the system put the two arrays side by side")
-    work = windows.max_pool(
-        spec, Operand((apart, 1, 1), False), dense(spec.y_shape), Setting("uint8", H200, 1), return_indices=False
-    )
-    y = cuda.cupy.empty(spec.y_shape, dtype=np.uint8)
-    launch.run(work, {"x": near, "y": y})
+    with far_apart(cuda.cupy, np.arange(6, dtype=np.uint8), np.arange(10, 16, dtype=np.uint8)) as (near, _, apart):
+        work = windows.max_pool(
+            spec, Operand((apart, 1, 1), False), dense(spec.y_shape), Setting("uint8", H200, 1), return_indices=False
+        )
+        y = cuda.cupy.empty(spec.y_shape, dtype=np.uint8)
+        launch.run(work, {"x": near, "y": y})
     assert y.get().ravel().tolist() == [2, 3, 4, 5, 12, 13, 14, 15]
-    assert spacer.size
 
 
 def test_a_huge_batch_takes_many_rows_of_the_grid(cuda, monkeypatch):

@@ -13,7 +13,7 @@ from cases import integers
 from cuda_emulator import memory, settings
 from cuda_emulator.compiler import why_unavailable
 from cuda_emulator.emulated_cupy import real_cupy_answers
-from cuda_emulator.module import EmulatorError, RawModule
+from cuda_emulator.module import RawModule
 from cuda_emulator.tensor_map_driver import TensorMapDriver
 from xpconv.cuda import source, tensor_maps
 from xpconv.cuda.geometry import dense, element_strides, forward, input_gradient
@@ -68,18 +68,14 @@ class Array:
 
 
 class Device:
-    """Launches steps on the emulator; `fault` is a change of the kernel's text, from and to."""
+    """Launches steps on the emulator."""
 
-    def __init__(self, *fault):
-        self.fault = fault
+    def __init__(self):
         self.modules = {}
 
     def module(self, kernel):
         if kernel not in self.modules:
             text = source.text(kernel.file)
-            if self.fault and kernel.file == "conv_sm90.cu":
-                assert text.count(self.fault[0]) == 1
-                text = text.replace(*self.fault)
             self.modules[kernel] = RawModule(text, options=kernel.options, name_expressions=(kernel.expression,))
         return self.modules[kernel]
 
@@ -102,12 +98,12 @@ class Device:
 DEVICE = Device()
 
 
-def launch(g, dtype, *, device=DEVICE, hardware=SMALL, filters=64, splits=1, **arrays):
+def launch(g, dtype, *, hardware=SMALL, filters=64, splits=1, **arrays):
     """One geometry with a given tiling."""
     assert sm90.unfit(g, dtype, hardware, x_aligned=True) is None
     direct = sm90.as_it_lies(g, dtype, arrays["w"].data.ptr % 16 == 0)
     work = sm90.launches(g, dtype, sm90.divided(g, dtype, filters, splits), hardware, direct=direct)
-    device.run(work, **arrays)
+    DEVICE.run(work, **arrays)
     return direct
 
 
@@ -181,6 +177,16 @@ def test_every_instance_computes_tiles_that_are_not_full(dtype, filters, splits)
     spec = spec_of(x.shape, w.shape, padding=((1, 1), (0, 1)))
     y = convolve(spec, x, w, bias, filters=filters, splits=splits, activation="relu")
     np.testing.assert_array_equal(y, np.maximum(expected(spec, x, w, bias), 0).astype(y.dtype))
+
+
+@pytest.mark.parametrize("splits", [2, 4, 5])
+def test_parts_of_a_sum_may_be_uneven_and_begin_at_any_tap(splits):
+    x, w = drawn((1, 5, 7, 24), (3, 3, 24, 64))
+    x[0, 1, 2, 3] = np.inf  # which a step beyond the last would read, to multiply it by zeros
+    spec = spec_of(x.shape, w.shape)
+    with np.errstate(invalid="ignore"):
+        right = expected(spec, x, w).astype(x.dtype).astype(np.float64)
+    np.testing.assert_array_equal(convolve(spec, x, w, splits=splits).astype(np.float64), right)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -317,6 +323,7 @@ def test_a_weight_may_have_its_terms_dense():
 
 WEIGHTS = {
     "filters that are no multiple of 8": ((3, 2, 40, 21), {}, np.s_[...]),
+    "filters that are a multiple of 4": ((3, 2, 40, 20), {}, np.s_[...]),
     "one filter": ((3, 2, 40, 1), {}, np.s_[...]),
     "unaligned": ((3, 2, 41, 32), {}, np.s_[:, :, 1:, 5:29]),
     "channels first": ((64, 40, 3, 2), {}, np.s_[...]),
@@ -384,50 +391,6 @@ def test_every_case_through_cupy(cupy, case, dtype, limit, monkeypatch):
     y = cupy.empty(spec.y_shape, dtype=DTYPES[dtype])
     launch.run(work, dict(zip(("x", "w", "bias"), map(cupy.asarray, arrays), strict=True), y=y))
     np.testing.assert_array_equal(y.get(), np.maximum(expected(spec, *arrays), 0).astype(y.dtype))
-
-
-# --- Faults that the emulator must see --------------------------------------------------------------------------------
-
-FAULTS = {
-    "no wait for a full stage": ("        barrier_wait(full + place.stage, place.parity);\n", ""),
-    "no wait for an empty stage": ("            barrier_wait(empty + place.stage, place.parity ^ 1);\n", ""),
-    "the loader waits for the wrong round": ("place.parity ^ 1", "place.parity"),
-    "the parity never turns": ("        parity ^= 1;\n", ""),
-    "a stage is given back while it is read": ("        wgmma_wait<1>();", "        wgmma_wait<2>();"),
-    "the stage just begun is given back": (
-        "barrier_arrive(empty + before);\n        before",
-        "barrier_arrive(empty + place.stage);\n        before",
-    ),
-    "sums are stored before they are finished": ("    wgmma_wait<0>();\n", ""),
-    "fewer bytes are expected": (
-        "barrier_expect(full + place.stage, Tile::STAGE_BYTES)",
-        "barrier_expect(full + place.stage, Tile::A_BYTES)",
-    ),
-    "more arrivals are wanted than come": (
-        "barrier_init(empty + stage, Tile::WARPS)",
-        "barrier_init(empty + stage, Tile::WARPS + 1)",
-    ),
-    "barriers are used before they are there": ("    __syncthreads();\n\n    // The register", "\n    // The register"),
-    "a warp reads what its lanes have not yet written": (
-        "        __syncwarp();\n        const int filter",
-        "const int filter",
-    ),
-    "a warp overwrites what its lanes still read": ("        __syncwarp();\n    }\n}", "    }\n}"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_seen(fault):
-    x, w = drawn((2, 9, 17, 64), (3, 2, 64, 128))
-    spec, device, found = spec_of(x.shape, w.shape), Device(*FAULTS[fault]), []
-    right = expected(spec, x, w).astype(x.dtype)
-    for order in settings.ORDERS:
-        with settings.using(order=order):
-            try:
-                found.append(not np.array_equal(convolve(spec, x, w, filters=128, device=device), right))
-            except EmulatorError:
-                found.append(True)
-    assert any(found)
 
 
 # --- Plans and tensor maps --------------------------------------------------------------------------------------------
