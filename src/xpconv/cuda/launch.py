@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import lru_cache, wraps
+from functools import lru_cache
 from threading import RLock
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import cupy
@@ -20,9 +20,6 @@ from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.steps import Kernel, Step, Work
 from xpconv.cuda.tensor_maps import EncodingError, TensorMap
 from xpconv.spec import Array
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _OPTIONS = ("-std=c++17",)
 _FREE_SHARED = 48 * 1024  # bytes of dynamic shared memory that need no asking
@@ -53,18 +50,6 @@ def hardware(device_id: int) -> Hardware:
         shared_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
         shared_per_multiprocessor=attributes["MaxSharedMemoryPerMultiprocessor"],
     )
-
-
-def on_its_device(operation: Callable[P, R]) -> Callable[P, R]:
-    """An engine's function, run with the device of its first array current, so that all it allocates lies there."""
-
-    @wraps(operation)
-    def there(*args: P.args, **kwargs: P.kwargs) -> R:
-        x: Any = args[0]
-        with cupy.cuda.Device(x.data.device_id):
-            return operation(*args, **kwargs)
-
-    return there
 
 
 def run(work: Work, arrays: Mapping[str, Array | None]) -> None:

@@ -7,7 +7,7 @@ import cupy
 from xpconv.cuda import launch
 from xpconv.cuda.geometry import element_strides
 from xpconv.cuda.plans import layout
-from xpconv.cuda.plans.conv import ALIGNMENT
+from xpconv.cuda.setting import ALIGNMENT
 from xpconv.cuda.steps import Work
 from xpconv.spec import Array, Sizes
 

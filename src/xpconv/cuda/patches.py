@@ -1,68 +1,25 @@
-"""`unfold` and `fold` of CuPy arrays by `patches.cu`, with the signatures that every engine has."""
+"""`unfold` and `fold` of CuPy arrays by `patches.cu`, as the jobs that they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import cupy
-
-from xpconv.cuda import launch
+from xpconv.cuda.jobs import Job, Result, operation
 from xpconv.cuda.plans import patches as plans
-from xpconv.cuda.plans.conv import Operand
-from xpconv.cuda.steps import Unfit, Work
+from xpconv.cuda.setting import Operand
 from xpconv.dtypes import short_name
-from xpconv.plan import Arrays, Plan
-from xpconv.spec import Array, PoolSpec, Sizes
+from xpconv.spec import Array, PoolSpec
 
 
-def plan_of(operation: str, arrays: Arrays, spec: PoolSpec, options: dict[str, Any]) -> Plan | None:
-    """What is done with these arguments; None for what is left to the agnostic engine."""
-    x = arrays[0]
-    if x is None or x.size == 0:
-        return None
-    work = _WORKS[operation](x, spec, **options)
-    return work.plan if isinstance(work, Work) else None
-
-
-@launch.on_its_device
-def unfold(x: Array, spec: PoolSpec) -> Array:
+@operation
+def unfold(x: Array, spec: PoolSpec) -> Job:
     """``patches[n, i, o, c] = x_padded[n, i s + o d, c]``."""
-    return _made(_unfold_work, x, spec, spec.patches_shape)
+    plan = partial(plans.unfold, spec, Operand.of(x), x.dtype.itemsize)
+    return Job(("x",), (Result("y", spec.patches_shape, x.dtype),), plan, zeros=x.size == 0)
 
 
-@launch.on_its_device
-def fold(patches: Array, spec: PoolSpec) -> Array:
+@operation
+def fold(patches: Array, spec: PoolSpec) -> Job:
     """The adjoint of `unfold`: every element adds its patches up, in the order of the window."""
-    return _made(_fold_work, patches, spec, spec.x_shape)
-
-
-def _unfold_work(x: Array, spec: PoolSpec) -> Work | Unfit:
-    return plans.unfold(spec, Operand.of(x), x.dtype.itemsize)
-
-
-def _fold_work(patches: Array, spec: PoolSpec) -> Work | Unfit:
-    return plans.fold(spec, Operand.of(patches), short_name(patches.dtype))
-
-
-_WORKS = {"unfold": _unfold_work, "fold": _fold_work}
-
-
-OPERATIONS = frozenset(_WORKS)
-
-
-def _made(work_of: Callable[[Array, PoolSpec], Work | Unfit], x: Array, spec: PoolSpec, shape: Sizes) -> Array:
-    """A new array of that shape; NotImplemented where no kernel takes the case or none can be had."""
-    y = cupy.empty(shape, dtype=x.dtype)
-    if y.size == 0:
-        return y
-    if x.size == 0:
-        return cupy.zeros(shape, dtype=x.dtype)
-    work = work_of(x, spec)
-    if isinstance(work, Unfit):
-        return NotImplemented
-    try:
-        launch.run(work, {"x": x, "y": y})
-    except launch.KernelUnavailable:
-        return NotImplemented
-    return y
+    plan = partial(plans.fold, spec, Operand.of(patches), short_name(patches.dtype))
+    return Job(("x",), (Result("y", spec.x_shape, patches.dtype),), plan, zeros=patches.size == 0)

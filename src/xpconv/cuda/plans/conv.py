@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
-from xpconv.cuda.geometry import AXES, Geometry, dense, element_strides, forward, input_gradient, weight_gradient
-from xpconv.cuda.hardware import Hardware
+from xpconv.cuda.geometry import AXES, Geometry, dense, forward, input_gradient, weight_gradient
 from xpconv.cuda.kernels import ELEMENTS
 from xpconv.cuda.plans import depthwise, mma, simt, sm90, stem
 from xpconv.cuda.plans.alternatives import instances_for, name_of
+from xpconv.cuda.setting import Operand, Setting
 from xpconv.cuda.steps import Unfit, Work
-from xpconv.cuda.tuning import Measured, convolution_key
+from xpconv.cuda.tuning import convolution_key
 from xpconv.plan import Plan
-from xpconv.spec import Array, ConvSpec, Sizes
-
-ALIGNMENT = 16  # bytes that a vector load needs
-
-
-@dataclass(frozen=True)
-class Operand:
-    """How an array lies in memory: strides in elements, and whether it starts on a multiple of ALIGNMENT."""
-
-    strides: Sizes
-    aligned: bool
-
-    @classmethod
-    def of(cls, array: Array) -> Operand:
-        """How an array on the device lies there."""
-        return cls(element_strides(array), array.data.ptr % ALIGNMENT == 0)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What decides between kernels beside the geometry."""
-
-    dtype: str
-    hardware: Hardware
-    limit: int  # bytes of scratch memory
-    precision: str = "highest"
-    method: str = "auto"
-    measured: Measured | None = None  # which kernels were the fastest, where that is known
+from xpconv.spec import ConvSpec, Sizes
 
 
 def _refused(spec: ConvSpec, setting: Setting) -> Unfit | None:

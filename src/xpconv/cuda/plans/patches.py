@@ -12,8 +12,8 @@ import numpy as np
 from xpconv.cuda.geometry import AXES, DIVISOR, MOST, dense, divisor
 from xpconv.cuda.hardware import GRID_X, GRID_YZ
 from xpconv.cuda.kernels import ARITHMETIC, ELEMENTS, signed, sum_size
-from xpconv.cuda.plans.conv import Operand
 from xpconv.cuda.pool_geometry import map_strides, three
+from xpconv.cuda.setting import Operand
 from xpconv.cuda.steps import Kernel, Step, Unfit, Work
 from xpconv.plan import Plan
 from xpconv.spec import PoolSpec, Sizes

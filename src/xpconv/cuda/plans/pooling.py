@@ -12,8 +12,8 @@ from typing import Any
 from xpconv.cuda.geometry import MOST, dense
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.kernels import ARITHMETIC, ELEMENTS, ITEMSIZE, signed
-from xpconv.cuda.plans.conv import Operand
 from xpconv.cuda.pool_geometry import PoolGeometry, averaging, dense_maps, of_windows
+from xpconv.cuda.setting import Operand, Setting
 from xpconv.cuda.steps import Kernel, Step, Unfit, Work
 from xpconv.plan import Plan
 from xpconv.spec import PoolSpec, Sizes
@@ -29,15 +29,6 @@ _TRAFFIC = 16  # an element that goes to or comes from memory, against one from 
 _UNDER_WAY = 4096  # threads for each multiprocessor, below which waiting and not throughput sets the time
 _POWER = 16  # a power that is neither 1 nor 2
 _LAUNCH = 300_000  # one more launch, for each multiprocessor
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What decides between plans beside the geometry."""
-
-    dtype: str
-    hardware: Hardware
-    limit: int  # bytes of scratch memory
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from math import prod
 from xpconv.cuda.geometry import MOST, dense
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.kernels import ELEMENTS, ITEMSIZE
-from xpconv.cuda.plans.conv import Operand
 from xpconv.cuda.plans.pooling import (
     BLOCK,
     FLOATING,
@@ -24,6 +23,7 @@ from xpconv.cuda.plans.pooling import (
     widest,
 )
 from xpconv.cuda.pool_geometry import PoolGeometry, channels_dense, dense_maps, map_strides, three
+from xpconv.cuda.setting import Operand
 from xpconv.cuda.steps import Kernel, Step, Unfit, Work
 from xpconv.plan import Plan
 from xpconv.spec import AdaptiveSpec, Sizes

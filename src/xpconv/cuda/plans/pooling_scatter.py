@@ -11,9 +11,8 @@ import numpy as np
 from xpconv.cuda.geometry import DIVISOR, MOST, divisor
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.kernels import ARITHMETIC, ELEMENTS, ITEMSIZE, signed, sum_size
-from xpconv.cuda.plans.conv import Operand
-from xpconv.cuda.plans.pooling import Setting
 from xpconv.cuda.pool_geometry import dense_maps, map_strides, three
+from xpconv.cuda.setting import Operand, Setting
 from xpconv.cuda.steps import Kernel, Step, Unfit, Work
 from xpconv.plan import Plan
 from xpconv.spec import ScatterSpec
