@@ -442,7 +442,7 @@ def test_few_large_boxes_are_pooled_axis_by_axis(cuda, dtype, layout):
     own = cuda.cupy.asarray(x)
     for limit, steps in ((1, 1), (1 << 20, 3)):
         with workspace_limit(limit):
-            work = cuda.pool._adaptive_max_work(own, spec, return_indices=False)
+            work = cuda.pool.adaptive_max_pool.job(own, spec, return_indices=False).plan()
             assert len(work.steps) == steps
             result = cuda.pool.adaptive_max_pool(own, spec, return_indices=False)
             same(result, agnostic.adaptive_max_pool(x, spec, return_indices=False))
@@ -456,7 +456,7 @@ def test_slabs_of_maps_with_gaps_are_cut_along_the_longer_axis(cuda):
     x = integers(np.random.default_rng(0), (1, 138, 142, 3), np.float32)[:, ::2, ::-2]
     own = cuda.cupy.asarray(np.ascontiguousarray(x[:, :, ::-1]))
     own = cuda.cupy.repeat(cuda.cupy.repeat(own, 2, axis=1), 2, axis=2)[:, ::2, ::-2]
-    work = cuda.pool._global_avg_work(own, (1, 2), keepdims=False)
+    work = cuda.pool.global_avg_pool.job(own, (1, 2), keepdims=False).plan()
     assert len(work.steps) == 2
     np.testing.assert_array_equal(cuda.pool.global_max_pool(own, (1, 2), keepdims=False).get(), x.max((1, 2)))
     same(cuda.pool.global_avg_pool(own, (1, 2), keepdims=False), x.mean((1, 2)), "float32")
