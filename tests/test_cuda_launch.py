@@ -241,3 +241,91 @@ def test_arrays_of_other_libraries_come_in_without_a_copy(cupy):
     assert theirs.data.ptr == mine.data.ptr
     w = cupy.ones((2, 2, 2, 3), dtype=np.float32)
     np.testing.assert_array_equal(xpconv.conv2d(theirs, w).get(), xpconv.conv2d(mine, w).get())
+
+
+def test_everything_runs_where_its_arrays_are():
+    if real_cupy_answers():
+        pytest.skip("a real machine rarely has two devices")
+    with emulated_cupy(devices=2) as cupy:
+        with cupy.cuda.Device(1):
+            x = cupy.ones((1, 6, 6, 8), dtype=np.float32)
+            w, out = cupy.ones((3, 3, 8, 8), dtype=np.float32), cupy.empty((1, 4, 4, 8), dtype=np.float32)
+            bytes_, first = x.astype(np.uint8), cupy.ones((1, 8, 6, 6), dtype=np.float16)
+            plain = x[0, ..., 0], w[..., 0, 0]
+        calls = {
+            "minimum": lambda: xpconv.min_pool2d(x, 2),
+            "mixed dtypes": lambda: xpconv.conv2d(bytes_, w),
+            "mean of integers": lambda: xpconv.avg_pool2d(bytes_, 2),
+            "by CuPy": lambda: xpconv.conv2d(x, w, method="direct"),
+            "by spectra": lambda: xpconv.conv2d(x, w, method="fft"),
+            "callable": lambda: xpconv.conv2d(x, w, activation=lambda y: y * 2),
+            "out": lambda: xpconv.conv2d(x, w, out=out),
+            "copied padding": lambda: xpconv.conv_grad_input(out, w, size=(4, 4), padding=1, padding_mode="edge"),
+            "channels first": lambda: xpconv.max_pool2d(first, 2, layout="channels_first"),
+            "plain": lambda: xpconv.conv2d(*plain),
+        }
+        for name, call in calls.items():
+            for _ in range(2):
+                assert call().device.id == 1, name
+        assert cupy.cuda.runtime.getDevice() == 0
+
+
+@pytest.mark.parametrize("option", ["stride", "dilation"])
+def test_numbers_that_32_bits_do_not_hold_are_computed_elsewhere(cupy, option):
+    x, w = cupy.arange(5.0).reshape(1, 5, 1), cupy.ones((1, 1, 1))
+    expected = [0.0] if option == "stride" else [0.0, 1, 2, 3, 4]
+    assert xpconv.conv1d(x, w, **{option: 1 << 40}).ravel().tolist() == expected
+    assert xpconv.max_pool1d(x, 1, **{"stride": 1} | {option: 1 << 40}).ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [("CUDADriverError: CUDA_ERROR_OUT_OF_MEMORY: out of memory", MemoryError),
+     ("CUDARuntimeError: cudaErrorIllegalAddress: an illegal memory access was encountered", RuntimeError)],
+)  # fmt: skip
+def test_an_error_that_is_not_the_kernels_is_not_held_against_it(layer, monkeypatch, error, raised):
+    from xpconv.cuda import launch
+
+    kind, _, words = error.partition(": ")
+    passing = type(kind, (RuntimeError,), {})
+
+    def broken(*_args):
+        raise passing(words)
+
+    x, w, expected = layer
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_functions", {})
+        patch.setattr(launch, "_compiled", broken)
+        launch._prepared.clear()
+        with pytest.raises(raised, match=words.partition(":")[0]):
+            xpconv.conv2d(x, w, padding=1)
+    launch._prepared.clear()
+    np.testing.assert_array_equal(xpconv.conv2d(x, w, padding=1).get(), expected)
+
+
+def test_the_second_try_has_the_memory_of_the_first():
+    if real_cupy_answers():
+        pytest.skip("the memory of a real device is not ours to fill")
+    with emulated_cupy() as cupy:
+        x = cupy.ones((1, 7, 7, 512), dtype=np.float64)
+        w = cupy.ones((3, 3, 512, 64), dtype=np.float64)
+        pool = cupy.get_default_memory_pool()
+        pool.set_limit(pool.used_bytes() + 7 * 7 * 64 * 8 + 4096)  # room for one result
+        assert float(xpconv.conv2d(x, w, padding=1)[0, 3, 3, 0]) == 9 * 512
+        pool.set_limit(0)
+
+
+def test_the_scratch_memory_of_a_graph_stays_its_own(cupy):
+    from xpconv.cuda import launch
+
+    x, w = cupy.ones((1, 7, 7, 512), dtype=np.float64), cupy.ones((3, 3, 512, 64), dtype=np.float64)
+    xpconv.conv2d(x, w, padding=1)
+    before = len(launch._kept_for_graphs)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        y = xpconv.conv2d(x, w, padding=1)
+        graph = stream.end_capture()
+        graph.launch()
+        stream.synchronize()
+    assert len(launch._kept_for_graphs) > before
+    assert float(y[0, 3, 3, 0]) == 9 * 512

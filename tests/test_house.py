@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "device": set(),
     "request": {"plan"},
     "dispatch": {"spec", "dtypes", "plan", "request", "workspace"},  # and engines, by name
-    "repeats": {"spec", "dispatch", "request", "workspace"},
+    "repeats": {"spec", "plan", "dispatch", "request", "workspace"},
     "variants": {"request", "repeats"},
     **dict.fromkeys(OPERATIONS, GEOMETRY | {"dispatch", "request", "variants", "activations"}),
     "explanation": GEOMETRY | {"dispatch", "request"},

@@ -98,3 +98,29 @@ def test_views_of_other_strides_are_another_call(cupy):
         assert xpconv.conv1d(x[:, ::2], w).get().ravel()[:2].tolist() == [6, 12]
         assert xpconv.conv1d(x[:, :20], w).get().ravel()[:2].tolist() == [3, 6]
         assert xpconv.conv1d(x[:, 19::-1], w).get().ravel()[:2].tolist() == [54, 51]
+
+
+def test_an_array_that_is_a_parameter_counts_by_its_value(lib):
+    if lib.name not in REMEMBERED:
+        pytest.skip("only calls on NumPy's and CuPy's arrays are remembered")
+    xp = lib.namespace
+    x, w = xp.arange(12.0).reshape(1, 12, 1), xp.ones((3, 1, 1))
+    for stride in (2, 1, 3):
+        assert xpconv.conv1d(x, w, stride=np.array(stride)).shape == (1, (12 - 3) // stride + 1, 1)
+        assert xpconv.conv1d(x, w, stride=(np.array(stride),)).shape == (1, (12 - 3) // stride + 1, 1)
+    for window in (2, 3, 4):
+        assert xpconv.max_pool1d(x, np.array([window])).shape == (1, 12 // window, 1)
+    for fill in (1.0, 5.0):
+        y = xpconv.conv1d(x, w, padding=1, padding_mode="constant", fill_value=np.array(fill))
+        assert float(y[0, 0, 0]) == 1 + fill
+
+
+def test_an_array_given_twice_is_no_model_for_two_arrays(lib):
+    if lib.name not in REMEMBERED:
+        pytest.skip("only calls on NumPy's and CuPy's arrays are remembered")
+    xp = lib.namespace
+    a, b = xp.asarray([0.0, 1, 0, 0, 0]), xp.asarray([0.0, 1, 2, 3, 4])
+    for _ in range(2):
+        xpconv.conv1d(a, a, padding="full")
+    assert xpconv.conv1d(a, b, padding="full").tolist() == [0, 0, 1, 2, 3, 4, 0, 0, 0]
+    assert xpconv.conv1d(b, b, padding="full").tolist() == np.convolve(np.arange(5.0), np.arange(5.0)).tolist()

@@ -8,7 +8,8 @@ arrays came in.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib import import_module
 from numbers import Number
@@ -26,6 +27,15 @@ from xpconv.workspace import workspace_limit
 _ENGINES = ("numpy", "cupy", "torch", "jax")  # every other library of the array API runs on the agnostic engine
 _SAME_LIBRARY = {"jaxlib": "jax", "ml_dtypes": "numpy"}
 _OPTIONAL = ("bias", "out")
+_TOO_LARGE = object()
+
+
+def device_of(arguments: Iterable[Any]) -> AbstractContextManager[Any]:
+    """A context in which the device of the CuPy arrays among the arguments is the current one."""
+    for argument in arguments:
+        if array_api_compat.is_cupy_array(argument):
+            return import_module("cupy").cuda.Device(argument.data.device_id)
+    return nullcontext()
 
 
 def run(request: Request) -> Any:
@@ -33,8 +43,10 @@ def run(request: Request) -> Any:
     engine, arrays = engine_of(request), request.arrays
     try:
         result = _computed(engine, request, arrays)
-    except MemoryError:  # CuPy's is one too: once more, with the smallest tiles
-        with workspace_limit(1):
+    except MemoryError:  # CuPy's is one too
+        result = _TOO_LARGE  # tried again below: here the error still holds what was allocated
+    if result is _TOO_LARGE:
+        with workspace_limit(1):  # the smallest tiles
             result = _computed(engine, request, arrays)
     if isinstance(result, tuple):
         result = tuple(_as_asked(part, request, arrays) for part in result)

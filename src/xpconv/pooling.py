@@ -488,13 +488,12 @@ def _scatter(
     sizes = per_axis("size", size, _axes(variant, values, size), least=0)
     shapes = tuple(values.shape), tuple(indices.shape)
     spec, form = scatter_spec(*shapes, name=variant.name, argument=argument, size=sizes, layout=checked_layout(layout))
-    if operation == "max_unpool":
-        _check_inside(indices, math.prod(sizes), least=0)
-    elif not is_cupy_array(indices):  # to look would make the host wait, once for every layer that trains
-        _check_inside(indices, math.prod(sizes), least=-1)
+    looks = operation == "max_unpool" or not is_cupy_array(indices)  # a GPU's host would wait, at every training step
+    if looks:
+        _check_inside(indices, math.prod(sizes), least=0 if operation == "max_unpool" else -1)
     xp = array_namespace(indices)
     indices = xp.astype(indices, index_dtype(xp), copy=False)  # a narrow one cannot count the plane
-    return Request(operation, (values, indices), spec, lift=(form.x, form.x), drop=form.y, by_value=True)
+    return Request(operation, (values, indices), spec, lift=(form.x, form.x), drop=form.y, by_value=looks)
 
 
 def _check_inside(indices: Array, places: int, least: int) -> None:
@@ -504,8 +503,10 @@ def _check_inside(indices: Array, places: int, least: int) -> None:
     xp = array_namespace(indices)
     try:
         lowest, highest = int(xp.min(indices)), int(xp.max(indices))
-    except (TypeError, RuntimeError):  # traced by jax.jit or torch.vmap: there are no values yet
-        return
+    except (TypeError, RuntimeError):
+        if is_cupy_array(indices):
+            raise  # the device's own error
+        return  # traced by jax.jit or torch.vmap: there are no values yet
     if lowest < least or highest >= places:
         worst = highest if highest >= places else lowest
         raise ValueError(f"indices has {worst}, outside the plane of {places} elements that size gives")

@@ -1,8 +1,9 @@
 """A repeated call: the same arguments but for the values in the arrays, which need not be read and planned again.
 
-What a call means follows from the types, shapes and dtypes of its arrays and from its other arguments. The description
-of a call is therefore remembered by these, and a later call of the same kind goes straight to its engine, or, where the
-engine can prepare it, straight to what the engine would launch.
+What a call means follows from the types, shapes and dtypes of the arrays it computes on and from its other arguments.
+The description of a call is therefore remembered by these, and a later call of the same kind goes straight to its
+engine, or, where the engine can prepare it, straight to what the engine would launch. A call that reads the values of
+an array to be described, such as ``stride=np.array(2)``, is not remembered.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
-from xpconv.dispatch import engine_of, run
+from xpconv.dispatch import device_of, engine_of, run
+from xpconv.plan import Arrays
 from xpconv.request import Request
 from xpconv.spec import Array
 from xpconv.workspace import current_limit
 
 _MOST = 1024  # descriptions kept for one function; a program that makes more kinds of calls does not repeat them
-_PLAIN = (int, str, type(None), float, bool)
+_PLAIN = (int, str, type(None), bool)
 _Key = tuple[Hashable, ...]
 
 
@@ -30,17 +32,18 @@ class Repeats:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = _key(args, kwargs)
-        if key is None:
-            return run(self._describe(*args, **kwargs))
-        known = self._known.get(key)
-        if known is not None:
-            return known(args, kwargs)
-        request = self._describe(*args, **kwargs)
-        result = run(request)  # first, so that nothing is remembered of a call that fails
-        if (places := _places(request, args, kwargs)) is not None:
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            self._known[key] = _Known(request, places)
+        known = None if key is None else self._known.get(key)
+        if known is not None and (result := known.again(args, kwargs)) is not NotImplemented:
+            return result
+        with device_of((*args, *kwargs.values())):
+            if known is not None:
+                return run(known.request(args, kwargs))
+            request = self._describe(*args, **kwargs)
+            result = run(request)  # first, so that nothing is remembered of a call that fails
+            if key is not None and (places := _places(request, args, kwargs)) is not None:
+                if len(self._known) >= _MOST:
+                    self._known.clear()
+                self._known[key] = _Known(request, places)
         return result
 
 
@@ -52,16 +55,23 @@ class _Known:
         self._replay = _replay(request)
         self._request = replace(request, given=())  # without the arrays, which would be kept alive
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arrays = tuple(
+    def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result by what the engine has prepared, or NotImplemented."""
+        if self._replay is None:
+            return NotImplemented
+        try:
+            return self._replay(*self._arrays(args, kwargs))
+        except MemoryError:
+            return NotImplemented  # `run` tries again with the smallest tiles
+
+    def request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+        """The request with the arrays of this call."""
+        return replace(self._request, given=self._arrays(args, kwargs))
+
+    def _arrays(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arrays:
+        return tuple(
             [None if p is None else args[p] if type(p) is int else kwargs[p] for p in self._places]  # type: ignore[index]
         )
-        if self._replay is not None:
-            try:
-                return self._replay(*arrays)
-            except MemoryError:
-                pass  # once more below, which retries with the smallest tiles
-        return run(replace(self._request, given=arrays))
 
 
 def _replay(request: Request) -> Callable[..., Any] | None:
@@ -70,13 +80,20 @@ def _replay(request: Request) -> Callable[..., Any] | None:
 
 
 def _places(request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str | None, ...] | None:
-    """Which arguments the request's arrays are; None where one was converted or cast, or the call has a tail."""
+    """Which arguments the request's arrays are; None where the description does not hold for other arrays.
+
+    That is so where an array was converted or cast, stands for a parameter, or is given twice, and where the call has
+    a tail.
+    """
     if request.out is not None or request.then is not None or request.by_value:
         return None
-    given: dict[int, int | str] = {id(value): place for place, value in enumerate(args)}
-    given |= {id(value): name for name, value in kwargs.items()}
-    places = tuple(None if array is None else given.get(id(array), "") for array in request.given)
-    return None if "" in places else places
+    named: list[tuple[Any, Any]] = [*enumerate(args), *kwargs.items()]
+    given = [(place, value) for place, value in named if _describe_of(value)]
+    places: dict[int, int | str] = {id(value): place for place, value in given}
+    computed = {id(array) for array in request.given if array is not None}
+    if len(places) < len(given) or computed != set(places):
+        return None
+    return tuple(None if array is None else places[id(array)] for array in request.given)
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Key | None:
@@ -97,14 +114,25 @@ def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Key | None:
 
 def _part(value: Any) -> Hashable | None:
     """One argument's part of the key: a plain value with its type, an array by all but its values."""
+    describe = _describe_of(value)
+    return _plain(value) if describe is None else describe(value)
+
+
+def _plain(value: Any) -> Hashable | None:
     kind = type(value)
+    if kind is float:
+        return kind, repr(value)  # 0.0 and -0.0 are equal, NaN is not
     if kind in _PLAIN:
         return kind, value
     if kind is tuple:
-        parts = tuple([_part(entry) for entry in value])
+        parts = tuple([_plain(entry) for entry in value])
         return None if None in parts else parts
-    describe = _DESCRIPTIONS.get((kind.__module__, kind.__name__))
-    return None if describe is None else describe(value)
+    return None
+
+
+def _describe_of(value: Any) -> Callable[[Array], Hashable] | None:
+    kind = type(value)
+    return _DESCRIPTIONS.get((kind.__module__, kind.__name__))
 
 
 def _numpy_array(array: Array) -> Hashable:

@@ -41,27 +41,22 @@ class Job:
     plan: Callable[[], Work | Unfit]
     zeros: bool = False  # whether there is nothing to read, so that the results are zeros
 
+    def work(self) -> Work | Unfit:
+        """The work that makes the results, or why there is none."""
+        try:
+            return self.plan()
+        except OverflowError:  # of a struct's field: a stride or a dilation, say, that no axis is long enough for
+            return Unfit("a number of 2^31 or more")
+
     @property
     def trivial(self) -> bool:
         """Whether there is nothing to launch."""
         return self.zeros or any(0 in result.shape for result in self.results)
 
 
-def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An engine's function, run with the device of its first array current, so that all it allocates lies there."""
-
-    @wraps(function)
-    def there(*args: Any, **options: Any) -> Any:
-        with cupy.cuda.Device(args[0].data.device_id):
-            return function(*args, **options)
-
-    return there
-
-
 def operation(job_of: Callable[..., Job]) -> Any:
     """The engine's function whose job this is; the arrays come first among its arguments."""
 
-    @on_its_device
     @wraps(job_of)
     def compute(*args: Any, **options: Any) -> Any:
         job = job_of(*args, **options)
@@ -75,7 +70,7 @@ def computed(job: Job, arrays: Arrays) -> Any:
     """The results of the job, launched on the current device."""
     made = [(cupy.zeros if job.zeros else cupy.empty)(result.shape, dtype=result.dtype) for result in job.results]
     if not job.trivial:
-        work = job.plan()
+        work = job.work()
         if isinstance(work, Unfit):
             return NotImplemented
         names = (*job.names, *(result.name for result in job.results))
@@ -88,7 +83,7 @@ def computed(job: Job, arrays: Arrays) -> Any:
 
 def planned(job: Job, device_id: int) -> Plan | None:
     """How the job is done; None where no kernel does it."""
-    work = None if job.trivial else job.plan()
+    work = None if job.trivial else job.work()
     return work.plan if isinstance(work, Work) and not launch.failed(work, device_id) else None
 
 
@@ -97,7 +92,7 @@ def repeated(job: Job, device_id: int, drop: Any) -> Callable[..., Any] | None:
 
     `drop` is the index that takes from the results the axes that the arrays, as they will be given, do not have.
     """
-    work = None if job.trivial else job.plan()
+    work = None if job.trivial else job.work()
     if not isinstance(work, Work):
         return None
     try:
@@ -110,7 +105,10 @@ def repeated(job: Job, device_id: int, drop: Any) -> Callable[..., Any] | None:
     def again(*arrays: Array | None) -> Any:
         with device:
             made = [cupy.empty(shape, dtype) for shape, dtype in shapes]
-            launch_all(*arrays, *made)
+            try:
+                launch_all(*arrays, *made)
+            except launch.KernelUnavailable:
+                return NotImplemented
         return made[0] if len(made) == 1 else tuple(made)
 
     return again

@@ -22,6 +22,7 @@ from xpconv.cuda.tensor_maps import EncodingError, TensorMap
 from xpconv.spec import Array
 
 _OPTIONS = ("-std=c++17",)
+_ABOUT_THE_KERNEL = ("PTX", "BINARY", "IMAGE", "ARCH", "INVALID_VALUE", "NOT_FOUND", "Image", "Ptx", "InvalidValue")
 _FREE_SHARED = 48 * 1024  # bytes of dynamic shared memory that need no asking
 # Function, grid, block, bytes of shared memory; for each argument the place of its buffer, or None; or its value.
 _Launch = tuple[Any, tuple[int, int, int], tuple[int, int, int], int, tuple[int | None, ...], tuple[Any, ...]]
@@ -29,6 +30,7 @@ _Launch = tuple[Any, tuple[int, int, int], tuple[int, int, int], int, tuple[int 
 _lock = RLock()
 _functions: dict[tuple[Kernel, int], Any] = {}
 _failed: dict[tuple[Kernel, int], str] = {}
+_kept_for_graphs: list[Array] = []
 _prepared: WeakKeyDictionary[Work, dict[tuple[tuple[str, ...], int], Callable[..., None]]] = WeakKeyDictionary()
 
 
@@ -82,13 +84,24 @@ def _launcher(launches: tuple[_Launch, ...], scratch: tuple[int, ...], device_id
         if cupy.cuda.runtime.getDevice() != device_id:
             with cupy.cuda.Device(device_id):
                 return launch(*arrays)
-        buffers = arrays if not scratch else (*arrays, *[cupy.empty(n, dtype=cupy.uint8) for n in scratch])
+        buffers = arrays if not scratch else (*arrays, *_scratch(scratch))
         for function, grid, block, shared, slots, values in launches:
             arguments = [_resolved(buffers, slot, value) for slot, value in zip(slots, values, strict=True)]
             function(grid, block, tuple(arguments), shared_mem=shared)
         return None
 
     return launch
+
+
+def _scratch(sizes: tuple[int, ...]) -> list[Array]:
+    """Scratch memory from CuPy's pool, which may give it to others, on this stream, as soon as the call has ended.
+
+    A graph writes to it at every launch, so what is allocated while one is captured is never given back.
+    """
+    buffers = [cupy.empty(nbytes, dtype=cupy.uint8) for nbytes in sizes]
+    if cupy.cuda.get_current_stream().is_capturing():
+        _kept_for_graphs.extend(buffers)
+    return buffers
 
 
 def _resolved(buffers: tuple[Array | None, ...], slot: int | None, value: Any) -> Any:
@@ -126,15 +139,26 @@ def _function(kernel: Kernel, device_id: int, shared: int) -> Any:
             if key not in _functions:
                 _functions[key] = _compiled(kernel)
             function = _functions[key]
-            if shared > max(_FREE_SHARED, getattr(function, "max_dynamic_shared_size_bytes", 0)):
+            if shared > max(_FREE_SHARED, function.max_dynamic_shared_size_bytes):
                 function.max_dynamic_shared_size_bytes = shared
-        except MemoryError:
-            raise
-        except Exception as error:  # of the compiler, the driver or a library that is missing: all end the same way
+        except Exception as error:
+            _raise_if_passing(error)
             _failed[key] = _told(kernel, error)
             warnings.warn(_failed[key], RuntimeWarning, stacklevel=2)
             raise KernelUnavailable(_failed[key]) from error
     return function
+
+
+def _raise_if_passing(error: Exception) -> None:
+    """Raise again what says nothing about the kernel: too little memory, and the errors of earlier launches."""
+    if isinstance(error, (MemoryError, AssertionError)):
+        raise error
+    if type(error).__name__ in ("CUDADriverError", "CUDARuntimeError"):
+        words = str(error)
+        if "OUT_OF_MEMORY" in words or "MemoryAllocation" in words:
+            raise MemoryError(words) from error
+        if not any(word in words for word in _ABOUT_THE_KERNEL):
+            raise error
 
 
 def _compiled(kernel: Kernel) -> Any:
@@ -143,9 +167,7 @@ def _compiled(kernel: Kernel) -> Any:
         options=(*_OPTIONS, *kernel.options),
         name_expressions=(kernel.expression,),
     )
-    function = module.get_function(kernel.expression)
-    function.compile()  # now, not at the first launch, where a failure could not be told
-    return function
+    return module.get_function(kernel.expression)  # compiles now, so that a failure can be told
 
 
 def _told(kernel: Kernel, error: Exception) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from xpconv.cuda import launch, turned
 from xpconv.cuda.geometry import AXES, dense
-from xpconv.cuda.jobs import Job, Result, on_its_device, operation, planned, repeated, setting
+from xpconv.cuda.jobs import Job, Result, operation, planned, repeated, setting
 from xpconv.cuda.patches import fold, unfold
 from xpconv.cuda.plans import conv as conv_plans
 from xpconv.cuda.plans.spectra import Slab, slab_spec, spectra
@@ -110,7 +110,6 @@ def replay(request: Request) -> Callable[..., Any] | None:
 # --- Convolution ------------------------------------------------------------------------------------------------------
 
 
-@on_its_device
 def conv(
     x: Array,
     w: Array,
@@ -183,7 +182,6 @@ def _by_spectra(
     return cupy.ascontiguousarray(agnostic.epilogue(y, bias, activation, spec.layout, dtype))
 
 
-@on_its_device
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
     """The same kernels, one launch for each residue of the stride; padding other than zeros is taken back after."""
     if spec.padding_mode != "zeros":
@@ -218,7 +216,6 @@ def _grad_of_padded(gy: Array, w: Array, spec: ConvSpec) -> Array:
     return cupy.ascontiguousarray(agnostic.as_layout(gx, spec.layout).astype(gy.dtype, copy=False))
 
 
-@on_its_device
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The convolution of `x` with `gy`."""
     if _turn("conv_grad_weight", x, spec, {}):
