@@ -17,7 +17,7 @@ class Request:
     """One call, described: what to compute, on which arrays, and how the result is handed over."""
 
     operation: str  # the engine's function
-    given: Arrays  # of one dtype; the first is never None
+    given: Arrays  # of one dtype, but for indices; the first is never None
     spec: Any
     options: dict[str, Any] = field(default_factory=dict)
     lift: tuple[Index, ...] = ()  # for each array the index that adds the axes it lacks

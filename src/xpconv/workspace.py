@@ -17,7 +17,7 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
     """Limit, inside a ``with`` block, the memory taken beyond inputs and result.
 
     The limit holds in the thread that sets it, for what is cut into tiles: the NumPy engine's "gemm" and its weight
-    gradients. The default is 64 MiB.
+    gradients; the scratch memory of the CuPy engine's kernels. The default is 64 MiB.
 
     Parameters
     ----------

@@ -211,6 +211,7 @@ def _cuda_names() -> dict[str, Any]:
 def _cuda_parts() -> dict[str, dict[str, Any]]:
     return {
         "compiler": {"CompileException": compiler.CompileException},
+        "cufft": {},
         "device": {
             "Device": cuda.Device,
             "get_compute_capability": lambda: cuda.Device().compute_capability,

@@ -38,6 +38,11 @@ class Hardware:
         """The same of float64: the devices for computing have many, those for pictures two."""
         return {(7, 0): 32, (8, 0): 32, (9, 0): 64, (10, 0): 64}.get(self.capability, 2)
 
+    def tensor_products_per_clock(self, dtype: str) -> int:
+        """Multiply-adds of one multiprocessor's tensor cores in one clock, by data sheets: float32 is TF32."""
+        half = {(8, 0): 1024, (9, 0): 2048, (10, 0): 4096}.get(self.capability, 256)
+        return half // 2 if dtype == "float32" else half
+
 
 _KIB = 1024
 KNOWN = tuple(

@@ -53,16 +53,21 @@ def weight_as(w: Array, given: str, wanted: str, channels: int | None = None, fi
 def _filled(x: Array, shape: Sizes) -> Array:
     """A new dense array of `shape` that holds x at its beginning, and zeros beyond it."""
     y = cupy.empty(shape, dtype=x.dtype)
+    fill(y, x)
+    return y
+
+
+def fill(y: Array, x: Array) -> None:
+    """Write x to the beginning of dense `y`, and zeros beyond it."""
     if y.size == 0:
-        return y
-    aligned = x.data.ptr % ALIGNMENT == 0
-    work = layout.copy(tuple(shape), tuple(x.shape), element_strides(x), x.dtype.itemsize, aligned)
+        return
+    aligned = x.data.ptr % ALIGNMENT == 0 and y.data.ptr % ALIGNMENT == 0
+    work = layout.copy(tuple(y.shape), tuple(x.shape), element_strides(x), x.dtype.itemsize, aligned)
     if isinstance(work, Work):
         try:
             launch.run(work, {"x": x, "y": y})
-            return y
+            return
         except launch.KernelUnavailable:
             pass
     y[...] = 0
     y[tuple(slice(n) for n in x.shape)] = x
-    return y

@@ -98,6 +98,7 @@ def as_computed(direction: str, spec: ConvSpec, setting: Setting) -> tuple[ConvS
     turning = turn(spec, setting.dtype, setting.hardware, setting.limit, setting.precision)
     if turning and (direction != "weight gradient" or turning.items == spec.batch):
         spec = replace(spec, layout="channels_last", batch=turning.items)
+        setting = replace(setting, limit=max(setting.limit - turning.workspace, 1))
     return spec, setting
 
 

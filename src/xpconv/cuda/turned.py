@@ -8,26 +8,31 @@ from dataclasses import replace
 import cupy
 
 from xpconv.cuda import layout
-from xpconv.spec import Array, ConvSpec
+from xpconv.cuda.plans.turning import Turn
+from xpconv.spec import Array, ConvSpec, Sizes
+from xpconv.workspace import current_limit, workspace_limit
 
 Convolution = Callable[[Array, Array, Array | None, ConvSpec], Array]
+Gradient = Callable[[Array, Array, ConvSpec], Array]
 
 
-def maps(compute: Convolution, x: Array, w: Array, bias: Array | None, spec: ConvSpec, items: int) -> Array:
-    """Feature maps (N, F, *out) of `compute`, which takes and gives channels last, so many items at a time."""
+def maps(compute: Convolution, x: Array, w: Array, bias: Array | None, spec: ConvSpec, turn: Turn, to: Sizes) -> Array:
+    """Feature maps of shape `to` of `compute`, which takes and gives channels last, some items at a time."""
     spec, w = replace(spec, layout="channels_last"), layout.weight_as(w, "channels_first", "filters_last")
-    parts = []
-    for first in range(0, spec.batch, items):
-        part = x[first : first + items]
-        y = compute(layout.as_channels_last(part), w, bias, replace(spec, batch=part.shape[0]))
-        if y is NotImplemented:
-            return y
-        parts.append(layout.as_channels_first(y))
-    return parts[0] if len(parts) == 1 else cupy.concatenate(parts)
+    y = cupy.empty(to, dtype=x.dtype)
+    with workspace_limit(max(current_limit() - turn.workspace, 1)):
+        for first in range(0, spec.batch, turn.items):
+            part = x[first : first + turn.items]
+            last = compute(layout.as_channels_last(part), w, bias, replace(spec, batch=part.shape[0]))
+            if last is NotImplemented:
+                return last
+            layout.fill(y[first : first + turn.items], cupy.moveaxis(last, -1, 1))
+    return y
 
 
-def weight_gradient(compute: Callable[[Array, Array, ConvSpec], Array], x: Array, gy: Array, spec: ConvSpec) -> Array:
+def weight_gradient(compute: Gradient, x: Array, gy: Array, spec: ConvSpec, turn: Turn) -> Array:
     """The gradient (F, C / G, *window) of `compute`, which takes and gives channels last."""
     last = replace(spec, layout="channels_last")
-    gw = compute(layout.as_channels_last(x), layout.as_channels_last(gy), last)
+    with workspace_limit(max(current_limit() - turn.workspace, 1)):
+        gw = compute(layout.as_channels_last(x), layout.as_channels_last(gy), last)
     return gw if gw is NotImplemented else layout.weight_as(gw, "filters_last", "channels_first")

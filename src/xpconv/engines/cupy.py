@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import cupy
@@ -34,7 +35,7 @@ from xpconv.cuda.pooling import (
     sum_pool,
 )
 from xpconv.cuda.setting import Operand
-from xpconv.cuda.steps import Unfit
+from xpconv.cuda.steps import Unfit, Work
 from xpconv.dtypes import short_name, widened
 from xpconv.engines import agnostic, fft
 from xpconv.plan import Arrays, Plan
@@ -82,15 +83,25 @@ def _detour(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Pla
         return None
     if operation == "conv" and options["method"] == "auto" and (spectral := _spectra(x, spec)):
         return spectral[1]
+    chosen = setting(x, options.get("precision", "highest"))
     if operation == "conv_grad_input" and spec.padding_mode != "zeros":
-        work = conv_plans.of_dense(operation, spec.valid, None, setting(x))
-        return None if isinstance(work, Unfit) else replace(work.plan, reason=f"{work.plan.reason}; then the padding's")
+        wide = "float32" if chosen.dtype in ("float16", "bfloat16") else chosen.dtype  # what padding is added up in
+        work = conv_plans.of_dense(operation, spec.valid, None, replace(chosen, dtype=wide))
+        return _told(work, "the gradients of copied padding added up after", 0)
     if turning := _turn(operation, x, spec, options):
         last = replace(spec, layout="channels_last", batch=turning.items)
-        chosen = setting(x, options.get("precision", "highest"))
+        chosen = replace(chosen, limit=max(chosen.limit - turning.workspace, 1))
         work = conv_plans.of_dense(operation, last, options.get("activation"), chosen)
-        return None if isinstance(work, Unfit) else replace(work.plan, reason=f"{work.plan.reason}; {turning.reason}")
+        return _told(work, turning.reason, turning.workspace)
     return None
+
+
+def _told(work: Work | Unfit, reason: str, workspace: int) -> Plan | None:
+    """The plan of a work that more is done around."""
+    if isinstance(work, Unfit):
+        return None
+    plan = work.plan
+    return replace(plan, reason=f"{plan.reason}; {reason}", workspace=(plan.workspace or 0) + workspace)
 
 
 def replay(request: Request) -> Callable[..., Any] | None:
@@ -127,7 +138,7 @@ def conv(
     if method == "auto" and (spectral := _spectra(x, spec)):
         return _by_spectra(x, w, bias, spec, fill_value, activation, spectral[0])
     if turning := _turn("conv", x, spec, options):
-        return turned.maps(partial(conv, **options), x, w, bias, spec, turning.items)
+        return turned.maps(partial(conv, **options), x, w, bias, spec, turning, spec.y_shape)
     return _conv_in_one(x, w, _like(bias, x), spec, **options)
 
 
@@ -162,7 +173,19 @@ def _turn(operation: str, x: Array, spec: ConvSpec, options: dict[str, Any]) -> 
     return turning
 
 
+@cache
+def _has_cufft() -> bool:
+    """Whether CuPy finds cuFFT, which the lean install leaves out."""
+    try:
+        import_module("cupy.cuda.cufft")
+    except ImportError:
+        return False
+    return True
+
+
 def _spectra(x: Array, spec: ConvSpec) -> tuple[Slab, Plan] | None:
+    if not _has_cufft():
+        return None
     return spectra(spec, short_name(x.dtype), launch.hardware(x.data.device_id), current_limit())
 
 
@@ -187,7 +210,7 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     if spec.padding_mode != "zeros":
         return _grad_of_padded(gy, w, spec)
     if turning := _turn("conv_grad_input", gy, spec, {}):
-        return turned.maps(partial(conv_grad_input, activation=activation), gy, w, bias, spec, turning.items)
+        return turned.maps(partial(conv_grad_input, activation=activation), gy, w, bias, spec, turning, spec.x_shape)
     return _grad_input_in_one(gy, w, _like(bias, gy), spec, activation=activation)
 
 
@@ -218,8 +241,8 @@ def _grad_of_padded(gy: Array, w: Array, spec: ConvSpec) -> Array:
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The convolution of `x` with `gy`."""
-    if _turn("conv_grad_weight", x, spec, {}):
-        return turned.weight_gradient(conv_grad_weight, x, gy, spec)
+    if turning := _turn("conv_grad_weight", x, spec, {}):
+        return turned.weight_gradient(conv_grad_weight, x, gy, spec, turning)
     return _grad_weight_in_one(x, gy, spec)
 
 

@@ -82,5 +82,7 @@ def _spectra_clocks(spec: ConvSpec, hardware: Hardware) -> float:
 
 def _direct_clocks(spec: ConvSpec, dtype: str, hardware: Hardware) -> float:
     rate = hardware.doubles_per_clock if dtype in ("float64", "complex128") else hardware.floats_per_clock
+    if dtype in ("float16", "bfloat16") and hardware.tensor_cores and spec.channels // spec.groups >= 8:
+        rate = max(rate, hardware.tensor_products_per_clock(dtype))
     multiplications = conv_operations(spec) / 2 * (4 if dtype.startswith("complex") else 1)
     return multiplications / (_DIRECT_SHARE * rate) / hardware.multiprocessors

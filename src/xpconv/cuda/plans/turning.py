@@ -25,6 +25,7 @@ class Turn:
     """Items that are turned at a time, and why."""
 
     items: int
+    workspace: int  # bytes of the copies
     reason: str
 
 
@@ -36,16 +37,18 @@ def turn(spec: ConvSpec, dtype: str, hardware: Hardware, limit: int, precision: 
     products = mma.products(dtype, precision)
     if not _suits(spec, dtype, hardware, precision):
         return None
-    items = min((limit - _weight_bytes(spec, dtype)) // max(_item_bytes(spec, dtype), 1), spec.batch)
+    half = limit // 2  # the other half is for the convolution itself
+    items = min((half - _weight_bytes(spec, dtype)) // max(_item_bytes(spec, dtype), 1), spec.batch)
     if items < 1:
         return None
     multiplications = conv_operations(spec) / 2 / hardware.multiprocessors
     ordinary = multiplications / (_ORDINARY_SHARE * hardware.floats_per_clock)
-    tensor = multiplications * products / (_TENSOR_SHARE * mma.PRODUCTS_PER_CYCLE[dtype])
+    tensor = multiplications * products / (_TENSOR_SHARE * hardware.tensor_products_per_clock(dtype))
     turns = 2 * _item_bytes(spec, dtype) * spec.batch / _BYTES / hardware.multiprocessors + _LAUNCHES
     if tensor + turns >= ordinary:
         return None
-    return Turn(items, f"turned to channels last, {items} of {spec.batch} items at a time")
+    workspace = _weight_bytes(spec, dtype) + items * _item_bytes(spec, dtype)
+    return Turn(items, workspace, f"turned to channels last, {items} of {spec.batch} items at a time")
 
 
 def _suits(spec: ConvSpec, dtype: str, hardware: Hardware, precision: str) -> bool:
