@@ -124,8 +124,7 @@ def main() -> None:
     print("| " + " | ".join((*columns, "integer", "around it")) + " |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for kernel, threads in shown():
-        options = tuple(option for option in kernel.options if not option.startswith("-arch"))
-        binary = compiled(source.text(kernel.file), [kernel.expression], "sm_90a", options)
+        binary = compiled(source.text(kernel.file), [kernel.expression], "sm_90", kernel.options)
         names = {expression: name for name, expression in binary.names.items()}
         inner, around = busiest(loops(disassembled(binary.cubin)[names[kernel.expression]]))
         registers, tensor = binary.usage[kernel.expression].registers, inner.count("tensor")

@@ -49,15 +49,9 @@ def compiled(text: str, expressions: list[str], architecture: str, options: tupl
     try:
         for expression in expressions:
             checked(nvrtc.nvrtcAddNameExpression(program, expression.encode()))
-        # the options that CuPy 14 gives, and what each kernel uses
-        words = [
-            f"-arch={architecture}",
-            "-std=c++17",
-            "-ftz=true",
-            "--device-as-default-execution-space",
-            "--ptxas-options=-v",
-            *options,
-        ]
+        # a kernel's own options and then those that CuPy 14 gives, in that order: of two architectures the "a" wins
+        words = [*options, "-std=c++17", "-ftz=true", f"-arch={architecture}", "--device-as-default-execution-space"]
+        words.append("--ptxas-options=-v")
         (status,) = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])
         log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
         checked(nvrtc.nvrtcGetProgramLog(program, log))
