@@ -225,6 +225,38 @@ def test_64_bit_offsets(cupy, layout, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("dtype", [name for name in EXACT if depthwise.signed(name) == name])
+def test_every_instance_of_a_dtype(cupy, dtype, monkeypatch):
+    launched, exact = set(), depthwise.unfit
+    for far, layout, aligned in product((False, True), (LAST, FIRST), (True, False)):
+        monkeypatch.setattr(depthwise, "MOST", 1000 if far else 2**31 - 1)
+        monkeypatch.setattr(depthwise, "unfit", (lambda _: None) if far else exact)
+        for taps, height, mode, stride in product((1, 3, 5, 7), (5, 1), ("zeros", "edge"), (1, 2)):
+            if mode == "edge" and (taps, stride) != (3, 1):
+                continue
+            case = Case((height, 12), (1, taps), channels=8, batch=3, dtype=dtype, layout=layout, mode=mode,
+                        options=dict(stride=(1, stride)))  # fmt: skip
+            geometry = geometry_of(case)
+            work = depthwise.work(geometry, dtype, ONE, aligned=aligned)
+            gradient = depthwise.gradient_work(geometry, dtype, ONE, aligned=aligned, limit=1 << 26)
+            fresh = {step.kernel.expression for step in (*work.steps, *gradient.steps)} - launched
+            if fresh:
+                check(cupy, case, aligned=aligned)
+                check_gradient(cupy, case, device=ONE, aligned=aligned)
+                launched |= fresh
+    own = tuple(ELEMENTS[dtype] + end for end in ",>")
+    names = {kernel.expression for kernel in depthwise.instances((9, 0))}
+    every = {name for name in names if name.partition("<")[2].startswith(own)}
+    assert every - launched == set()
+
+
+def geometry_of(case):
+    x, w, _ = case.arrays()
+    x, w = laid(case, x, w)
+    spec = case.spec(x, w)
+    return forward(spec, dense(x.shape), dense(w.shape), dense(spec.y_shape))
+
+
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -304,14 +336,14 @@ def weight_gradient(case, x, gy):
     return gw.astype(case.dtype)
 
 
-def check_gradient(cupy, case, device=H200, limit=1 << 26, splits=None):
+def check_gradient(cupy, case, device=H200, limit=1 << 26, splits=None, aligned=True):
     x, w, _ = case.arrays()
     x_laid, w_laid = laid(case, x, w)
     spec = case.spec(x_laid, w_laid)
     gy = integers(np.random.default_rng(1), spec.y_shape, case.dtype)
     expected = weight_gradient(case, x, last(gy, case.layout))
     g = forward(spec, dense(x_laid.shape), dense(spec.w_shape), dense(spec.y_shape))
-    work = depthwise.gradient_work(g, case.dtype, device, aligned=True, limit=limit)
+    work = depthwise.gradient_work(g, case.dtype, device, aligned=aligned, limit=limit)
     assert isinstance(work, Work)
     assert all(step.kernel in depthwise.instances((9, 0)) for step in work.steps)
     assert splits is None or work.steps[0].grid[1] == splits

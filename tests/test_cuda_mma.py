@@ -20,9 +20,8 @@ from xpconv.spec import conv_spec
 
 H200 = next(known for known in hardware.KNOWN if known.name == "H200")
 ARITHMETICS = [("float16", 1), ("bfloat16", 1), ("float32", 1), ("float32", 3)]
-# Every instance for an H200, and in one dtype those that other devices have instead, with other numbers of stages.
-OTHERS = [choice for capability in ((8, 0), (8, 6)) for choice in mma.choices(capability) if choice.dtype == "bfloat16"]
-CHOICES = list(dict.fromkeys([*mma.choices((9, 0)), *OTHERS]))
+# Every instance for an H200, and those that other devices have instead, with other numbers of stages.
+CHOICES = list(dict.fromkeys(choice for known in ((9, 0), (8, 0), (8, 6)) for choice in mma.choices(known)))
 OPERATIONS = {(True, False): "conv", (True, True): "grad_input", (False, False): "grad_weight"}
 
 

@@ -137,10 +137,11 @@ def test_memory_too_small_for_all_filters_at_once(cupy):
 
 
 @LAYOUTS
-def test_64_bit_offsets(cupy, layout, monkeypatch):
+@pytest.mark.parametrize("dtype", stem.DTYPES)
+def test_64_bit_offsets(cupy, layout, dtype, monkeypatch):
     monkeypatch.setattr(stem, "MOST", 1000)
     monkeypatch.setattr(stem, "unfit", lambda *_: None)
-    check(cupy, (9, 10), (3, 3), 3, 8, layout=layout)
+    check(cupy, (9, 10), (3, 3), 3, 8, layout=layout, dtype=dtype)
 
 
 @pytest.mark.parametrize("cut", [np.s_[:, ::-1], np.s_[:, :, ::-2], np.s_[..., 1::2], np.s_[..., ::-1]])
