@@ -223,6 +223,7 @@ def test_scratch_memory_stays_below_the_limit(cupy, limit):
         for call in (
             lambda f: f(xpconv.conv2d, x, w, padding=1),
             lambda f: f(xpconv.conv_grad_weight, x, x[..., :64], window=(3, 3), padding=1),
+            lambda f: f(xpconv.conv_grad_weight, x, x, window=(3, 3), padding=1, groups=256),
             lambda f: f(xpconv.sum_pool2d, x, (7, 7), padding=3, stride=1),
         ):
             assert call(xpconv.explain).workspace <= limit

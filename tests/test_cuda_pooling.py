@@ -14,6 +14,7 @@ import ml_dtypes  # noqa: F401  NumPy's bfloat16
 import numpy as np
 import pytest
 
+import xpconv
 from cases import far_apart, integers
 from xpconv.cuda import hardware, source
 from xpconv.cuda.geometry import dense
@@ -496,3 +497,18 @@ def test_a_struct_lies_in_python_as_it_does_in_the_kernels(cupy, file, type_, dt
 
 def test_the_chunk_of_the_plan_is_the_kernels():
     assert f"constexpr int CHUNK = {scatter.CHUNK};" in source.text("pool_scatter.cu")
+
+
+@pytest.mark.parametrize("pool", [xpconv.max_pool3d, xpconv.min_pool3d, xpconv.sum_pool3d, xpconv.avg_pool3d])
+@pytest.mark.parametrize("options", [dict(stride=(1, 1, 2)), dict(stride=1, padding=((0, 0), (0, 0), (1, 0)))])
+def test_a_window_of_one_may_skip_elements_or_read_padding_beside_large_windows(cupy, pool, options):
+    x = integers(np.random.default_rng(0), (1, 20, 20, 6, 1), np.float32)
+    y = pool(cupy.asarray(x), (11, 11, 1), **options)
+    np.testing.assert_allclose(y.get(), pool(x, (11, 11, 1), **options), rtol=1e-6)
+
+
+def test_the_gradient_of_a_mean_too(cupy):
+    gy = np.ones((1, 24, 7, 8, 13), np.float32)
+    options = dict(size=(4, 4, 2), dilation=(4, 2, 1), padding=((6, 7), (11, 11), (6, 5)), layout="channels_first")
+    gx = xpconv.avg_pool_grad(cupy.asarray(gy), (2, 3, 1), **options)
+    np.testing.assert_allclose(gx.get(), xpconv.avg_pool_grad(gy, (2, 3, 1), **options), rtol=1e-6)

@@ -167,3 +167,11 @@ def test_jax_without_64_bits_says_so():
     jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
     with pytest.raises(TypeError, match=r"dtype='float64' is not a numeric dtype that jax\.numpy has here"):
         xpconv.conv1d(jnp.ones(3), jnp.ones(1), dtype="float64")
+
+
+def test_a_result_in_sixteen_bits_may_be_asked_for():
+    x, w = np.ones(4, np.float16), np.ones(2, np.float16)
+    assert xpconv.conv1d(x, w, dtype="float16").dtype == np.float16
+    assert xpconv.conv1d(x.astype(np.int8), w.astype(np.int8), dtype=np.float16).dtype == np.float16
+    with pytest.raises(TypeError, match="cannot hold"):
+        xpconv.conv1d(x.astype(np.float32), w, dtype="float16")

@@ -210,6 +210,8 @@ def _result_dtype(xp: Any, first: Any, second: Any) -> Any:
 
 
 def _widened(name: str, xp: Any, result: Any, dtype: Any) -> Any:
+    if short_name(dtype) == short_name(result):
+        return result
     asked = _as_dtype(name, xp, dtype)
     if _result_dtype(xp, asked, result) != asked:
         raise TypeError(f"dtype={dtype} cannot hold what {name} makes of these inputs, which is {result}")
@@ -224,7 +226,8 @@ def _as_dtype(name: str, xp: Any, dtype: Any) -> Any:
         wanted = np.dtype(dtype).name  # also of float, "f8" and the like
     except TypeError:
         wanted = short_name(dtype)
-    own = xp.__array_namespace_info__().dtypes() | {"bfloat16": getattr(xp, "bfloat16", None)}
+    narrow = {half: getattr(xp, half, None) for half in ("float16", "bfloat16")}  # not of the standard
+    own = xp.__array_namespace_info__().dtypes() | narrow
     if own.get(wanted) is None:
         raise TypeError(f"dtype={dtype!r} is not a numeric dtype that {_library_name(xp)} has here; {name} needs one")
     return own[wanted]

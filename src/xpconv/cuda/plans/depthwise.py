@@ -310,6 +310,8 @@ def gradient_work(g: Geometry, dtype: str, hardware: Hardware, *, aligned: bool,
     results = g.taps * g.groups * g.filters
     if blocks > GRID_X or results > MOST:
         return Unfit(f"a grid of {blocks} blocks is too large")
+    if splits * results * sum_size(dtype) > limit:
+        return Unfit(f"{splits * results * sum_size(dtype)} bytes of sums, the limit is {limit}")
     struct, size = g.packed(), sum_size(dtype)
     shared = POSITIONS_BLOCK * taps * vector * size + taps * _TAP_PLACE
     steps = (

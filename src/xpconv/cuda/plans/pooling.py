@@ -153,14 +153,19 @@ def _cost(part: Part, hardware: Hardware) -> float:
     return max(shared, waiting) + _TRAFFIC * (g.given + g.results)
 
 
+def _changes(g: PoolGeometry, axis: int) -> bool:
+    """Whether pooling does anything to an axis: a window of one may still skip elements or read padding."""
+    return (g.window[axis], g.stride[axis], g.before[axis]) != (1, 1, 0) or g.size[axis] != g.out[axis]
+
+
 def _stages(whole: Part, layout: str) -> tuple[list[Part], dict[str, int]]:
-    """The pooling as one pooling for each axis that has a window, that which shrinks the most first.
+    """The pooling as one pooling for each axis that it changes, that which shrinks the most first.
 
     A mean divides in every stage by what that axis counts, a given number in the last; parts are kept in scratch
     memory in the dtype of sums.
     """
     g = whole.geometry
-    axes = [a for a in range(3) if g.window[a] > 1]
+    axes = [a for a in range(3) if _changes(g, a)]
     if len(axes) < 2:
         return [whole], {}
     axes.sort(key=lambda a: (whole.made[a] / max(whole.given[a], 1), -a))
