@@ -9,7 +9,7 @@ import pytest
 
 import oracle
 from cases import first, integers, weight_first
-from xpconv.cuda import hardware, source
+from xpconv.cuda import hardware
 from xpconv.cuda.geometry import Geometry, dense, element_strides, forward, input_gradient
 from xpconv.cuda.kernels import ELEMENTS
 from xpconv.cuda.plans import depthwise
@@ -428,22 +428,3 @@ def test_groups_of_several_channels_are_declined():
     )[0]  # fmt: skip
     g: Geometry = forward(spec, dense(spec.x_shape), dense(spec.w_shape), dense(spec.y_shape))
     assert isinstance(depthwise.work(g, "float32", H200, aligned=True), Unfit)
-
-
-@pytest.mark.parametrize(("dtype", "struct"), [(depthwise.TILE, "DepthwiseTile")])
-def test_a_struct_lies_in_python_as_it_does_in_the_kernel(cupy, dtype, struct):
-    offsets = ", ".join(f"(long long)&s->{name}" for name in dtype.names)
-    twin = f"""
-template <typename S> __global__ void layout_of(long long* layout) {{
-    S* s = nullptr;
-    long long numbers[] = {{(long long)sizeof(S), {offsets}}};
-    for (int i = 0; i < {len(dtype.names) + 1}; i++) layout[i] = numbers[i];
-}}
-"""
-    name = f"layout_of<{struct}>"
-    module = cupy.RawModule(
-        code=source.text("conv_depthwise.cu") + twin, options=("-std=c++17",), name_expressions=(name,)
-    )
-    layout = cupy.empty(len(dtype.names) + 1, dtype=np.int64)
-    module.get_function(name)((1,), (1,), (layout,))
-    assert layout.get().tolist() == [dtype.itemsize, *(dtype.fields[name][1] for name in dtype.names)]

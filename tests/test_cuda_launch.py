@@ -1,4 +1,4 @@
-"""What surrounds the CUDA kernels: their text, the struct they share with Python, compiling and launching."""
+"""What surrounds the CUDA kernels: their text, compiling and launching."""
 
 import threading
 
@@ -10,12 +10,11 @@ from cases import integers
 from cuda_emulator import emulated_cuda
 from cuda_emulator.emulated_cupy import emulated_cupy, real_cupy_answers
 from xpconv.cuda import source
-from xpconv.cuda.geometry import CONV_GEOMETRY, DIVISOR
 
 pytestmark = pytest.mark.usefixtures("cupy")
 
 
-# --- Text and structs -------------------------------------------------------------------------------------------------
+# --- Text ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_kernel_of_the_wheel_is_found():
@@ -34,38 +33,6 @@ def test_a_header_is_pasted_once_and_lines_keep_their_numbers():
         number += 1
         original = (source.kernel_dir() / file.removeprefix("kernels/")).read_text().splitlines()[number - 1]
         assert line == original or original.startswith("#include")
-
-
-def field_paths(dtype, prefix=""):
-    for name in dtype.names:
-        yield f"{prefix}{name}", dtype.fields[name][1], dtype[name].itemsize
-
-
-LAYOUT_KERNEL = """
-template <typename Struct>
-__global__ void layout_of(long long* layout) {{
-    typedef {type} S;
-    S* s = nullptr;
-    long long numbers[] = {{(long long)sizeof(S), {offsets}}};
-    for (int i = 0; i < {count}; i++) layout[i] = numbers[i];
-}}
-"""
-
-
-@pytest.mark.parametrize(("dtype", "type_"), [(DIVISOR, "Divisor"), (CONV_GEOMETRY, "ConvGeometry")])
-def test_a_struct_lies_in_python_as_it_does_in_the_kernels(cupy, dtype, type_):
-    offsets = ", ".join(f"(long long)&s->{name}" for name in dtype.names)
-    kernel = LAYOUT_KERNEL.format(type=type_, offsets=offsets, count=len(dtype.names) + 1)
-    module = cupy.RawModule(
-        code=source._pasted("geometry.cuh", set()) + kernel,
-        options=("-std=c++17",),
-        name_expressions=("layout_of<int>",),
-    )
-    layout = cupy.empty(len(dtype.names) + 1, dtype=np.int64)
-    module.get_function("layout_of<int>")((1,), (1,), (layout,))
-    size, *places = layout.get().tolist()
-    assert size == dtype.itemsize
-    assert dict(zip(dtype.names, places, strict=True)) == {name: dtype.fields[name][1] for name in dtype.names}
 
 
 # --- Compiling and launching ------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from cases import far_apart
-from xpconv.cuda import source
 from xpconv.cuda.geometry import dense
 from xpconv.cuda.plans import layout as plans
 from xpconv.cuda.steps import Unfit, Work
@@ -182,21 +181,3 @@ def test_the_planes_of_a_huge_array_are_all_copied(cupy, monkeypatch):
     y = layout.packed(cupy.asarray(x)[:, ::-1, ::2])
     np.testing.assert_array_equal(y.get(), x[:, ::-1, ::2])
     plans.copy.cache_clear()
-
-
-def test_the_struct_lies_in_python_as_it_does_in_the_kernel(cupy):
-    names = plans.COPY_GEOMETRY.names
-    offsets = ", ".join(f"(long long)&s->{name}" for name in names)
-    twin = f"""
-template <typename S> __global__ void layout_of(long long* layout) {{
-    S* s = nullptr;
-    long long numbers[] = {{(long long)sizeof(S), {offsets}}};
-    for (int i = 0; i < {len(names) + 1}; i++) layout[i] = numbers[i];
-}}
-"""
-    name = "layout_of<CopyGeometry>"
-    module = cupy.RawModule(code=source.text("layout.cu") + twin, options=("-std=c++17",), name_expressions=(name,))
-    layout = cupy.empty(len(names) + 1, dtype=np.int64)
-    module.get_function(name)((1,), (1,), (layout,))
-    offsets = [plans.COPY_GEOMETRY.fields[name][1] for name in names]
-    assert layout.get().tolist() == [plans.COPY_GEOMETRY.itemsize, *offsets]

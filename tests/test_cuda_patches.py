@@ -7,7 +7,7 @@ from hypothesis import given
 
 import oracle
 from cases import first, integers, pool_cases
-from xpconv.cuda import hardware, source
+from xpconv.cuda import hardware
 from xpconv.cuda.geometry import dense
 from xpconv.cuda.kernels import ELEMENTS
 from xpconv.cuda.plans import patches as plans
@@ -172,21 +172,3 @@ def test_plans_are_legal():
         assert 0 < step.grid[1] <= hardware.GRID_YZ
     huge = spec_of("channels_last", 1, 1 << 12, (1 << 12, 1 << 12), (7, 7))
     assert isinstance(plans.unfold(huge, Operand(dense(huge.x_shape), True), 1), Unfit)
-
-
-def test_the_struct_lies_in_python_as_it_does_in_the_kernel(cupy):
-    names = plans.PATCH_GEOMETRY.names
-    offsets = ", ".join(f"(long long)&s->{name}" for name in names)
-    twin = f"""
-template <typename S> __global__ void layout_of(long long* layout) {{
-    S* s = nullptr;
-    long long numbers[] = {{(long long)sizeof(S), {offsets}}};
-    for (int i = 0; i < {len(names) + 1}; i++) layout[i] = numbers[i];
-}}
-"""
-    name = "layout_of<PatchGeometry>"
-    module = cupy.RawModule(code=source.text("patches.cu") + twin, options=("-std=c++17",), name_expressions=(name,))
-    layout = cupy.empty(len(names) + 1, dtype=np.int64)
-    module.get_function(name)((1,), (1,), (layout,))
-    offsets = [plans.PATCH_GEOMETRY.fields[name][1] for name in names]
-    assert layout.get().tolist() == [plans.PATCH_GEOMETRY.itemsize, *offsets]

@@ -24,7 +24,6 @@ from xpconv.cuda.plans import pooling_boxes as boxes
 from xpconv.cuda.plans import pooling_scatter as scatter
 from xpconv.cuda.plans.conv import Operand
 from xpconv.cuda.plans.pooling import FLOATING, ORDERED, Setting
-from xpconv.cuda.pool_geometry import POOL_GEOMETRY
 from xpconv.cuda.steps import Unfit, Work
 from xpconv.engines import agnostic
 from xpconv.spec import AdaptiveSpec, ScatterSpec, in_layout, pool_spec
@@ -470,29 +469,6 @@ def test_four_axes_that_lie_one_inside_the_other_are_one(cuda):
 
 
 # --- The twins in Python ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("file", "type_", "dtype"),
-    [("pool.cuh", "PoolGeometry", POOL_GEOMETRY), ("pool_scatter.cu", "ScatterGeometry", scatter.SCATTER_GEOMETRY)],
-)
-def test_a_struct_lies_in_python_as_it_does_in_the_kernels(cupy, file, type_, dtype):
-    offsets = ", ".join(f"(long long)&s->{name}" for name in dtype.names)
-    kernel = f"""
-    template <typename Struct>
-    __global__ void layout_of(long long* layout) {{
-        Struct* s = nullptr;
-        long long numbers[] = {{(long long)sizeof(Struct), {offsets}}};
-        for (int i = 0; i < {len(dtype.names) + 1}; i++) layout[i] = numbers[i];
-    }}
-    """
-    name = f"layout_of<{type_}>"
-    module = cupy.RawModule(code=source.text(file) + kernel, options=("-std=c++17",), name_expressions=(name,))
-    layout = cupy.empty(len(dtype.names) + 1, dtype=np.int64)
-    module.get_function(name)((1,), (1,), (layout,))
-    size, *places = layout.get().tolist()
-    assert size == dtype.itemsize
-    assert dict(zip(dtype.names, places, strict=True)) == {name: dtype.fields[name][1] for name in dtype.names}
 
 
 def test_the_chunk_of_the_plan_is_the_kernels():

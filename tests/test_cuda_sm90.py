@@ -477,27 +477,6 @@ def test_other_devices_have_no_instances():
     assert sm90.instances((8, 0)) == sm90.instances((10, 0)) == []
 
 
-TWIN = """
-__global__ void twin(int* numbers) {
-    Sm90Tiling* t = nullptr;
-    int n = 0;
-    numbers[n++] = (int)sizeof(Sm90Tiling);
-#define FIELD(name) numbers[n++] = (int)(unsigned long long)&t->name;
-    %s
-}
-"""
-
-
-def test_the_struct_of_the_plan_is_the_kernels():
-    fields = "".join(f"FIELD({name})" for name in sm90.TILING.names)
-    module = RawModule(source.text("conv_sm90.cu") + TWIN % fields, name_expressions=("twin",))
-    numbers = Array.empty((len(sm90.TILING.names) + 1,), np.int32)
-    with settings.using(checked=False):
-        module.get_function("twin")((1,), (1,), (numbers,))
-    offsets = [sm90.TILING.fields[name][1] for name in sm90.TILING.names]
-    assert numbers.values.tolist() == [sm90.TILING.itemsize, *offsets]
-
-
 def map_of(**changes):
     return replace(TensorMap("x", "float16", 0, (64, 8, 8, 2), (64, 512, 4096), (64, 64, 1, 1)), **changes)
 

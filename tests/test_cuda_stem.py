@@ -9,7 +9,7 @@ import pytest
 
 import oracle
 from cases import first, integers, weight_first
-from xpconv.cuda import hardware, source
+from xpconv.cuda import hardware
 from xpconv.cuda.geometry import dense, element_strides, forward
 from xpconv.cuda.plans import stem
 from xpconv.cuda.steps import Unfit, Work
@@ -210,21 +210,3 @@ def test_what_it_does_not_take():
     spec = spec_of((1, 9, 9, 3), (3, 3, 3, 8))
     g = forward(spec, dense(spec.x_shape), dense(spec.w_shape), dense(spec.y_shape))
     assert isinstance(stem.work(g, "int32", H200), Unfit)
-
-
-def test_the_struct_lies_in_python_as_it_does_in_the_kernel(cupy):
-    names = stem.STEM_TILE.names
-    offsets = ", ".join(f"(long long)&s->{name}" for name in names)
-    twin = f"""
-template <typename S> __global__ void layout_of(long long* layout) {{
-    S* s = nullptr;
-    long long numbers[] = {{(long long)sizeof(S), {offsets}}};
-    for (int i = 0; i < {len(names) + 1}; i++) layout[i] = numbers[i];
-}}
-"""
-    name = "layout_of<StemTile>"
-    module = cupy.RawModule(code=source.text("conv_stem.cu") + twin, options=("-std=c++17",), name_expressions=(name,))
-    layout = cupy.empty(len(names) + 1, dtype=np.int64)
-    module.get_function(name)((1,), (1,), (layout,))
-    offsets = [stem.STEM_TILE.fields[name][1] for name in names]
-    assert layout.get().tolist() == [stem.STEM_TILE.itemsize, *offsets]

@@ -146,17 +146,17 @@ def forward(
     spec: ConvSpec, x: Sizes, w: Sizes, y: Sizes, *, fill: bytes = b"", activation: str | None = None
 ) -> Geometry:
     """The forward convolution of arrays with these strides (in elements, of the arrays as the user laid them out)."""
-    x_axes, w_axes, y_axes = _map_axes(x, spec.layout), _weight_axes(w, spec.layout), _map_axes(y, spec.layout)
+    x_axes, w_axes, y_axes = map_strides(x, spec.layout), _weight_axes(w, spec.layout), map_strides(y, spec.layout)
     channels, filters = spec.channels // spec.groups, spec.filters // spec.groups
     taps, w_start = (w_axes[2:], 0)
     if spec.flip:
-        w_start = sum((m - 1) * s for m, s in zip(_three(spec.window, 1), taps, strict=True))
+        w_start = sum((m - 1) * s for m, s in zip(three(spec.window, 1), taps, strict=True))
         taps = tuple(-s for s in taps)
     return Geometry(
         batch=spec.batch, groups=spec.groups, channels=channels, filters=filters,
-        size=_three(spec.size, 1), window=_three(spec.window, 1), stride=_three(spec.stride, 1),
-        dilation=_three(spec.dilation, 1), before=_three([lo for lo, _ in spec.padding], 0),
-        out=_three(spec.out_size, 1), strides=Strides(x_axes, (*w_axes[:2], *taps), y_axes),
+        size=three(spec.size, 1), window=three(spec.window, 1), stride=three(spec.stride, 1),
+        dilation=three(spec.dilation, 1), before=three([lo for lo, _ in spec.padding], 0),
+        out=three(spec.out_size, 1), strides=Strides(x_axes, (*w_axes[:2], *taps), y_axes),
         x_group=channels * x_axes[1], w_group=filters * w_axes[0], y_group=filters * y_axes[1], w_start=w_start,
         padding_mode=spec.padding_mode, fill=fill, activation=activation,
     )  # fmt: skip
@@ -245,17 +245,18 @@ def weight_gradient(spec: ConvSpec, x: Sizes, gy: Sizes, gw: Sizes) -> Geometry:
     )  # fmt: skip
 
 
-def _three(values: Sequence[int], missing: int) -> Sizes:
+def three(values: Sequence[int], missing: int) -> Sizes:
+    """One value for each of the three axes; missing ones stand in front."""
     return (*(missing,) * (AXES - len(values)), *values)
 
 
-def _map_axes(strides: Sizes, layout: str) -> Sizes:
+def map_strides(strides: Sizes, layout: str) -> Sizes:
     """Strides of feature maps as (batch, channel, three of space)."""
     if layout == "channels_last":
         batch, *space, channel = strides
     else:
         batch, channel, *space = strides
-    return (batch, channel, *_three(space, 0))
+    return (batch, channel, *three(space, 0))
 
 
 def _weight_axes(strides: Sizes, layout: str) -> Sizes:
@@ -264,7 +265,7 @@ def _weight_axes(strides: Sizes, layout: str) -> Sizes:
         *window, channel, filters = strides
     else:
         filters, channel, *window = strides
-    return (filters, channel, *_three(window, 0))
+    return (filters, channel, *three(window, 0))
 
 
 def element_strides(array: Any) -> Sizes:

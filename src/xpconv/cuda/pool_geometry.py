@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cuda.geometry import AXES, DIVISOR, MOST, dense, divisor
+from xpconv.cuda.geometry import AXES, DIVISOR, MOST, dense, divisor, map_strides, three
 from xpconv.cuda.hardware import GRID_YZ
 from xpconv.spec import PoolSpec, Sizes, in_layout
 
@@ -126,18 +126,6 @@ def averaging(g: PoolGeometry, spec: PoolSpec, count_include_pad: bool, given: f
 def channels_dense(layout: str, channels: int) -> bool:
     """Whether neighbouring channels, not neighbouring positions, lie side by side."""
     return layout == "channels_last" and channels > 1
-
-
-def three(values: Sequence[int], missing: int) -> Sizes:
-    """One value for each of the three axes."""
-    return (*(missing,) * (AXES - len(values)), *values)
-
-
-def map_strides(strides: Sizes, layout: str) -> Sizes:
-    """Strides of feature maps as (batch, channel, three of space)."""
-    channel = len(strides) - 1 if layout == "channels_last" else 1
-    space = [stride for axis, stride in enumerate(strides) if axis not in (0, channel)]
-    return (strides[0], strides[channel], *three(space, 0))
 
 
 def dense_maps(layout: str, batch: int, channels: int, size: Sizes) -> Sizes:

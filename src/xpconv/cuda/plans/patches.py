@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cuda.geometry import AXES, DIVISOR, MOST, dense, divisor
+from xpconv.cuda.geometry import AXES, DIVISOR, MOST, dense, divisor, map_strides, three
 from xpconv.cuda.hardware import GRID_X, GRID_YZ
 from xpconv.cuda.kernels import ARITHMETIC, ELEMENTS, signed, sum_size
-from xpconv.cuda.pool_geometry import map_strides, three
 from xpconv.cuda.setting import Operand
 from xpconv.cuda.steps import Kernel, Step, Unfit, Work
 from xpconv.plan import Plan

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from math import prod
 
-from xpconv.cuda.geometry import MOST, dense
+from xpconv.cuda.geometry import MOST, dense, map_strides, three
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.kernels import ELEMENTS, ITEMSIZE
 from xpconv.cuda.plans.pooling import (
@@ -22,7 +22,7 @@ from xpconv.cuda.plans.pooling import (
     vector_of,
     widest,
 )
-from xpconv.cuda.pool_geometry import PoolGeometry, channels_dense, dense_maps, map_strides, three
+from xpconv.cuda.pool_geometry import PoolGeometry, channels_dense, dense_maps
 from xpconv.cuda.setting import Operand
 from xpconv.cuda.steps import Kernel, Step, Unfit, Work
 from xpconv.plan import Plan

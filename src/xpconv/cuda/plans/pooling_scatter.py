@@ -8,10 +8,10 @@ from math import prod
 
 import numpy as np
 
-from xpconv.cuda.geometry import DIVISOR, MOST, divisor
+from xpconv.cuda.geometry import DIVISOR, MOST, divisor, map_strides, three
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.kernels import ARITHMETIC, ELEMENTS, ITEMSIZE, signed, sum_size
-from xpconv.cuda.pool_geometry import dense_maps, map_strides, three
+from xpconv.cuda.pool_geometry import dense_maps
 from xpconv.cuda.setting import Operand, Setting
 from xpconv.cuda.steps import Kernel, Step, Unfit, Work
 from xpconv.plan import Plan
