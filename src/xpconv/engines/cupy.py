@@ -72,27 +72,30 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
     x: Any = arrays[0]
     if operation not in _JOBS:
         return None
-    if (detour := _detour(operation, x, spec, options)) is not None:
-        return detour
+    if detour := _detour(operation, x, spec, options):
+        return detour[0]
     return planned(_JOBS[operation](*arrays, spec, **options), x.data.device_id)
 
 
-def _detour(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:
-    """The plan of a call that is more than one job: spectra, turned arrays, or copied padding to take back."""
+def _detour(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> tuple[Plan | None] | None:
+    """The plan of a call that is more than one job: spectra, turned arrays, or copied padding to take back.
+
+    None for a call that is one job; a plan of None where the agnostic engine takes the detour.
+    """
     if operation not in _CONVOLUTIONS:
         return None
     if operation == "conv" and options["method"] == "auto" and (spectral := _spectra(x, spec)):
-        return spectral[1]
+        return (spectral[1],)
     chosen = setting(x, options.get("precision", "highest"))
     if operation == "conv_grad_input" and spec.padding_mode != "zeros":
         wide = "float32" if chosen.dtype in ("float16", "bfloat16") else chosen.dtype  # what padding is added up in
         work = conv_plans.of_dense(operation, spec.valid, None, replace(chosen, dtype=wide))
-        return _told(work, "the gradients of copied padding added up after", 0)
+        return (_told(work, "the gradients of copied padding added up after", 0),)
     if turning := _turn(operation, x, spec, options):
         last = replace(spec, layout="channels_last", batch=turning.items)
         chosen = replace(chosen, limit=max(chosen.limit - turning.workspace, 1))
         work = conv_plans.of_dense(operation, last, options.get("activation"), chosen)
-        return _told(work, turning.reason, turning.workspace)
+        return (_told(work, turning.reason, turning.workspace),)
     return None
 
 
@@ -112,7 +115,7 @@ def replay(request: Request) -> Callable[..., Any] | None:
     x: Any = request.given[0]
     call = request.operation, x, request.spec, request.options
     dense_bias = all(a is None or a.flags.c_contiguous for a in request.given[2:])
-    if request.operation not in _JOBS or not dense_bias or _detour(*call) is not None:
+    if request.operation not in _JOBS or not dense_bias or _detour(*call):
         return None
     job = _JOBS[request.operation](*request.arrays, request.spec, **request.options)
     return repeated(job, x.data.device_id, request.drop)
@@ -223,6 +226,8 @@ def _grad_input_in_one(
     *,
     activation: str | None = None,
 ) -> Job:
+    if spec.padding_mode != "zeros":
+        raise AssertionError("the gradient of copied padding is made of that of the padded input")
     plan = partial(
         conv_plans.grad_input, spec, Operand.of(gy), Operand.of(w), dense(spec.x_shape), _activation(gy, activation),
         setting(gy),
