@@ -332,7 +332,7 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("case", WEIGHTS)
 def test_other_weights_are_repacked(case, dtype, splits):
