@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _USAGE = re.compile(
     r"Compiling entry function '(\w+)'.*?"
     r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
-    r"Used (\d+) registers",
+    r"Used (\d+) registers([^\n]*)",
     re.DOTALL,
 )
 
@@ -20,6 +20,7 @@ class Usage:
 
     registers: int  # of each thread
     spilled: int  # bytes stored to and loaded from local memory because registers ran out
+    shared: int  # bytes of shared memory beyond what a launch asks for
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,13 @@ def compiled(text: str, expressions: list[str], architecture: str, options: tupl
         names = {checked(nvrtc.nvrtcGetLoweredName(program, e.encode())).decode(): e for e in expressions}
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    found = {names[m[1]]: Usage(int(m[4]), int(m[2]) + int(m[3])) for m in _USAGE.finditer(log) if m[1] in names}
+    matches = [match for match in _USAGE.finditer(log) if match[1] in names]
+    found = {names[m[1]]: Usage(int(m[4]), int(m[2]) + int(m[3]), _shared(m[5])) for m in matches}
     assert set(found) == set(expressions), log
     assert "C75" not in log, f"the compiler waits between products that should overlap: {log}"
     return Binary(cubin, found, names)
+
+
+def _shared(words: str) -> int:
+    size = re.search(r"(\d+) bytes smem", words)
+    return int(size[1]) if size else 0

@@ -1,7 +1,8 @@
 """Every kernel that a plan can name compiles for every device we know, within its budget of registers, none spilled.
 
-The budgets are what the kernels used when they were last looked at. ``python tests/test_cuda_budget.py`` writes them
-anew; a number that grew is to be explained in the commit.
+Shared memory is what a plan asks for and nothing beside it; that it is there, the tests of the plans check for every
+device. The budgets are what the kernels used when they were last looked at. ``python tests/test_cuda_budget.py`` writes
+them anew; a number that grew is to be explained in the commit.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def usage(capability, file, kernels):
 def test_kernels_compile_within_their_budgets(capability, file, kernels):
     for expression, used in usage(capability, file, kernels).items():
         assert used.spilled == 0, f"{expression} spills {used.spilled} bytes"
+        assert used.shared == 0, f"{expression} has shared memory that no plan counts"
         budget = budgets()[ARCHITECTURES[capability], expression]
         assert used.registers <= budget, f"{expression} uses {used.registers} registers, its budget is {budget}"
 
