@@ -25,14 +25,6 @@ struct CopyGeometry {
 };
 
 template <int BYTES>
-struct Word;
-template <> struct Word<1> { typedef unsigned char Type; };
-template <> struct Word<2> { typedef unsigned short Type; };
-template <> struct Word<4> { typedef unsigned Type; };
-template <> struct Word<8> { typedef unsigned long long Type; };
-template <> struct Word<16> { typedef Pack<unsigned, 4> Type; };
-
-template <int BYTES>
 __global__ void __launch_bounds__(256)
     copy_strided(const typename Word<BYTES>::Type* __restrict__ x, typename Word<BYTES>::Type* __restrict__ y,
                  const __grid_constant__ CopyGeometry g) {

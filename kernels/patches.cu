@@ -22,14 +22,6 @@ struct PatchGeometry {
     Divisor by_channels, by_window[3], by_out[3], by_size[3], by_stride[3];
 };
 
-template <int BYTES>
-struct Word;
-template <> struct Word<1> { typedef unsigned char Type; };
-template <> struct Word<2> { typedef unsigned short Type; };
-template <> struct Word<4> { typedef unsigned Type; };
-template <> struct Word<8> { typedef unsigned long long Type; };
-template <> struct Word<16> { typedef Pack<unsigned, 4> Type; };
-
 // The last digit of n in a number system, and n without it.
 DEVICE int next_digit(int& n, const Divisor& by) {
     const int rest = by.quotient(n), digit = by.remainder(n, rest);

@@ -26,6 +26,15 @@ struct __align__(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
     T at[N];
 };
 
+// What holds an element of so many bytes where it is moved and not computed with.
+template <int BYTES>
+struct Word;
+template <> struct Word<1> { typedef unsigned char Type; };
+template <> struct Word<2> { typedef unsigned short Type; };
+template <> struct Word<4> { typedef unsigned Type; };
+template <> struct Word<8> { typedef unsigned long long Type; };
+template <> struct Word<16> { typedef Pack<unsigned, 4> Type; };
+
 template <typename T, int N>
 DEVICE Pack<T, N> filled(T value) {
     Pack<T, N> pack;

@@ -68,7 +68,7 @@ def failed(work: Work, device_id: int) -> bool:
 def prepared(work: Work, names: tuple[str, ...], device_id: int) -> Callable[..., None]:
     """A function of the arrays with these names that launches every step on the device, whichever is current.
 
-    All kernels are compiled when it is made, so that none fails once the first is launched.
+    All kernels are compiled when it is made; once the first is launched, only a refused tensor map can still fail.
     """
     with _lock:
         known = _prepared.setdefault(work, {})
