@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import threading
 import warnings
 from dataclasses import replace
@@ -439,13 +440,13 @@ def test_threads_read_the_file_once(folder, monkeypatch):
 def test_the_folder_is_the_users_cache(monkeypatch, tmp_path):
     assert tuning.path() == tmp_path / "cuda-tuning.json"
     monkeypatch.delenv("XPCONV_CACHE_DIR")
-    monkeypatch.setattr(tuning.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tuning.path() == tmp_path / "xpconv" / "cuda-tuning.json"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tuning.path() == tmp_path / ".cache" / "xpconv" / "cuda-tuning.json"
-    monkeypatch.setattr(tuning.sys, "platform", "win32")
+    monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
     assert tuning.path() == tmp_path / "local" / "xpconv" / "cuda-tuning.json"
 

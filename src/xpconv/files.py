@@ -1,12 +1,24 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and the folder of the user's cache."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+
+def cache_folder() -> Path:
+    """Where xpconv keeps what it can make again; the variable XPCONV_CACHE_DIR names another folder."""
+    if folder := os.environ.get("XPCONV_CACHE_DIR"):
+        return Path(folder)
+    if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
+        return Path(folder) / "xpconv"
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(folder) if os.path.isabs(folder) else Path("~/.cache").expanduser()  # the standard ignores others
+    return base / "xpconv"
 
 
 def check_writable(path: Path) -> None:

@@ -8,8 +8,6 @@ counts as none, and a name in it stands only for a kernel that takes the convolu
 from __future__ import annotations
 
 import json
-import os
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +21,7 @@ from typing import Any
 from xpconv.cuda.geometry import Geometry
 from xpconv.cuda.hardware import Hardware
 from xpconv.cuda.source import kernel_dir
-from xpconv.files import check_writable, written_whole
+from xpconv.files import cache_folder, check_writable, written_whole
 from xpconv.spec import Sizes
 
 FILE = "cuda-tuning.json"
@@ -104,13 +102,7 @@ def _dense(axes: str, strides: Sizes, sizes: Sizes) -> str:
 
 def path() -> Path:
     """Where measurements are kept."""
-    if folder := os.environ.get("XPCONV_CACHE_DIR"):
-        return Path(folder) / FILE
-    if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
-        return Path(folder) / "xpconv" / FILE
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(folder) if os.path.isabs(folder) else Path("~/.cache").expanduser()  # the standard ignores others
-    return base / "xpconv" / FILE
+    return cache_folder() / FILE
 
 
 def measured() -> Measured | None:
