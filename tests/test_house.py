@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "variants": {"request", "repeats"},
     **dict.fromkeys(OPERATIONS, GEOMETRY | {"dispatch", "request", "variants", "activations"}),
     "explanation": GEOMETRY | {"dispatch", "request"},
-    "cpu": {"spec", "plan"},
+    "cpu": {"spec", "plan", "files"},
     "cuda": GEOMETRY | {"files", "workspace"},
     "engines": GEOMETRY | {"activations", "cpu", "cuda", "request", "workspace"},
     "files": set(),

@@ -17,7 +17,8 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
     """Limit, inside a ``with`` block, the memory taken beyond inputs and result.
 
     The limit holds in the thread that sets it, for what is cut into tiles: the NumPy engine's "gemm" and its weight
-    gradients; the scratch memory of the CuPy engine's kernels. The default is 64 MiB.
+    gradients, not its compiled kernels, which copy the weight alone; the scratch memory of
+    the CuPy engine's kernels. The default is 64 MiB.
 
     Parameters
     ----------

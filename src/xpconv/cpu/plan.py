@@ -15,10 +15,12 @@ from xpconv.spec import ConvSpec, Windows
 _COPIES = 1.0e9  # elements of patches, in long runs
 _PRODUCTS = 85e9  # operations of a matrix product
 _PASSES = 2.0e9  # elements added to the result
+_COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 
 # Seconds, of one array operation.
 _TAP = 4.5e-6
+_CALL = 50e-6  # of the compiled kernels: weights packed, tables found, threads asked
 _GROUP = 10e-6
 _SPECTRUM = 50e-6
 
@@ -32,9 +34,15 @@ class Tile:
 
 
 @lru_cache(maxsize=4096)
-def conv_plan(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int) -> Plan:
-    """The plan for one forward convolution; `spectral` says whether the dtype bears a spectrum's rounding."""
-    seconds = expected_seconds(spec)
+def conv_plan(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int, panel: int = 0) -> Plan:
+    """The plan for one forward convolution.
+
+    `spectral` says whether the dtype bears a spectrum's rounding, `panel` how many filters a compiled tile has, 0 where
+    the compiled kernels do not take the convolution.
+    """
+    seconds, compiled = expected_seconds(spec), direct_is_compiled(spec, panel)
+    if compiled:
+        seconds["direct"] = _compiled_seconds(spec, panel)
     if method == "auto":
         candidates = seconds if spectral else {name: seconds[name] for name in ("direct", "gemm")}
         method = min(candidates, key=candidates.__getitem__)
@@ -45,6 +53,10 @@ def conv_plan(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit:
     padded = spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize if spec.padded_size != spec.size else 0
     if method == "gemm":
         tile, workspace = tiling(spec, itemsize, limit)
+    elif method == "direct" and compiled:
+        tile = f"compiled: pixels by {panel} filters in registers"
+        weight = math.prod(spec.window) * spec.channels * -(-spec.filters // panel) * panel * itemsize
+        workspace = weight + 8 * math.prod(spec.out_size)
     elif method == "direct":
         tile = "the whole result, tap by tap"
         workspace = spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
@@ -77,6 +89,20 @@ def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
 def expected_seconds(spec: ConvSpec) -> dict[str, float]:
     """What each method is expected to take; only the ratios matter."""
     return {name: cost(spec) for name, cost in _COSTS.items()}
+
+
+def direct_is_compiled(spec: ConvSpec, panel: int) -> bool:
+    """Whether "direct" is left to the compiled kernels, which have tiles of `panel` filters, or 0 for none of them.
+
+    A window of one is a single product, which BLAS does at once: there the kernels took 1.4 times as long.
+    """
+    return panel > 0 and math.prod(spec.window) > 1 and _compiled_seconds(spec, panel) < _direct_seconds(spec)
+
+
+def _compiled_seconds(spec: ConvSpec, panel: int) -> float:
+    """Products at the machine's full speed, those of the filters that fill up the last panel included."""
+    whole_panels = -(-spec.filters // panel) * panel
+    return conv_operations(spec) / max(spec.filters, 1) * whole_panels / _COMPILED + _CALL
 
 
 def _direct_seconds(spec: ConvSpec) -> float:

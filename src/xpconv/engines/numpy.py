@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from xpconv.cpu.plan import Tile, conv_plan, row_bytes, spectra_plan, tiles, tiling
+from xpconv.cpu.plan import Tile, conv_plan, direct_is_compiled, row_bytes, spectra_plan, tiles, tiling
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
 from xpconv.engines.agnostic import (
@@ -80,7 +82,26 @@ _DIRECT = {  # what is done to the whole result at once
 
 
 def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
-    return conv_plan(spec, _itemsize(x), _spectral(x), method, current_limit())
+    return conv_plan(spec, _itemsize(x), _spectral(x), method, current_limit(), _panel(x.dtype, spec))
+
+
+def _panel(dtype: Any, spec: ConvSpec) -> int:
+    """Filters in a tile of the compiled kernels, 0 where they do not take the convolution."""
+    compiled = _compiled()
+    return 0 if compiled is None else compiled.panel(_SUMMED_IN.get(dtype.name, dtype.name), spec)
+
+
+_SUMMED_IN = {"float16": "float32", "bfloat16": "float32"}
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    """The compiled kernels; None without the extra "fast"."""
+    try:
+        from xpconv.cpu.compiled import direct
+    except ImportError:
+        return None
+    return direct
 
 
 def _spectral(x: Array) -> bool:
@@ -94,7 +115,10 @@ def _itemsize(x: Array) -> int:
 
 
 def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """One pass over the result per tap; as a broadcast product where each group has one channel."""
+    """By the compiled kernels, or one pass over the result per tap: a broadcast product for groups of one channel."""
+    compiled = _compiled()
+    if compiled is not None and direct_is_compiled(spec, _panel(x.dtype, spec)):
+        return compiled.conv(x, w, spec)
     if spec.groups != spec.channels:
         return agnostic.total(
             agnostic.product_of_groups(tap(x, spec, o), agnostic.weight_at(w, spec, o), spec.groups) for o in spec.taps

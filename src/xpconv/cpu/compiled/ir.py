@@ -1,0 +1,375 @@
+"""A small language for kernels over LLVM: integers and vectors with operators, loops, conditions, loads and stores.
+
+Every value is a `Value`; addresses are 64-bit integers, in bytes. A `Kernel` is one function of 64-bit integers under
+construction. Variables live in memory until LLVM's first passes make registers of them, so that loops need no phi
+nodes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+
+I64 = ir.IntType(64)
+I32 = ir.IntType(32)
+BYTE = ir.IntType(8)
+VOID = ir.VoidType()
+_POINTER = ir.PointerType()
+FLOATS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+
+
+def vector(element: ir.Type, lanes: int) -> ir.Type:
+    """So many elements in a register; one is a plain element."""
+    return ir.VectorType(element, lanes) if lanes > 1 else element
+
+
+class Value:
+    """A number or a vector of them; Python's operators emit LLVM's."""
+
+    def __init__(self, kernel: Kernel, raw: ir.Value) -> None:
+        self.kernel, self.raw = kernel, raw
+
+    @property
+    def type(self) -> ir.Type:
+        """LLVM's."""
+        return self.raw.type
+
+    @property
+    def floating(self) -> bool:
+        """Whether it is made of floats."""
+        return isinstance(self._element, (ir.FloatType, ir.DoubleType))
+
+    @property
+    def _element(self) -> ir.Type:
+        return self.type.element if isinstance(self.type, ir.VectorType) else self.type
+
+    def _other(self, other: Operand) -> ir.Value:
+        return other.raw if isinstance(other, Value) else self.kernel.constant(other, self.type).raw
+
+    def _emit(self, integer: str, floating: str, other: Operand, swap: bool = False) -> Value:
+        operands = (self.raw, self._other(other))
+        emit = getattr(self.kernel.builder, floating if self.floating else integer)
+        return Value(self.kernel, emit(*(operands[::-1] if swap else operands)))
+
+    def __add__(self, other: Operand) -> Value:
+        if not self.floating and other == 0:
+            return self
+        return self._emit("add", "fadd", other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Operand) -> Value:
+        return self._emit("sub", "fsub", other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self._emit("sub", "fsub", other, swap=True)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self._emit("mul", "fmul", other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Operand) -> Value:
+        """Of non-negative integers."""
+        return self._emit("sdiv", "fdiv", other)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self._emit("sdiv", "fdiv", other)
+
+    def __mod__(self, other: Operand) -> Value:
+        """Of non-negative integers."""
+        return self._emit("srem", "frem", other)
+
+    def __and__(self, other: Operand) -> Value:
+        return self._emit("and_", "and_", other)
+
+    def __or__(self, other: Operand) -> Value:
+        return self._emit("or_", "or_", other)
+
+    def __lt__(self, other: Operand) -> Value:
+        return self._compare("<", other)
+
+    def __le__(self, other: Operand) -> Value:
+        return self._compare("<=", other)
+
+    def __gt__(self, other: Operand) -> Value:
+        return self._compare(">", other)
+
+    def __ge__(self, other: Operand) -> Value:
+        return self._compare(">=", other)
+
+    def equals(self, other: Operand) -> Value:
+        """Elementwise; `==` stays Python's own."""
+        return self._compare("==", other)
+
+    def differs(self, other: Operand) -> Value:
+        """Elementwise; NaN differs from itself."""
+        if self.floating:
+            return Value(self.kernel, self.kernel.builder.fcmp_unordered("!=", self.raw, self._other(other)))
+        return self._compare("!=", other)
+
+    def _compare(self, sign: str, other: Operand) -> Value:
+        compare = self.kernel.builder.fcmp_ordered if self.floating else self.kernel.builder.icmp_signed
+        return Value(self.kernel, compare(sign, self.raw, self._other(other)))
+
+    def where(self, yes: Value, no: Value) -> Value:
+        """`yes` where this condition holds, else `no`."""
+        return Value(self.kernel, self.kernel.builder.select(self.raw, yes.raw, no.raw))
+
+
+Operand = Value | int | float
+
+
+class Variable:
+    """A value that changes."""
+
+    def __init__(self, kernel: Kernel, initial: Value) -> None:
+        self._kernel = kernel
+        self._place = kernel.reserve(initial.type)
+        self.set(initial)
+
+    def get(self) -> Value:
+        """The value now."""
+        return Value(self._kernel, self._kernel.builder.load(self._place, typ=self._place.allocated_type))
+
+    def set(self, value: Value) -> None:
+        """From here on."""
+        self._kernel.builder.store(value.raw, self._place)
+
+
+class Kernel:
+    """One function under construction: 64-bit integers in, nothing or one integer out."""
+
+    def __init__(self, module: ir.Module, name: str, arguments: Sequence[str], *, returns: bool = False) -> None:
+        kind = ir.FunctionType(I64 if returns else VOID, [I64] * len(arguments))
+        self.function = ir.Function(module, kind, name)
+        self.function.attributes.add("nounwind")
+        for argument, known_as in zip(self.function.args, arguments, strict=True):
+            argument.name = known_as
+        self.arguments = [Value(self, argument) for argument in self.function.args]
+        entry = self.function.append_basic_block("entry")
+        start = self.function.append_basic_block("start")
+        self._entry = ir.IRBuilder(entry)
+        self._entry.position_before(self._entry.branch(start))
+        self.builder = ir.IRBuilder(start)
+
+    # --- Values -------------------------------------------------------------------------------------------------------
+
+    def constant(self, number: float, kind: ir.Type = I64) -> Value:
+        """A number of that type, in every lane."""
+        if isinstance(kind, ir.VectorType):
+            return Value(
+                self, ir.Constant(kind, [ir.Constant(kind.element, _plain(number, kind.element))] * kind.count)
+            )
+        return Value(self, ir.Constant(kind, _plain(number, kind)))
+
+    def variable(self, initial: Operand) -> Variable:
+        """A value that changes."""
+        return Variable(self, self._value(initial))
+
+    def reserve(self, kind: ir.Type, count: int = 1) -> Any:
+        """Memory on the stack of the whole function."""
+        place = self._entry.alloca(kind, count if count > 1 else None)
+        place.align = 64
+        return place
+
+    def table(self, count: int) -> Value:
+        """The address of so many integers on the stack."""
+        return Value(self, self.builder.ptrtoint(self.reserve(I64, count), I64))
+
+    def minimum(self, first: Value, second: Operand) -> Value:
+        """The smaller integer."""
+        second = self._value(second)
+        return (first < second).where(first, second)
+
+    def maximum(self, first: Value, second: Operand) -> Value:
+        """The larger integer."""
+        second = self._value(second)
+        return (first > second).where(first, second)
+
+    def fma(self, first: Value, second: Value, third: Value) -> Value:
+        """``first * second + third``, rounded once."""
+        return self._intrinsic("llvm.fma", (first, second, third))
+
+    def splat(self, number: Value, lanes: int) -> Value:
+        """One number in every lane."""
+        if lanes == 1:
+            return number
+        kind = vector(number.type, lanes)
+        undefined = ir.Constant(kind, ir.Undefined)
+        one = self.builder.insert_element(undefined, number.raw, ir.Constant(I32, 0))
+        return Value(self, self.builder.shuffle_vector(one, undefined, _lanes([0] * lanes)))
+
+    def lanes_below(self, count: Value, lanes: int) -> Value:
+        """A mask: lane i holds where i < count."""
+        every = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+        return Value(self, every) < self.splat(count, lanes)
+
+    def transposed(self, rows: Sequence[Value]) -> list[Value]:
+        """The square that the rows, a power of two of them, make, by interleaving halves."""
+        rows, n = list(rows), len(rows)
+        steps = n.bit_length() - 1
+        low = _lanes([lane // 2 + (lane % 2) * n for lane in range(n)])
+        high = _lanes([n // 2 + lane // 2 + (lane % 2) * n for lane in range(n)])
+        for _ in range(steps):
+            pairs = [(rows[i].raw, rows[i + n // 2].raw) for i in range(n // 2)]
+            rows = [Value(self, self.builder.shuffle_vector(*pair, part)) for pair in pairs for part in (low, high)]
+        return rows
+
+    def _value(self, operand: Operand) -> Value:
+        return operand if isinstance(operand, Value) else self.constant(operand)
+
+    def _intrinsic(self, name: str, operands: Sequence[Value]) -> Value:
+        kind = operands[0].type
+        suffix = {"float": "f32", "double": "f64"}[str(kind.element if isinstance(kind, ir.VectorType) else kind)]
+        full = f"{name}.v{kind.count}{suffix}" if isinstance(kind, ir.VectorType) else f"{name}.{suffix}"
+        function = self._declared(full, ir.FunctionType(kind, [kind] * len(operands)))
+        return Value(self, self.builder.call(function, [operand.raw for operand in operands]))
+
+    def _declared(self, name: str, kind: ir.FunctionType) -> ir.Function:
+        module = self.builder.module
+        return module.globals.get(name) or ir.Function(module, kind, name)
+
+    # --- Memory -------------------------------------------------------------------------------------------------------
+
+    def load(self, address: Value, kind: ir.Type = I64, offset: Operand = 0) -> Value:
+        """What lies there, of whatever alignment its elements have."""
+        loaded = self.builder.load(self._pointer(address, offset), typ=kind)
+        loaded.align = _size(kind.element if isinstance(kind, ir.VectorType) else kind)
+        return Value(self, loaded)
+
+    def store(self, value: Value, address: Value, offset: Operand = 0) -> None:
+        """Put it there."""
+        stored = self.builder.store(value.raw, self._pointer(address, offset))
+        stored.align = _size(value.type.element if isinstance(value.type, ir.VectorType) else value.type)
+
+    def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
+        """The lanes of the mask, zero in the others; nothing beyond them is read."""
+        pointer = self._pointer(address, offset)
+        load = self._declared(
+            f"llvm.masked.load.{_suffix(kind)}.p0", ir.FunctionType(kind, [_POINTER, mask.type, kind])
+        )
+        call = self.builder.call(load, [pointer, mask.raw, ir.Constant(kind, None)])
+        return Value(self, call)
+
+    def store_lanes(self, value: Value, address: Value, mask: Value, offset: Operand = 0) -> None:
+        """The lanes of the mask; nothing beyond them is written."""
+        kind, pointer = value.type, self._pointer(address, offset)
+        store = self._declared(
+            f"llvm.masked.store.{_suffix(kind)}.p0", ir.FunctionType(VOID, [kind, _POINTER, mask.type])
+        )
+        self.builder.call(store, [value.raw, pointer, mask.raw])
+
+    def _pointer(self, address: Value, offset: Operand) -> ir.Value:
+        pointer = self.builder.inttoptr(address.raw, _POINTER)
+        if isinstance(offset, int) and offset == 0:
+            return pointer
+        return self.builder.gep(pointer, [self._value(offset).raw], source_etype=BYTE)
+
+    # --- Control ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def loop(self, stop: Operand, start: Operand = 0, step: Operand = 1) -> Iterator[Value]:
+        """For each index from `start` to before `stop`; none where they meet."""
+        stop, step, index = self._value(stop), self._value(step), self.variable(start)
+        head, body, end = (self.function.append_basic_block(name) for name in ("head", "body", "end"))
+        self.builder.branch(head)
+        self.builder.position_at_end(head)
+        now = index.get()
+        self.builder.cbranch((now < stop).raw, body, end)
+        self.builder.position_at_end(body)
+        yield now
+        index.set(now + step)
+        self.builder.branch(head)
+        self.builder.position_at_end(end)
+
+    @contextmanager
+    def while_(self, condition: Any) -> Iterator[None]:
+        """As long as the condition, made anew each time, holds."""
+        head, body, end = (self.function.append_basic_block(name) for name in ("while", "do", "done"))
+        self.builder.branch(head)
+        self.builder.position_at_end(head)
+        self.builder.cbranch(condition().raw, body, end)
+        self.builder.position_at_end(body)
+        yield
+        self.builder.branch(head)
+        self.builder.position_at_end(end)
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """Only where the condition holds."""
+        with self.builder.if_then(condition.raw):
+            yield
+
+    @contextmanager
+    def either(self, condition: Value) -> Iterator[tuple[Any, Any]]:
+        """Two contexts: for where the condition holds, and for where it does not."""
+        with self.builder.if_else(condition.raw) as (yes, no):
+            yield yes, no
+
+    def call(self, other: Kernel, *arguments: Operand) -> None:
+        """Another kernel."""
+        self.builder.call(other.function, [self._value(argument).raw for argument in arguments])
+
+    def call_address(self, address: Value, *arguments: Operand) -> None:
+        """The kernel at an address."""
+        values = [self._value(argument).raw for argument in arguments]
+        kind = ir.FunctionType(VOID, [I64] * len(values)).as_pointer()
+        self.builder.call(self.builder.inttoptr(address.raw, kind), values)
+
+    # --- Between threads ----------------------------------------------------------------------------------------------
+
+    def load_shared(self, address: Value) -> Value:
+        """An integer that other threads write, and what they wrote before it."""
+        return Value(self, self.builder.load_atomic(self._shared(address), "acquire", 8))
+
+    def store_shared(self, value: Operand, address: Value) -> None:
+        """An integer for other threads to read, after all that was written before it."""
+        self.builder.store_atomic(self._value(value).raw, self._shared(address), "release", 8)
+
+    def add_shared(self, address: Value, number: Operand) -> None:
+        """Add to an integer that other threads add to."""
+        self.builder.atomic_rmw("add", self._shared(address), self._value(number).raw, "acq_rel")
+
+    def exchanged_if(self, address: Value, expected: Value, new: Value) -> Value:
+        """Whether the integer was as expected and is now the new one."""
+        pair = self.builder.cmpxchg(self._shared(address), expected.raw, new.raw, "acq_rel", "acquire")
+        return Value(self, self.builder.extract_value(pair, 1))
+
+    def _shared(self, address: Value) -> ir.Value:
+        return self.builder.inttoptr(address.raw, I64.as_pointer())  # atomics want a pointer with a type
+
+    def pause(self) -> None:
+        """Tell the processor that this thread only waits."""
+        kind, triple = ir.FunctionType(VOID, []), self.builder.module.triple
+        if triple.startswith("x86_64"):
+            self.builder.call(self._declared("llvm.x86.sse2.pause", kind), [])
+        elif triple.startswith(("aarch64", "arm64")):
+            self.builder.asm(kind, "isb", "", [], True)
+
+    def finish(self, result: Operand | None = None) -> None:
+        """Return."""
+        if result is None:
+            self.builder.ret_void()
+        else:
+            self.builder.ret(self._value(result).raw)
+
+
+def _plain(number: float, kind: ir.Type) -> float:
+    return int(number) if isinstance(kind, ir.IntType) else float(number)
+
+
+def _size(element: ir.Type) -> int:
+    return {"float": 4, "double": 8, "i64": 8, "i32": 4, "i8": 1}[str(element)]
+
+
+def _suffix(kind: ir.Type) -> str:
+    element = {"float": "f32", "double": "f64", "i64": "i64"}[str(kind.element)]
+    return f"v{kind.count}{element}"
+
+
+def _lanes(numbers: Sequence[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(I32, len(numbers)), list(numbers))

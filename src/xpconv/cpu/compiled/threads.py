@@ -1,0 +1,263 @@
+"""Work shared among threads, handed over inside compiled code.
+
+A task is a kernel ``task(arguments, item, scratch)``; `run` computes items 0 to n - 1, each by whichever thread takes
+it first, so that what is computed does not depend on the threads. Helpers look for work for a while before they
+sleep, since waking a sleeping thread takes longer than many a call. A call that finds the helpers at work for
+another computes by itself.
+
+The words of a team, each on a cache line of its own: the job's number, its item to take next together with that
+number, how many items are done, and what the job is. Taking an item compares the number, so that a helper that comes
+late never takes an item of the next job by what it knows of the last.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from threading import Event, Lock, Thread
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.ir import Kernel, Value
+
+_LINE = 64  # bytes of a cache line
+_JOB, _NEXT, _DONE, _TASK = (_LINE * i for i in range(4))
+_ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE = (_TASK + 8 * i for i in range(1, 5))
+_WORDS = 5 * _LINE // 8
+_MOST_ITEMS = 1 << 31
+# For work before a helper sleeps, below a millisecond in all. One that was asleep may wake on its caller's processor
+# and wait there: with a tenth of the looks, calls of half a millisecond took as long as on one thread.
+_LOOKS = 30_000
+
+
+def _make(module: ir.Module) -> tuple[str, ...]:
+    take = _take(module)
+    _serial(module)
+    _publish(module)
+    _work(module, take)
+    _serve(module, take)
+    return "serial", "publish", "work", "serve"
+
+
+def _serial(module: ir.Module) -> None:
+    kernel = Kernel(module, "serial", ("task", "arguments", "items", "scratch"))
+    task, arguments, items, scratch = kernel.arguments
+    with kernel.loop(items) as item:
+        kernel.call_address(task, arguments, item, scratch)
+    kernel.finish()
+
+
+def _publish(module: ir.Module) -> None:
+    """A new job, its number last of all."""
+    kernel = Kernel(module, "publish", ("team", "job", "task", "arguments", "items", "scratch", "stride"))
+    team, job, *description = kernel.arguments
+    for place, value in zip((_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE), description, strict=True):
+        kernel.store(value, team, place)
+    kernel.store_shared(0, team + _DONE)
+    kernel.store_shared(job * _MOST_ITEMS, team + _NEXT)
+    kernel.store_shared(job, team + _JOB)
+    kernel.finish()
+
+
+def _take(module: ir.Module) -> Kernel:
+    """Compute items of a job as long as there are any."""
+    kernel = Kernel(module, "take", ("team", "job", "thread"))
+    team, job, thread = kernel.arguments
+    task, arguments, items, scratch, stride = (
+        kernel.load(team, offset=place) for place in (_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE)
+    )
+    scratch, end = scratch + thread * stride, job * _MOST_ITEMS + items
+    first, now = job * _MOST_ITEMS, kernel.variable(kernel.load_shared(team + _NEXT))
+
+    def any_left() -> Value:
+        return (now.get() >= first) & (now.get() < end)
+
+    with kernel.while_(any_left):
+        taken = now.get()
+        with kernel.when(kernel.exchanged_if(team + _NEXT, taken, taken + 1)):
+            kernel.call_address(task, arguments, taken - first, scratch)
+            kernel.add_shared(team + _DONE, 1)
+        now.set(kernel.load_shared(team + _NEXT))
+    kernel.finish()
+    return kernel
+
+
+def _work(module: ir.Module, take: Kernel) -> None:
+    """The caller's share of a job, and waiting for the helpers' last items."""
+    kernel = Kernel(module, "work", ("team", "job"))
+    team, job = kernel.arguments
+    kernel.call(take, team, job, 0)
+    items = kernel.load(team, offset=_ITEMS)
+    with kernel.while_(lambda: kernel.load_shared(team + _DONE) < items):
+        kernel.pause()
+    kernel.finish()
+
+
+def _serve(module: ir.Module, take: Kernel) -> None:
+    """A helper: take part in every job until there was none for so many looks; the number of the last job seen."""
+    kernel = Kernel(module, "serve", ("team", "last", "thread", "looks"), returns=True)
+    team, last, thread, looks = kernel.arguments
+    seen, idle = kernel.variable(last), kernel.variable(0)
+    with kernel.while_(lambda: idle.get() < looks):
+        job = kernel.load_shared(team + _JOB)
+        with kernel.either(job.equals(seen.get())) as (same, other):
+            with same:
+                kernel.pause()
+                idle.set(idle.get() + 1)
+            with other:
+                kernel.call(take, team, job, thread)
+                seen.set(job)
+                idle.set(kernel.constant(0))
+    kernel.finish(seen.get())
+
+
+@cache
+def _functions() -> Any:
+    compiled = library("threads", _make)
+    return None if compiled is None else _Functions(compiled)
+
+
+class _Functions:
+    def __init__(self, compiled: Library) -> None:
+        self.serial = compiled.function("serial", 4)
+        self.publish = compiled.function("publish", 7)
+        self.work = compiled.function("work", 2)
+        self.serve = compiled.function("serve", 4, returns=True)
+
+
+class Team:
+    """The caller of a job and its helpers."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.lock = Lock()
+        self._functions = _functions()
+        self._job = 0
+        self._memory = np.zeros(_WORDS + _LINE // 8, np.int64)
+        self._words = -(-self._memory.ctypes.data // _LINE) * _LINE
+        self._helpers = [_Helper(self._functions, self._words, number) for number in range(1, threads)]
+
+    def run(self, task: int, arguments: int, items: int, scratch: int, stride: int) -> None:
+        """Compute a job with everybody; the caller holds the lock."""
+        self._job += 1
+        self._functions.publish(self._words, self._job, task, arguments, items, scratch, stride)
+        for helper in self._helpers:
+            if helper.asleep:
+                helper.wake.set()
+        self._functions.work(self._words, self._job)
+
+
+class _Helper:
+    """A thread that serves a team."""
+
+    def __init__(self, functions: Any, words: int, number: int) -> None:
+        self.asleep, self.wake = False, Event()
+        self._functions, self._words, self._number = functions, words, number
+        Thread(target=self._serve, name=f"xpconv-{number}", daemon=True).start()
+
+    def _serve(self) -> None:
+        last = 0
+        while True:
+            last = self._functions.serve(self._words, last, self._number, _LOOKS)
+            self.asleep = True
+            self.wake.clear()
+            seen = self._functions.serve(self._words, last, self._number, 1)  # a job that came meanwhile
+            if seen == last:
+                self.wake.wait()
+            self.asleep, last = False, seen
+
+
+_team: Team | None = None
+_making = Lock()
+
+
+def available() -> bool:
+    """Whether tasks can be run here at all."""
+    return _functions() is not None
+
+
+def run(task: int, arguments: np.ndarray, items: int, scratch_bytes: int, threads: int) -> None:
+    """Compute the items of a task, with as many threads as are asked for and free.
+
+    `scratch_bytes` is what each thread needs for itself; the memory is returned at the end.
+    """
+    stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
+    team = _team_of(threads) if threads > 1 and items > 1 else None
+    if team is not None and team.lock.acquire(blocking=False):
+        try:
+            scratch = _scratch(stride * team.threads)
+            team.run(task, arguments.ctypes.data, items, _aligned(scratch), stride)
+        finally:
+            team.lock.release()
+        return
+    scratch = _scratch(stride)
+    _functions().serial(task, arguments.ctypes.data, items, _aligned(scratch))
+
+
+def _scratch(nbytes: int) -> np.ndarray:
+    return np.empty(nbytes + _LINE, np.uint8)
+
+
+def _aligned(scratch: np.ndarray) -> int:
+    return -(-scratch.ctypes.data // _LINE) * _LINE
+
+
+def _team_of(threads: int) -> Team:
+    """The team of the process, made anew where another size is asked for."""
+    global _team
+    team = _team
+    if team is None or team.threads != threads:
+        with _making:
+            team = _teams.get(threads)
+            if team is None:
+                team = _teams[threads] = Team(threads)
+            _team = team
+    return team
+
+
+_teams: dict[int, Team] = {}
+
+
+def _after_fork() -> None:
+    """A child process has none of its parent's threads."""
+    global _team, _making
+    _team, _making = None, Lock()
+    _teams.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+# --- How many ---------------------------------------------------------------------------------------------------------
+
+
+def thread_count() -> int:
+    """How many threads a call may take: the processors of this process, or fewer where a setting says so.
+
+    The settings are NUMBA_NUM_THREADS and OMP_NUM_THREADS, and threadpoolctl's limit of NumPy's BLAS.
+    """
+    most = _processors()
+    blas = _blas()
+    return max(1, min(most, blas.num_threads)) if blas is not None else most
+
+
+@cache
+def _processors() -> int:
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    set_to = [os.environ.get(name, "").partition(",")[0] for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
+    return min([here, *(int(number) for number in set_to if number.isdigit() and int(number))])
+
+
+@cache
+def _blas() -> Any:
+    """threadpoolctl's hand on NumPy's BLAS, whose limit counts here too; None where there is none to hold."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    blas = [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas" and "numpy" in lib.filepath]
+    return blas[0] if blas else None
