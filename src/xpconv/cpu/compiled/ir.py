@@ -76,18 +76,12 @@ class Value:
         """Of non-negative integers."""
         return self._emit("sdiv", "fdiv", other)
 
-    def __truediv__(self, other: Operand) -> Value:
-        return self._emit("sdiv", "fdiv", other)
-
     def __mod__(self, other: Operand) -> Value:
         """Of non-negative integers."""
         return self._emit("srem", "frem", other)
 
     def __and__(self, other: Operand) -> Value:
         return self._emit("and_", "and_", other)
-
-    def __or__(self, other: Operand) -> Value:
-        return self._emit("or_", "or_", other)
 
     def __lt__(self, other: Operand) -> Value:
         return self._compare("<", other)
@@ -104,12 +98,6 @@ class Value:
     def equals(self, other: Operand) -> Value:
         """Elementwise; `==` stays Python's own."""
         return self._compare("==", other)
-
-    def differs(self, other: Operand) -> Value:
-        """Elementwise; NaN differs from itself."""
-        if self.floating:
-            return Value(self.kernel, self.kernel.builder.fcmp_unordered("!=", self.raw, self._other(other)))
-        return self._compare("!=", other)
 
     def _compare(self, sign: str, other: Operand) -> Value:
         compare = self.kernel.builder.fcmp_ordered if self.floating else self.kernel.builder.icmp_signed
@@ -176,19 +164,10 @@ class Kernel:
         place.align = 64
         return place
 
-    def table(self, count: int) -> Value:
-        """The address of so many integers on the stack."""
-        return Value(self, self.builder.ptrtoint(self.reserve(I64, count), I64))
-
     def minimum(self, first: Value, second: Operand) -> Value:
         """The smaller integer."""
         second = self._value(second)
         return (first < second).where(first, second)
-
-    def maximum(self, first: Value, second: Operand) -> Value:
-        """The larger integer."""
-        second = self._value(second)
-        return (first > second).where(first, second)
 
     def fma(self, first: Value, second: Value, third: Value) -> Value:
         """``first * second + third``, rounded once."""
@@ -207,17 +186,6 @@ class Kernel:
         """A mask: lane i holds where i < count."""
         every = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
         return Value(self, every) < self.splat(count, lanes)
-
-    def transposed(self, rows: Sequence[Value]) -> list[Value]:
-        """The square that the rows, a power of two of them, make, by interleaving halves."""
-        rows, n = list(rows), len(rows)
-        steps = n.bit_length() - 1
-        low = _lanes([lane // 2 + (lane % 2) * n for lane in range(n)])
-        high = _lanes([n // 2 + lane // 2 + (lane % 2) * n for lane in range(n)])
-        for _ in range(steps):
-            pairs = [(rows[i].raw, rows[i + n // 2].raw) for i in range(n // 2)]
-            rows = [Value(self, self.builder.shuffle_vector(*pair, part)) for pair in pairs for part in (low, high)]
-        return rows
 
     def _value(self, operand: Operand) -> Value:
         return operand if isinstance(operand, Value) else self.constant(operand)
@@ -245,15 +213,6 @@ class Kernel:
         """Put it there."""
         stored = self.builder.store(value.raw, self._pointer(address, offset))
         stored.align = _size(value.type.element if isinstance(value.type, ir.VectorType) else value.type)
-
-    def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
-        """The lanes of the mask, zero in the others; nothing beyond them is read."""
-        pointer = self._pointer(address, offset)
-        load = self._declared(
-            f"llvm.masked.load.{_suffix(kind)}.p0", ir.FunctionType(kind, [_POINTER, mask.type, kind])
-        )
-        call = self.builder.call(load, [pointer, mask.raw, ir.Constant(kind, None)])
-        return Value(self, call)
 
     def store_lanes(self, value: Value, address: Value, mask: Value, offset: Operand = 0) -> None:
         """The lanes of the mask; nothing beyond them is written."""
