@@ -1,0 +1,1 @@
+"""xpconv on NumPy arrays beside its peers on the CPU."""

@@ -1,0 +1,95 @@
+"""What the machine is: processor, cores, threads, versions, and the variables that change NumPy's BLAS."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+_PACKAGES = (
+    "numpy", "scipy", "array-api-compat", "llvmlite", "threadpoolctl", "torch", "onnxruntime", "onnx",
+    "opencv-python", "opencv-python-headless",
+)  # fmt: skip
+_SLOWS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # NumPy's BLAS then has kernels or blocks for another processor
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY")
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Everything that answers."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "threads_of_xpconv": _attempt(_compiled_threads),
+        "load_average": _attempt(lambda: [round(load, 2) for load in os.getloadavg()]),
+        "variables": {name: os.environ.get(name, "not set") for name in (*_SLOWS, *_THREADS)},
+        "blas": _attempt(_blas),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": _attempt(_commit),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def slowed(variables: dict[str, str]) -> str:
+    """A line on the variables that slow NumPy's BLAS."""
+    told = ", ".join(f"{name}={variables.get(name, 'not set')}" for name in _SLOWS)
+    is_set = any(variables.get(name, "not set") != "not set" for name in _SLOWS)
+    return told + (": NumPy's BLAS MAY BE SLOWED" if is_set else "")
+
+
+def processor() -> str:
+    """Its name, as the system has it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    if not names and platform.system() == "Darwin":
+        names = [_attempt(lambda: _command("sysctl", "-n", "machdep.cpu.brand_string"))]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def stem(name: str, date: str) -> str:
+    """How the files are called: cpu, the processor, the date."""
+    return f"cpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{date}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _compiled_threads() -> int:
+    from xpconv.cpu.compiled import threads
+
+    return threads.thread_count()
+
+
+def _blas() -> list[str]:
+    from threadpoolctl import threadpool_info
+
+    keys = ("internal_api", "version", "architecture", "num_threads")
+    return [" ".join(str(library.get(key, "")) for key in keys).strip() for library in threadpool_info()]
+
+
+def _commit() -> str:
+    changed = _command("git", "-C", str(CHECKOUT), "status", "--porcelain", "--untracked-files=no", "--", "src")
+    return _command("git", "-C", str(CHECKOUT), "rev-parse", "HEAD") + (" and changes" if changed else "")
+
+
+def _command(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+
+def _attempt(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        return f"not known ({type(error).__name__})"
