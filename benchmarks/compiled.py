@@ -23,7 +23,7 @@ from xpconv.engines import numpy as engine
 
 _COMPILED = engine._compiled
 ROUNDS = 9
-BATCH_SECONDS = 0.015
+BATCH_SECONDS = 0.015  # of calls that wake a candidate's threads, and as much of calls that count
 REST = 0.02
 
 # name: channels, filters, size, window, stride, padding; float32, channels last
@@ -94,13 +94,18 @@ def _times(candidates) -> dict[str, float]:
     for _ in range(ROUNDS):
         for name, call in candidates.items():
             time.sleep(REST)
-            call()
-            calls, start = 0, time.perf_counter()
-            while (spent := time.perf_counter() - start) < BATCH_SECONDS:
-                call()
-                calls += 1
-            samples[name].append(spent / calls)
+            _seconds(call)
+            samples[name].append(_seconds(call))
     return {name: statistics.median(taken) for name, taken in samples.items()}
+
+
+def _seconds(call) -> float:
+    """Seconds of one of the calls that fill a batch."""
+    calls, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < BATCH_SECONDS:
+        call()
+        calls += 1
+    return spent / calls
 
 
 def _processor() -> str:
