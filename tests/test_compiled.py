@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import xpconv
@@ -14,22 +14,34 @@ from engine_cases import reference
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import direct, threads
+from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.engines import agnostic
+from xpconv.engines import numpy as engine
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
 
 
-def compiled(x, w, **options):
-    """The kernels' answer, whatever the plan would take; x unpadded."""
-    spec = xpconv.corr.request(x, w, **options).spec
-    assert direct.panel(x.dtype.name, spec)
-    return direct.conv(x, w, spec)
+def compiled(x, w, bias=None, **options):
+    """The kernels' answer, whatever the plan would take."""
+    request = xpconv.corr.request(x, w, bias, **options)
+    (x, w, bias), spec = request.arrays, request.spec
+    assert engine._computed(x.dtype, spec)
+    x, w = agnostic.channels_last(x, spec.layout), agnostic.weight_last(w, spec.layout)
+    return engine._by_kernels(x, w, bias, spec, request.options["fill_value"], request.options["activation"])
 
 
-@given(conv_cases(dtypes=(np.float32, np.float64), modes=("zeros",)))
+@pytest.fixture
+def kernels_take_all(monkeypatch):
+    """Whatever the kernels can compute they do, however small."""
+    monkeypatch.setattr(engine, "direct_is_compiled", lambda _, computed: computed > 0)
+
+
+@pytest.mark.usefixtures("kernels_take_all")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(conv_cases(dtypes=(np.float32, np.float64)))
 def test_the_compiled_engine_agrees_with_the_loops_of_the_definition(case):
     y = getattr(xpconv, case.function)(case.x, case.w, case.bias, method="direct", **case.options)
     np.testing.assert_array_equal(y, case.expected())
@@ -51,10 +63,84 @@ def test_compiled_blocks_cover_a_large_image_once(options):
     np.testing.assert_array_equal(compiled(x, w, **options), reference(xpconv.corr, x, w, **options))
 
 
-def test_images_too_large_for_the_compiled_tables_are_left_to_numpy():
-    x, w = np.zeros((513, 2, 514, 1), np.float32), np.zeros((2, 1, 1, 1), np.float32)
-    assert direct.panel("float32", xpconv.corr.request(x, w).spec)
-    assert not direct.panel("float32", xpconv.corr.request(x.reshape(1, 1026, 514, 1), w).spec)
+MODES = ("zeros", "constant", "edge", "reflect", "symmetric", "wrap")
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(300,), (23, 37), (6, 9, 11)])
+def test_compiled_blocks_gather_every_padding_of_either_layout(layout, mode, size):
+    rng = np.random.default_rng(3)
+    x, w = integers(rng, (3, *size, 20), "float32"), integers(rng, (*(3,) * len(size), 20, 24), "float32")
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    options = {"padding": ((2, 1),) * len(size), "padding_mode": mode, "layout": layout}
+    options["fill_value"] = 3 if mode == "constant" else 0
+    np.testing.assert_array_equal(compiled(x, w, **options), reference(xpconv.corr, x, w, **options))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, ::-1, :, ::-1],
+        lambda x: x[:, :, ::2],
+        lambda x: x[..., ::2],
+        lambda x: x.transpose(0, 2, 1, 3),
+        lambda x: x.transpose(3, 1, 2, 0),
+        lambda x: np.broadcast_to(x[:1], x.shape),
+        lambda x: np.broadcast_to(x[..., :1], x.shape),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_compiled_blocks_read_arrays_of_any_strides(view, padding):
+    rng = np.random.default_rng(4)
+    x = view(integers(rng, (16, 20, 22, 16), "float32"))
+    x.flags.writeable = False
+    w = integers(rng, (3, 3, x.shape[-1], 40), "float32")
+    w = w.transpose(1, 0, 2, 3)[::-1]
+    options = {"padding": padding}
+    np.testing.assert_array_equal(compiled(x, w, **options), reference(xpconv.corr, x, w, **options))
+
+
+@pytest.mark.parametrize(("channels", "filters", "groups"), [(32, 32, 4), (24, 12, 6), (64, 80, 2), (30, 90, 10)])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_compiled_groups(channels, filters, groups, layout):
+    rng = np.random.default_rng(5)
+    x, w = (
+        integers(rng, (4, 30, 31, channels), "float32"),
+        integers(rng, (3, 3, channels // groups, filters), "float32"),
+    )
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    options = {"groups": groups, "layout": layout, "padding": 1}
+    np.testing.assert_array_equal(compiled(x, w, **options), reference(xpconv.corr, x, w, **options))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "tanh"])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_compiled_stores_add_the_bias_and_apply_the_activation(activation, layout):
+    rng = np.random.default_rng(6)
+    x, w = integers(rng, (2, 30, 31, 16), "float32"), integers(rng, (3, 3, 16, 35), "float32")
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    bias, options = integers(rng, (35,), "float32"), {"activation": activation, "layout": layout}
+    expected = reference(xpconv.corr, x, w, bias, **options)
+    np.testing.assert_allclose(compiled(x, w, bias=bias, **options), expected, rtol=1e-6)
+
+
+def test_compiled_relu_keeps_nan_and_makes_minus_infinity_zero():
+    x, w = np.ones((1, 20, 20, 8), np.float32), np.ones((3, 3, 8, 40), np.float32)
+    x[0, 5, 5], x[0, 15, 15] = -np.inf, np.nan
+    y = compiled(x, w, activation="relu")
+    assert (y[0, 3:6, 3:6] == 0).all()
+    assert np.isnan(y[0, 13:16, 13:16]).all()
+
+
+def test_rows_beyond_the_workspace_limit_are_left_to_numpy():
+    x, w = np.ones((1, 8, 4096, 64), np.float32), np.ones((3, 3, 64, 32), np.float32)
+    assert xpconv.explain(xpconv.corr, x, w, method="direct").tile.startswith("compiled")
+    with xpconv.workspace_limit(2**20):
+        assert not xpconv.explain(xpconv.corr, x, w, method="direct").tile.startswith("compiled")
 
 
 def test_a_large_layer_is_compiled_and_explained_so():
@@ -134,8 +220,6 @@ def test_compiled_threads_keep_to_the_limit_of_threadpoolctl():
 
 
 def test_without_the_compiled_kernels_numpy_answers(monkeypatch):
-    from xpconv.engines import numpy as engine
-
     monkeypatch.setattr(engine, "_compiled", lambda: None)
     x, w = np.ones((2, 30, 30, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
     assert not xpconv.explain(xpconv.conv2d, x, w).tile.startswith("compiled")

@@ -34,15 +34,15 @@ class Tile:
 
 
 @lru_cache(maxsize=4096)
-def conv_plan(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int, panel: int = 0) -> Plan:
+def conv_plan(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int, computed: int = 0) -> Plan:
     """The plan for one forward convolution.
 
-    `spectral` says whether the dtype bears a spectrum's rounding, `panel` how many filters a compiled tile has, 0 where
-    the compiled kernels do not take the convolution.
+    `spectral` says whether the dtype bears a spectrum's rounding, `computed` how many filters the compiled kernels
+    compute, those that fill up their tiles included, 0 where they do not take the convolution.
     """
-    seconds, compiled = expected_seconds(spec), direct_is_compiled(spec, panel)
+    seconds, compiled = expected_seconds(spec), direct_is_compiled(spec, computed)
     if compiled:
-        seconds["direct"] = _compiled_seconds(spec, panel)
+        seconds["direct"] = _compiled_seconds(spec, computed)
     if method == "auto":
         candidates = seconds if spectral else {name: seconds[name] for name in ("direct", "gemm")}
         method = min(candidates, key=candidates.__getitem__)
@@ -54,9 +54,8 @@ def conv_plan(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit:
     if method == "gemm":
         tile, workspace = tiling(spec, itemsize, limit)
     elif method == "direct" and compiled:
-        tile = f"compiled: pixels by {panel} filters in registers"
-        weight = math.prod(spec.window) * spec.channels * -(-spec.filters // panel) * panel * itemsize
-        workspace = weight + 8 * math.prod(spec.out_size)
+        tile = "compiled: pixels by filters in registers, rows gathered block by block"
+        padded, workspace = 0, math.prod(spec.window) * spec.channels // spec.groups * computed * itemsize
     elif method == "direct":
         tile = "the whole result, tap by tap"
         workspace = spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
@@ -91,18 +90,17 @@ def expected_seconds(spec: ConvSpec) -> dict[str, float]:
     return {name: cost(spec) for name, cost in _COSTS.items()}
 
 
-def direct_is_compiled(spec: ConvSpec, panel: int) -> bool:
-    """Whether "direct" is left to the compiled kernels, which have tiles of `panel` filters, or 0 for none of them.
+def direct_is_compiled(spec: ConvSpec, computed: int) -> bool:
+    """Whether "direct" is left to the compiled kernels, which compute so many filters, 0 where they take no such call.
 
     A window of one is a single product, which BLAS does at once: there the kernels took 1.4 times as long.
     """
-    return panel > 0 and math.prod(spec.window) > 1 and _compiled_seconds(spec, panel) < _direct_seconds(spec)
+    return computed > 0 and math.prod(spec.window) > 1 and _compiled_seconds(spec, computed) < _direct_seconds(spec)
 
 
-def _compiled_seconds(spec: ConvSpec, panel: int) -> float:
-    """Products at the machine's full speed, those of the filters that fill up the last panel included."""
-    whole_panels = -(-spec.filters // panel) * panel
-    return conv_operations(spec) / max(spec.filters, 1) * whole_panels / _COMPILED + _CALL
+def _compiled_seconds(spec: ConvSpec, computed: int) -> float:
+    """Products at the machine's full speed, those of the filters that fill up the tiles included."""
+    return conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + _CALL
 
 
 def _direct_seconds(spec: ConvSpec) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu.plan import Tile, conv_plan, direct_is_compiled, row_bytes, spectra_plan, tiles, tiling
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
@@ -18,6 +19,7 @@ from xpconv.engines.agnostic import (
     epilogue,
     exchanged,
     pad,
+    padding_source,
     surrounded,
     tap,
     unpad,
@@ -46,9 +48,12 @@ def conv(
 ) -> Array:
     """Patches times weights in tiles, products tap by tap, or spectra: what the plan expects to be the fastest."""
     dtype = x.dtype
-    chosen = _conv_plan(x, spec, method).method
-    x = surrounded(channels_last(widened(x), spec.layout), spec, fill_value)
-    w = weight_last(widened(w), spec.layout)
+    chosen, compiled = _conv_plan(x, spec, method).method, _computed(x.dtype, spec)
+    x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
+    if chosen == "direct" and direct_is_compiled(spec, compiled):
+        y = _by_kernels(x, w, bias, spec, fill_value, activation)
+        return y.astype(dtype, copy=False)
+    x = surrounded(x, spec, fill_value)
     algorithm = _spectral_if_finite if (chosen, method) == ("fft", "auto") else _ALGORITHMS[chosen]
     y = algorithm(x, w, spec)
     return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, dtype))
@@ -82,13 +87,14 @@ _DIRECT = {  # what is done to the whole result at once
 
 
 def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
-    return conv_plan(spec, _itemsize(x), _spectral(x), method, current_limit(), _panel(x.dtype, spec))
+    limit = current_limit()
+    return conv_plan(spec, _itemsize(x), _spectral(x), method, limit, _computed(x.dtype, spec))
 
 
-def _panel(dtype: Any, spec: ConvSpec) -> int:
-    """Filters in a tile of the compiled kernels, 0 where they do not take the convolution."""
+def _computed(dtype: Any, spec: ConvSpec) -> int:
+    """Filters that the compiled kernels compute, 0 where they do not take the convolution."""
     compiled = _compiled()
-    return 0 if compiled is None else compiled.panel(_SUMMED_IN.get(dtype.name, dtype.name), spec)
+    return 0 if compiled is None else compiled.computed(_SUMMED_IN.get(dtype.name, dtype.name), spec, current_limit())
 
 
 _SUMMED_IN = {"float16": "float32", "bfloat16": "float32"}
@@ -115,10 +121,7 @@ def _itemsize(x: Array) -> int:
 
 
 def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """By the compiled kernels, or one pass over the result per tap: a broadcast product for groups of one channel."""
-    compiled = _compiled()
-    if compiled is not None and direct_is_compiled(spec, _panel(x.dtype, spec)):
-        return compiled.conv(x, w, spec)
+    """One pass over the result per tap: a broadcast product for groups of one channel."""
     if spec.groups != spec.channels:
         return agnostic.total(
             agnostic.product_of_groups(tap(x, spec, o), agnostic.weight_at(w, spec, o), spec.groups) for o in spec.taps
@@ -128,6 +131,36 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
     for o in spec.taps:
         y += tap(x, spec, o)[..., None] * agnostic.weight_at(w, spec, o).reshape(spec.channels, multiplier)
     return y.reshape(spec.batch, *spec.out_size, spec.filters)
+
+
+def _by_kernels(x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex, activation: str | None) -> Array:
+    """By the compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
+    compiled = _compiled()
+    assert compiled is not None
+    y = np.empty(spec.y_shape, x.dtype)
+    stored = activation if activation in _STORED else None
+    compiled.conv(
+        x, w, bias, spec, channels_last(y, spec.layout), _sources, float(fill.real), stored, LEAK, current_limit()
+    )
+    return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
+
+
+_STORED = ("relu", "leaky_relu")  # activations that the kernels apply as they store
+
+
+@lru_cache(maxsize=128)
+def _sources(spec: ConvSpec | PoolSpec) -> tuple[Array, ...]:
+    """For each spatial axis where the elements of the padded input come from, -1 for the padding's own."""
+    if spec.padding_mode not in ("zeros", "constant"):
+        pairs = zip(spec.size, spec.padding, strict=True)
+        return tuple(padding_source(np, n, *pads, spec.padding_mode) for n, pads in pairs)
+    steps = getattr(spec, "input_dilation", ()) or (1,) * spec.axes
+    sources = []
+    for n, step, (before, after) in zip(spec.size, steps, spec.padding, strict=True):
+        end = (n - 1) * step + 1
+        places = np.arange(-before, max(end, 0) + after)
+        sources.append(np.where((places >= 0) & (places < end) & (places % step == 0), places // step, -1))
+    return tuple(sources)
 
 
 def _gemm(x: Array, w: Array, spec: ConvSpec) -> Array:

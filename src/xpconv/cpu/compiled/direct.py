@@ -1,200 +1,176 @@
-"""Convolution straight from the padded input: tiles of pixels by filters in registers, no patches copied.
+"""Convolution straight from the input: tiles of pixels by filters in registers, no patches copied.
 
-``y[p, f] = sum over t, c of  x[pixel[p] + tap[t] + c] w[t, c, f]``, with the byte offsets of pixels and taps in tables,
-so that any number of axes, stride and dilation share one kernel. The taps of the last axis and the channels of each
-are one run where the dilation leaves them side by side. A tile holds some pixels times two vectors of sums; what the
-largest tiles leave over the smaller ones compute.
+The taps of the last axis and the channels of each are one run where the dilation leaves them side by side. Blocks of
+rows are shared among threads, and the filters of a block where there are too few of them.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled import threads
+from xpconv.cpu.compiled import blocks, threads, weights
+from xpconv.cpu.compiled.blocks import Blocks, Sources, blocks_of, grid, strides_of
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
-from xpconv.spec import Array, ConvSpec
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value
+from xpconv.cpu.compiled.moves import gather_kernel, transpose_kernel
+from xpconv.cpu.compiled.tile import Shape, each_tile, finishing, shape_for, tile_kernels
+from xpconv.spec import Array, ConvSpec, Sizes
 
-_WIDE = 2  # vectors of filters in a tile
-_ARGUMENTS = ("x", "w", "y", "pixels", "taps", "tap_count", "run", "count", "filters", "block", "blocks", "x_item")
-_SINGLE = 2_000_000  # products below which handing over costs more than it brings
-_MOST_PIXELS = 1 << 18  # of one item: the table of where their windows begin is no longer than 2 MiB
-_BLOCK_BYTES = 1 << 18  # of input that the pixels of one item read, about: half a level 2 cache
-
-
-def panel(dtype: str, spec: ConvSpec) -> int:
-    """Filters in a tile; 0 where the kernels do not compute this convolution here."""
-    return _WIDE * _lanes(dtype) if _takes(dtype, spec) else 0
+_OWN = (
+    "w", "y", "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "bias",
+    "x_group", "y_item", "y_row", "turned", "filters", "plane",
+)  # fmt: skip
+FIELDS = (*blocks.FIELDS, *_OWN)
+SINGLE = 1_000_000  # products below which handing over costs more than it brings
 
 
-def _takes(dtype: str, spec: ConvSpec) -> bool:
-    return (
-        dtype in FLOATS
-        and spec.groups == 1
-        and spec.channels > 0
-        and spec.batch > 0
-        and spec.filters > 0
-        and 0 < math.prod(spec.out_size) <= _MOST_PIXELS
-        and machine() is not None
-        and threads.available()
-        and _library(dtype) is not None
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """All that does not depend on the arrays' addresses."""
+
+    blocks: Blocks
+    shape: Shape
+    order: Array  # where each row of the weight lies in its array, in bytes
+    tables: dict[str, Array]
+    numbers: dict[str, int]
+    items: int
+    scratch: int
+    team: int
+
+
+def conv(
+    x: Array, w: Array, bias: Array | None, spec: ConvSpec, y: Array, sources: Sources, fill: float,
+    activation: str | None, leak: float, limit: int,
+) -> None:  # fmt: skip
+    """The result of unpadded `x` (N, *size, C) and `w` (*window, C / groups, F), written to `y` (N, *out, F).
+
+    The arrays may lie in memory in any order, `y` in either layout; the kernels read and write them where they are.
+    """
+    dtype = x.dtype.name
+    job = _job(spec, strides_of(x), w.strides, strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
+    compiled = _library(dtype, job.shape)
+    assert compiled is not None
+    weight = weights.packed(w, spec.groups, job.shape, job.order, job.team)
+    biases = weights.panelled(bias, spec.filters, spec.groups, job.shape, dtype)
+    finish = finishing(activation, dtype, leak)
+    given = {
+        **job.blocks.fields(x), **job.numbers, **{name: table.ctypes.data for name, table in job.tables.items()},
+        "w": weight.ctypes.data, "y": y.ctypes.data, "bias": biases.ctypes.data, "finish": finish.ctypes.data,
+    }  # fmt: skip
+    threads.run(
+        compiled.address("conv"), np.array([given[name] for name in FIELDS], np.int64), job.items, job.scratch, job.team
     )
 
 
-def conv(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """The result (N, *out, F) of padded `x` (N, *padded, C) and `w` (*window, C, F)."""
-    compiled = _library(x.dtype.name)
-    assert compiled is not None
-    x = np.ascontiguousarray(x)
-    if spec.flip:
-        w = np.flip(w, axis=tuple(range(spec.axes)))
-    pixels, taps, run = _tables(spec.valid, x.dtype.itemsize)
-    weight = _packed(w.reshape(-1, spec.filters), _lanes(x.dtype.name))
-    y = np.empty((spec.batch, *spec.out_size, spec.filters), x.dtype)
-    products = y.size * math.prod(spec.window) * spec.channels
-    team = threads.thread_count() if products > _SINGLE else 1
-    block = _block(len(pixels), spec.channels * x.dtype.itemsize, -(-team // spec.batch))
-    blocks = -(-len(pixels) // block)
-    arguments = np.array(
-        [
-            x.ctypes.data, weight.ctypes.data, y.ctypes.data, pixels.ctypes.data, taps.ctypes.data, len(taps), run,
-            len(pixels), spec.filters, block, blocks, x[0].nbytes,
-        ],
-        np.int64,
-    )  # fmt: skip
-    threads.run(compiled.address("conv"), arguments, spec.batch * blocks, 0, team)
-    return y
+@lru_cache(maxsize=128)
+def _job(
+    spec: ConvSpec, x_strides: Sizes, w_strides: Sizes, y_strides: Sizes, dtype: str, threads_free: int,
+    sources: Sources, fill: float, limit: int,
+) -> _Job:  # fmt: skip
+    size, maps = np.dtype(dtype).itemsize, spec.filters // spec.groups
+    products = spec.batch * math.prod(spec.out_size) * spec.filters * math.prod(spec.window) * spec.channels
+    team = threads_free if products // spec.groups > SINGLE else 1
+    cut = blocks_of(spec, x_strides, dtype, team, sources, fill, limit // (2 * team))
+    shape = shape_for(maps, dtype)
+    panels = spec.groups * -(-maps // shape.filters)
+    parts = 1 if cut.count >= 4 * team or cut.count % team == 0 else min(panels, team)
+    turned = y_strides[-1] != size
+    pixel_step = spec.filters * size if turned else y_strides[-2]
+    windows, run, order = _taps(spec, w_strides)
+    results = _results(spec, cut, y_strides, pixel_step, turned)
+    numbers = {
+        "tap_count": math.prod(windows), "run": run, "groups": spec.groups, "maps": maps,
+        "panels": panels // spec.groups, "parts": parts, "x_group": spec.channels // spec.groups * size,
+        "y_item": y_strides[0], "y_row": y_strides[1], "turned": int(turned), "filters": spec.filters,
+        "plane": y_strides[-1],
+    }  # fmt: skip
+    taps = cut.places(windows, spec.dilation)
+    tables = {"pixels": cut.starts(spec), "taps": taps, "results": results}
+    scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
+    return _Job(cut, shape, order, tables, numbers, cut.count * parts, scratch, team)
 
 
-def _block(pixels: int, pixel_bytes: int, least: int) -> int:
-    """Pixels that are computed at a time: equal blocks of whole tiles, at least so many of them, that read little."""
-    blocks = max(least, -(-pixels * pixel_bytes // _BLOCK_BYTES))
-    tile = _heights()[0]
-    return -(-pixels // (blocks * tile)) * tile
+def _taps(spec: ConvSpec, w_strides: Sizes) -> tuple[Sizes, int, Array]:
+    """The window that taps are counted in, the elements of each tap's run, and the order of the weight's rows."""
+    counts, steps, turns = [*spec.window, spec.channels // spec.groups], [], [spec.flip] * spec.axes + [False]
+    start = 0
+    for count, step, turn in zip(counts, w_strides[:-1], turns, strict=True):
+        start += (count - 1) * step if turn else 0
+        steps.append(-step if turn else step)
+    order = start + grid(tuple(counts), steps)
+    if spec.groups == 1 and spec.dilation[-1] == 1:
+        return spec.window[:-1], spec.window[-1] * spec.channels, order
+    return spec.window, spec.channels // spec.groups, order
 
 
-@lru_cache(maxsize=16)  # of 2 MiB at most each
-def _tables(spec: ConvSpec, itemsize: int) -> tuple[Array, Array, int]:
-    """Where the windows of one item begin, where their taps lie, in bytes, and the elements of each tap's run."""
-    steps = [spec.channels * itemsize]
-    for n in reversed(spec.size[1:]):
-        steps.insert(0, steps[0] * n)
-    pixels = _places(spec.out_size, [step * s for step, s in zip(steps, spec.stride, strict=True)])
-    each = [step * d for step, d in zip(steps, spec.dilation, strict=True)]
-    if spec.dilation[-1] == 1:
-        return pixels, _places(spec.window[:-1], each[:-1]), spec.window[-1] * spec.channels
-    return pixels, _places(spec.window, each), spec.channels
+def _results(spec: ConvSpec, cut: Blocks, y_strides: Sizes, pixel_step: int, turned: bool) -> Array:
+    """Where, from the start of a block's results, each pixel's begin, in bytes."""
+    if turned:  # in memory of the thread's own, transposed afterwards
+        return np.arange(cut.pixels, dtype=np.int64) * pixel_step
+    one = grid((cut.rows, *spec.out_size[1:]), list(y_strides[1:-1]))
+    return (np.arange(cut.images, dtype=np.int64)[:, None] * y_strides[0] + one).reshape(-1)
 
 
-def _places(counts: tuple[int, ...], steps: list[int]) -> Array:
-    """Every place of a grid, in order, in bytes."""
-    places = np.zeros(1, np.int64)
-    for count, step in zip(counts, steps, strict=True):
-        places = (places[:, None] + np.arange(count, dtype=np.int64) * step).reshape(-1)
-    return places
+def computed(dtype: str, spec: ConvSpec, limit: int) -> int:
+    """Filters that the kernels compute, those that fill up their tiles included; 0 where they take no such call."""
+    empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
+    if dtype not in FLOATS or empty or machine() is None or not threads.available():
+        return 0
+    shape = shape_for(spec.filters // spec.groups, dtype)
+    if _library(dtype, shape) is None or workspace(dtype, spec) > limit:
+        return 0
+    return spec.groups * -(-spec.filters // spec.groups // shape.filters) * shape.filters
 
 
-def _packed(w: Array, lanes: int) -> Array:
-    """The weight (taps C, F) in panels of as many filters as a tile has, zeros beyond the last."""
-    length, filters = w.shape
-    panels = -(-filters // (lanes * _WIDE))
-    packed = np.zeros((panels, length, lanes * _WIDE), w.dtype)
-    for panel in range(panels):
-        part = w[:, panel * lanes * _WIDE : (panel + 1) * lanes * _WIDE]
-        packed[panel, :, : part.shape[1]] = part
-    return packed
+def workspace(dtype: str, spec: ConvSpec) -> int:
+    """The least bytes that all threads together take: the rows of one window, and a row of results, twice."""
+    rows = spec.reach[0] * math.prod(spec.padded_size[1:]) * spec.channels
+    return 2 * threads.thread_count() * (rows + math.prod(spec.out_size[1:]) * spec.filters) * np.dtype(dtype).itemsize
 
 
-# --- The kernels ------------------------------------------------------------------------------------------------------
+def _library(dtype: str, shape: Shape) -> Library | None:
+    return library(f"direct-{dtype}-{shape.lanes}x{shape.vectors}", partial(_make, dtype=dtype, shape=shape))
 
 
-def _lanes(dtype: str) -> int:
-    here = machine()
-    assert here is not None
-    return here.vector_bytes // np.dtype(dtype).itemsize
-
-
-def _heights() -> tuple[int, ...]:
-    """Pixels of the tiles that there are kernels for: the largest fills the registers with sums."""
-    here = machine()
-    assert here is not None
-    return (14, 8, 4, 2, 1) if here.registers == 32 else (6, 4, 2, 1)
-
-
-def _library(dtype: str) -> Library | None:
-    return library(f"direct-{dtype}", partial(_make, dtype=dtype))
-
-
-def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
-    tiles = {height: _tile(module, dtype, height) for height in _heights()}
-    _conv(module, dtype, tiles)
-    return ("conv",)
-
-
-def _tile(module: ir.Module, dtype: str, height: int) -> Kernel:
-    """Sums of `height` pixels and two vectors of filters, of which the first `width` are stored."""
-    names = ("x", "pixels", "taps", "tap_count", "run", "w", "y", "y_step", "width")
-    kernel = Kernel(module, f"tile{height}", names)
-    x, pixels, taps, tap_count, run, w, y, y_step, width = kernel.arguments
-    element, lanes, size = FLOATS[dtype], _lanes(dtype), np.dtype(dtype).itemsize
-    kind = vector(element, lanes)
-    sums = [[kernel.variable(kernel.constant(0, kind)) for _ in range(_WIDE)] for _ in range(height)]
-    starts, weight = [x + kernel.load(pixels, offset=8 * p) for p in range(height)], kernel.variable(w)
-    with kernel.loop(tap_count) as t:
-        tap = kernel.load(taps, offset=t * 8)
-        rows = [start + tap for start in starts]
-        with kernel.loop(run) as c:
-            here = weight.get()
-            vectors = [kernel.load(here, kind, lanes * size * q) for q in range(_WIDE)]
-            for row, row_sums in zip(rows, sums, strict=True):
-                value = kernel.splat(kernel.load(row + c * size, element), lanes)
-                for total, factor in zip(row_sums, vectors, strict=True):
-                    total.set(kernel.fma(value, factor, total.get()))
-            weight.set(here + lanes * size * _WIDE)
-    with kernel.either(width >= lanes * _WIDE) as (whole, partial_):
-        with whole:
-            _store(kernel, sums, y, y_step, lanes * size)
-        with partial_:
-            masks = [kernel.lanes_below(width - lanes * q, lanes) for q in range(_WIDE)]
-            _store(kernel, sums, y, y_step, lanes * size, masks)
-    kernel.finish()
-    return kernel
-
-
-def _store(kernel: Kernel, sums: list, y: Value, y_step: Value, width: int, masks: list | None = None) -> None:
-    for row_sums in sums:
-        for q, total in enumerate(row_sums):
-            if masks is None:
-                kernel.store(total.get(), y, width * q)
-            else:
-                kernel.store_lanes(total.get(), y, masks[q], width * q)
-        y = y + y_step
-
-
-def _conv(module: ir.Module, dtype: str, tiles: dict[int, Kernel]) -> None:
-    """The task: one block of pixels of one item of the batch, all filters, a panel of the weight at a time."""
+def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
+    """The task: one block of results, all filters or a part of them, a panel of the weight at a time."""
+    tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
+    gather = gather_kernel(module, dtype, transpose)
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))
-    arguments, item, _ = kernel.arguments
-    given = {name: kernel.load(arguments, offset=8 * i) for i, name in enumerate(_ARGUMENTS)}
-    size, panel = np.dtype(dtype).itemsize, _lanes(dtype) * _WIDE
-    n, start = item // given["blocks"], (item % given["blocks"]) * given["block"]
-    stop = kernel.minimum(start + given["block"], given["count"])
-    y_step, x = given["filters"] * size, given["x"] + n * given["x_item"]
-    w_step = given["tap_count"] * given["run"] * (panel * size)
-    with kernel.loop(given["filters"], step=panel) as f:
-        w, width = given["w"] + (f // panel) * w_step, given["filters"] - f
-        y = given["y"] + (n * given["count"]) * y_step + f * size
-        pixel = kernel.variable(start)
-        for height, tile in tiles.items():
-            with kernel.while_(lambda height=height: pixel.get() + height <= stop):
-                p = pixel.get()
-                kernel.call(
-                    tile, x, given["pixels"] + p * 8, given["taps"], given["tap_count"], given["run"], w,
-                    y + p * y_step, y_step, width,
-                )  # fmt: skip
-                pixel.set(p + height)
+    arguments, item, scratch = kernel.arguments
+    given = kernel.given(arguments, FIELDS)
+    size = np.dtype(dtype).itemsize
+    block = blocks.opened(kernel, given, item // given.parts, scratch, gather)
+    y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
+    part, count = item % given.parts, given.groups * given.panels
+    panel_bytes = given.tap_count * given.run * (shape.filters * size)
+    start, stop = (count * part) // given.parts, (count * (part + 1)) // given.parts
+    with kernel.loop(stop, start=start) as panel:
+        group, first = panel // given.panels, (panel % given.panels) * shape.filters
+        x, target = block.source + group * given.x_group, y + (group * given.maps + first) * size
+        w, bias = given.w + panel * panel_bytes, given.bias + panel * (shape.filters * size)
+
+        def arguments_of(pixel: Value) -> tuple[Operand, ...]:
+            return (
+                x, given.pixels + pixel * 8, given.taps, given.tap_count, given.run, w, shape.filters * size,
+                target, given.results + pixel * 8, given.maps - first, given.finish, bias,
+            )  # fmt: skip
+
+        each_tile(kernel, tiles, block.count, arguments_of)
+    first, last = (
+        (panel // given.panels) * given.maps + (panel % given.panels) * shape.filters for panel in (start, stop)
+    )
+    with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
+        item_y = given.y + (block.first + image) * given.y_item + block.row * given.y_row
+        step = given.filters * size
+        kernel.call(
+            transpose, y + image * block.pixels * step + first * size, step, item_y + first * given.plane, given.plane,
+            block.pixels, last - first,
+        )  # fmt: skip
     kernel.finish()
+    return ("conv",)

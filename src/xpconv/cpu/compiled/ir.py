@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from llvmlite import ir
@@ -103,6 +104,10 @@ class Value:
         compare = self.kernel.builder.fcmp_ordered if self.floating else self.kernel.builder.icmp_signed
         return Value(self.kernel, compare(sign, self.raw, self._other(other)))
 
+    def is_nan(self) -> Value:
+        """Where it is not a number."""
+        return Value(self.kernel, self.kernel.builder.fcmp_unordered("uno", self.raw, self.raw))
+
     def where(self, yes: Value, no: Value) -> Value:
         """`yes` where this condition holds, else `no`."""
         return Value(self.kernel, self.kernel.builder.select(self.raw, yes.raw, no.raw))
@@ -182,6 +187,19 @@ class Kernel:
         one = self.builder.insert_element(undefined, number.raw, ir.Constant(I32, 0))
         return Value(self, self.builder.shuffle_vector(one, undefined, _lanes([0] * lanes)))
 
+    def interleaved(self, first: Value, second: Value) -> tuple[Value, Value]:
+        """``first[0], second[0], first[1], ...`` of two vectors, as two vectors."""
+        lanes = first.type.count
+        order = [lane + half * lanes for lane in range(lanes) for half in (0, 1)]
+        halves = (order[:lanes], order[lanes:])
+        low, high = (self.builder.shuffle_vector(first.raw, second.raw, _lanes(half)) for half in halves)
+        return Value(self, low), Value(self, high)
+
+    def maximum(self, first: Value, second: Value) -> Value:
+        """The larger float, and a NaN where there is one."""
+        larger = (first > second).where(first, second)  # the second where either is a NaN
+        return first.is_nan().where(first, larger)
+
     def lanes_below(self, count: Value, lanes: int) -> Value:
         """A mask: lane i holds where i < count."""
         every = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
@@ -209,6 +227,14 @@ class Kernel:
         loaded.align = _size(kind.element if isinstance(kind, ir.VectorType) else kind)
         return Value(self, loaded)
 
+    def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
+        """The lanes of the mask, zeros in the others; nothing beyond them is read."""
+        load = self._declared(
+            f"llvm.masked.load.{_suffix(kind)}.p0", ir.FunctionType(kind, [_POINTER, mask.type, kind])
+        )
+        nothing = self.constant(0, kind)
+        return Value(self, self.builder.call(load, [self._pointer(address, offset), mask.raw, nothing.raw]))
+
     def store(self, value: Value, address: Value, offset: Operand = 0) -> None:
         """Put it there."""
         stored = self.builder.store(value.raw, self._pointer(address, offset))
@@ -227,6 +253,10 @@ class Kernel:
         if isinstance(offset, int) and offset == 0:
             return pointer
         return self.builder.gep(pointer, [self._value(offset).raw], source_etype=BYTE)
+
+    def given(self, address: Value, names: Sequence[str]) -> SimpleNamespace:
+        """The integers of an array, by name."""
+        return SimpleNamespace(**{name: self.load(address, offset=8 * i) for i, name in enumerate(names)})
 
     # --- Control ------------------------------------------------------------------------------------------------------
 

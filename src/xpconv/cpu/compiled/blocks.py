@@ -1,0 +1,219 @@
+"""The result in blocks, and how the input of a block is read: from where it lies, or gathered in memory of its own.
+
+A block is some rows of the result along the first spatial axis, of one item of the batch or of several whole ones.
+Where the input is padded, or lies in memory otherwise than channels last, the rows that a block reads are gathered,
+padding and all, in the thread's own memory: a few hundred kilobytes that stay in its cache. No padded copy of the
+whole input is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import TypeAlias
+
+import numpy as np
+
+from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.compiled.moves import OUTSIDE
+from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
+
+Sources: TypeAlias = Callable[[ConvSpec | PoolSpec], tuple[Array, ...]]
+
+BLOCK_BYTES = 1 << 18  # of input that a block reads, about: a quarter of a level 2 cache or a half
+FIELDS = (
+    "x", "x_item", "x_row", "batch", "images", "image_groups", "rows", "row_blocks", "out_rows", "line", "stride",
+    "reach", "gathered", "row_sources", "runs", "run_count", "geometry", "strip",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Blocks of `rows` rows of `images` items, and the tables that their input is found with."""
+
+    images: int
+    rows: int
+    image_groups: int
+    row_blocks: int
+    line: int  # results in a row
+    strip: int  # bytes that one image's share of a block takes when gathered; 0 where it is read in place
+    steps: Sizes  # bytes from one position to the next on each axis of what a block reads, then between images
+    tables: dict[str, Array]  # kept alive here: kernels know addresses
+    numbers: dict[str, int]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.image_groups * self.row_blocks
+
+    @property
+    def pixels(self) -> int:
+        """Results of a whole block."""
+        return self.images * self.rows * self.line
+
+    def fields(self, x: Array) -> dict[str, int]:
+        """What kernels are told."""
+        addresses = {name: table.ctypes.data for name, table in self.tables.items()}
+        return {"x": x.ctypes.data, **self.numbers, **addresses}
+
+    def places(self, counts: Sizes, steps: Sizes) -> Array:
+        """Bytes from the start of a block's input to every place of a grid over the spatial axes."""
+        return grid(counts, [step * s for _, step, s in zip(counts, self.steps, steps, strict=False)])
+
+    def starts(self, spec: ConvSpec | PoolSpec) -> Array:
+        """Where, in a block's input, the window of each of its results begins, in bytes."""
+        one = self.places((self.rows, *spec.out_size[1:]), spec.stride)
+        return (np.arange(self.images, dtype=np.int64)[:, None] * self.steps[-1] + one).reshape(-1)
+
+
+def strides_of(array: Array) -> Sizes:
+    """Bytes between neighbours on each axis; a single channel lies as channels do that are last."""
+    return array.strides if array.shape[-1] != 1 else (*array.strides[:-1], array.itemsize)
+
+
+def grid(counts: Sizes, steps: list[int]) -> Array:
+    """Every place of a grid, in order."""
+    places = np.zeros(1, np.int64)
+    for count, step in zip(counts, steps, strict=True):
+        places = (places[:, None] + np.arange(count, dtype=np.int64) * step).reshape(-1)
+    return places
+
+
+@lru_cache(maxsize=128)
+def blocks_of(
+    spec: ConvSpec | PoolSpec, strides: Sizes, dtype: str, team: int, sources: Sources, fill: float, limit: int,
+    block_rows: int = 1,
+) -> Blocks:  # fmt: skip
+    """Blocks for channels-last `strides`, of whole multiples of `block_rows` rows, at least one for each of a team.
+
+    What one gathers stays below `limit` bytes, unless a single window's rows do not.
+    """
+    size, first = np.dtype(dtype).itemsize, spec.out_size[0]
+    gathered = not _in_place(spec, strides, size)
+    positions = math.prod(spec.padded_size[1:])
+    row_bytes = positions * spec.channels * size
+    rows, images = _shape(spec, row_bytes, team, min(limit, BLOCK_BYTES), block_rows)
+    rows = max(min(rows, _rows_held(spec, row_bytes, limit)), block_rows)
+    strip = ((rows - 1) * spec.stride[0] + spec.reach[0]) * row_bytes
+    numbers = {
+        "x_item": strides[0], "x_row": strides[1] * spec.stride[0], "batch": spec.batch, "images": images,
+        "image_groups": -(-spec.batch // images), "rows": rows, "row_blocks": -(-first // rows), "out_rows": first,
+        "line": math.prod(spec.out_size[1:]), "stride": spec.stride[0], "reach": spec.reach[0],
+        "gathered": int(gathered), "strip": strip,
+    }  # fmt: skip
+    tables = _gathering(spec, strides, positions, dtype, sources, fill) if gathered else _nothing()
+    numbers["run_count"] = len(tables["runs"])
+    steps = _dense_steps(spec, size, strip) if gathered else (*strides[1:-1], strides[0])
+    return Blocks(
+        images, rows, numbers["image_groups"], numbers["row_blocks"], numbers["line"], strip if gathered else 0, steps,
+        tables, numbers,
+    )  # fmt: skip
+
+
+def _in_place(spec: ConvSpec | PoolSpec, strides: Sizes, size: int) -> bool:
+    """Whether windows can be read from where the input lies: neither padded nor in another order."""
+    padded = any(pads != (0, 0) for pads in spec.padding) or bool(getattr(spec, "input_dilation", ()))
+    dense = strides[-1] == size and strides[-2] == size * spec.channels and min(strides) >= 0
+    return dense and not padded and spec.padded_size == spec.size
+
+
+def _rows_held(spec: ConvSpec | PoolSpec, row_bytes: int, nbytes: int) -> int:
+    """Rows of the result whose input takes so many bytes."""
+    return (nbytes // max(row_bytes, 1) - spec.reach[0]) // spec.stride[0] + 1
+
+
+def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int, block_rows: int) -> tuple[int, int]:
+    """Rows and images of a block: what the cache holds, evenly, and something for everybody."""
+    first, stride, reach = spec.out_size[0], spec.stride[0], spec.reach[0]
+    held = max(
+        _rows_held(spec, row_bytes, nbytes), -(-2 * reach // stride), 1
+    )  # at least as many new rows as are gathered again
+    parts = max(-(-first // held), min(-(-team // spec.batch), first))
+    rows = -(-first // parts)
+    rows = min(-(-rows // block_rows) * block_rows, -(-first // block_rows) * block_rows)
+    if rows < first:
+        return rows, 1
+    strip = max(spec.padded_size[0] * row_bytes, 1)
+    groups = max(-(-spec.batch * strip // nbytes), min(spec.batch, team))
+    return rows, max(-(-spec.batch // groups), 1)
+
+
+def _dense_steps(spec: ConvSpec | PoolSpec, size: int, strip: int) -> Sizes:
+    """Bytes from one position to the next on each axis of gathered rows, and from one image to the next."""
+    steps = [spec.channels * size]
+    for n in reversed(spec.padded_size[1:]):
+        steps.insert(0, steps[0] * n)
+    return (*steps, strip)
+
+
+def _gathering(
+    spec: ConvSpec | PoolSpec, strides: Sizes, positions: int, dtype: str, sources: Sources, fill: float
+) -> dict[str, Array]:
+    """The tables that `gather_kernel` reads."""
+    first, *others = sources(spec)
+    line = np.zeros(1, np.int64)
+    for source, step in zip(others, strides[2:-1], strict=True):
+        places = (line[:, None] + source * step).reshape(-1)
+        line = np.where(((line == OUTSIDE)[:, None] | (source < 0)).reshape(-1), OUTSIDE, places)
+    runs = _runs(line, strides[-2])
+    whole = len(runs) == 1 and runs[0, 0] == 0 and (not others or strides[1] == positions * strides[-2])
+    outside = np.array([fill], dtype)
+    geometry = [
+        strides[-2], strides[-1], spec.channels, positions, strides[1] if whole else 0, outside.ctypes.data,
+    ]  # fmt: skip
+    return {
+        "row_sources": np.where(first < 0, OUTSIDE, first * strides[1]),
+        "runs": runs,
+        "geometry": np.array(geometry, np.int64),
+        "outside": outside,
+    }
+
+
+def _runs(line: Array, step: int) -> Array:
+    """Pairs of a beginning and a length: positions that follow each other by a step, or are all outside."""
+    outside = line == OUTSIDE
+    breaks = (outside[1:] != outside[:-1]) | (~outside[1:] & (np.diff(line) != step))
+    starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+    return np.stack([line[starts], np.diff(np.append(starts, len(line)))], axis=1).astype(np.int64)
+
+
+def _nothing() -> dict[str, Array]:
+    return {name: np.zeros(0, np.int64) for name in ("row_sources", "runs", "geometry")}
+
+
+# --- Inside kernels ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """The block of one item, inside a kernel."""
+
+    source: Value  # where its input lies
+    count: Value  # results
+    pixels: Value  # results of one image
+    first: Value  # image
+    images: Value
+    row: Value  # of the result
+    free: Value  # scratch memory beyond what was gathered
+
+
+def opened(kernel: Kernel, given: SimpleNamespace, block: Value, scratch: Value, gather: Kernel) -> Block:
+    """Find the block of that number, and gather its input where that has to be."""
+    row = (block % given.row_blocks) * given.rows
+    first = (block // given.row_blocks) * given.images
+    rows = kernel.minimum(given.out_rows - row, given.rows)
+    images = kernel.minimum(given.batch - first, given.images)
+    source = kernel.variable(given.x + first * given.x_item + row * given.x_row)
+    with kernel.when(given.gathered > 0):
+        with kernel.loop(images) as image:
+            kernel.call(
+                gather, given.x + (first + image) * given.x_item, given.row_sources + row * given.stride * 8,
+                (rows - 1) * given.stride + given.reach, given.runs, given.run_count, given.geometry,
+                scratch + image * given.strip,
+            )  # fmt: skip
+        source.set(scratch)
+    free = scratch + given.gathered * given.images * given.strip
+    return Block(source.get(), images * rows * given.line, rows * given.line, first, images, row, free)

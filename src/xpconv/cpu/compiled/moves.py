@@ -1,0 +1,181 @@
+"""Kernels that move elements: fills, copies and transposes, of any strides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu.compiled.build import machine
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+
+OUTSIDE = -(1 << 62)  # where nothing lies: an offset that no array has
+
+
+def lanes_of(dtype: str) -> int:
+    """Elements in a register."""
+    here = machine()
+    assert here is not None
+    return here.vector_bytes // np.dtype(dtype).itemsize
+
+
+def fill_kernel(module: ir.Module, dtype: str) -> Kernel:
+    """``fill(value, to, count)``: so many copies of the element at an address."""
+    kernel = Kernel(module, "fill", ("value", "to", "count"))
+    value, to, count = kernel.arguments
+    every = kernel.splat(kernel.load(value, FLOATS[dtype]), lanes_of(dtype))
+    _in_vectors(kernel, dtype, count, lambda at, mask: _put(kernel, every, to + at, mask))
+    kernel.finish()
+    return kernel
+
+
+def copy_kernel(module: ir.Module, dtype: str) -> Kernel:
+    """``copy(source, to, count)``: elements that lie side by side."""
+    kernel = Kernel(module, "copy", ("source", "to", "count"))
+    source, to, count = kernel.arguments
+    kind = vector(FLOATS[dtype], lanes_of(dtype))
+    _in_vectors(
+        kernel, dtype, count, lambda at, mask: _put(kernel, take(kernel, source + at, kind, mask), to + at, mask)
+    )
+    kernel.finish()
+    return kernel
+
+
+def take(kernel: Kernel, address: Value, kind: ir.Type, mask: Value | None) -> Value:
+    """A vector, or the lanes of a mask."""
+    return kernel.load(address, kind) if mask is None else kernel.load_lanes(address, kind, mask)
+
+
+def _put(kernel: Kernel, value: Value, address: Value, mask: Value | None) -> None:
+    if mask is None:
+        kernel.store(value, address)
+    else:
+        kernel.store_lanes(value, address, mask)
+
+
+def _in_vectors(kernel: Kernel, dtype: str, count: Value, body: Callable[[Value, Value | None], None]) -> None:
+    """`body(byte offset, None)` for every whole vector, and `body(byte offset, mask)` for what is left over."""
+    lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
+    whole = count - count % lanes
+    with kernel.loop(whole, step=lanes) as i:
+        body(i * size, None)
+    with kernel.when(whole < count):
+        body(whole * size, kernel.lanes_below(count - whole, lanes))
+
+
+def transpose_kernel(module: ir.Module, dtype: str) -> Kernel:
+    """``transpose(source, source_step, to, to_step, rows, columns)``: ``to[column][row] = source[row][column]``.
+
+    Elements of a row lie side by side, rows a step of bytes apart. Squares as wide as a register are turned in
+    registers, what is left over goes by single elements.
+    """
+    kernel = Kernel(module, "transpose", ("source", "source_step", "to", "to_step", "rows", "columns"))
+    source, source_step, to, to_step, rows, columns = kernel.arguments
+    lanes, size, element = lanes_of(dtype), np.dtype(dtype).itemsize, FLOATS[dtype]
+    kind, whole_rows, whole_columns = vector(element, lanes), rows - rows % lanes, columns - columns % lanes
+    with kernel.loop(whole_columns, step=lanes) as column, kernel.loop(whole_rows, step=lanes) as row:
+        here, there = source + row * source_step + column * size, to + column * to_step + row * size
+        square = [kernel.load(here + source_step * i, kind) for i in range(lanes)]
+        for i, turned in enumerate(_turned(kernel, square)):
+            kernel.store(turned, there + to_step * i)
+
+    def one_by_one(row: Value, column: Value) -> None:
+        value = kernel.load(source + row * source_step + column * size, element)
+        kernel.store(value, to + column * to_step + row * size)
+
+    with kernel.loop(whole_columns) as column, kernel.loop(rows, start=whole_rows) as row:
+        one_by_one(row, column)
+    with kernel.loop(columns, start=whole_columns) as column, kernel.loop(rows) as row:
+        one_by_one(row, column)
+    kernel.finish()
+    return kernel
+
+
+def _turned(kernel: Kernel, square: list[Value]) -> list[Value]:
+    """A square transposed: rows of the two halves are interleaved as often as halving the square ends at one row."""
+    half = len(square) // 2
+    for _ in range(half.bit_length()):
+        pairs = [kernel.interleaved(square[i], square[i + half]) for i in range(half)]
+        square = [row for pair in pairs for row in pair]
+    return square
+
+
+def gather_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> Kernel:
+    """``gather(x, rows, count, runs, run_count, geometry, to)``: rows of a padded input, channels last.
+
+    ``rows`` tells where each row begins in `x`, in bytes, OUTSIDE for one that lies in the padding; ``runs`` holds
+    pairs: where in a row so many positions begin, or OUTSIDE, and how many they are. ``geometry`` holds the bytes
+    between positions and between channels, the channels, the positions of a row, the bytes between rows that may be read as
+    one run (0 for none), and the address of what lies outside.
+    """
+    fill, copy = fill_kernel(module, dtype), copy_kernel(module, dtype)
+    run_kernel = _run_kernel(module, dtype, copy, transpose)
+    kernel = Kernel(module, "gather", ("x", "rows", "count", "runs", "run_count", "geometry", "to"))
+    x, rows, count, runs, run_count, geometry, to = kernel.arguments
+    step, channel_step, channels, line, merged, outside = (kernel.load(geometry, offset=8 * i) for i in range(6))
+    size = np.dtype(dtype).itemsize
+    position, row, target = channels * size, kernel.variable(0), kernel.variable(to)
+
+    def source_of(row: Value) -> Value:
+        return kernel.load(rows, offset=row * 8)
+
+    with kernel.while_(lambda: row.get() < count):
+        source, length = source_of(row.get()), kernel.variable(1)
+        with kernel.either(source < OUTSIDE // 2) as (none, some):
+            with none:
+                kernel.call(fill, outside, target.get(), line * channels)
+            with some, kernel.either(merged.equals(0)) as (apart, together):
+                with apart:
+                    into = kernel.variable(target.get())
+                    with kernel.loop(run_count) as r:
+                        begin, positions = kernel.load(runs, offset=r * 16), kernel.load(runs, offset=r * 16 + 8)
+                        with kernel.either(begin < OUTSIDE // 2) as (empty, full):
+                            with empty:
+                                kernel.call(fill, outside, into.get(), positions * channels)
+                            with full:
+                                kernel.call(
+                                    run_kernel, x + source + begin, step, channel_step, channels, positions, into.get()
+                                )
+                        into.set(into.get() + positions * position)
+                with together:
+                    last = row.get() + 1
+
+                    def follows() -> Value:
+                        inside = last + (length.get() - 1) < count
+                        safe = inside.where(last + (length.get() - 1), row.get())
+                        return inside & source_of(safe).equals(source + length.get() * merged)
+
+                    with kernel.while_(follows):
+                        length.set(length.get() + 1)
+                    kernel.call(run_kernel, x + source, step, channel_step, channels, length.get() * line, target.get())
+        target.set(target.get() + length.get() * line * position)
+        row.set(row.get() + length.get())
+    kernel.finish()
+    return kernel
+
+
+def _run_kernel(module: ir.Module, dtype: str, copy: Kernel, transpose: Kernel) -> Kernel:
+    """``run(source, step, channel_step, channels, positions, to)``: positions a step apart, side by side."""
+    kernel = Kernel(module, "run", ("source", "step", "channel_step", "channels", "positions", "to"))
+    source, step, channel_step, channels, positions, to = kernel.arguments
+    size, element = np.dtype(dtype).itemsize, FLOATS[dtype]
+    width = channels * size
+
+    def any_strides() -> None:
+        with kernel.loop(positions) as p, kernel.loop(channels) as c:
+            kernel.store(kernel.load(source + p * step + c * channel_step, element), to + p * width + c * size)
+
+    with kernel.either(channel_step.equals(size)) as (last, other):
+        with last, kernel.either(step.equals(width)) as (dense, sparse):
+            with dense:
+                kernel.call(copy, source, to, positions * channels)
+            with sparse, kernel.loop(positions) as p:
+                kernel.call(copy, source + p * step, to + p * width, channels)
+        with other, kernel.either(step.equals(size)) as (first, neither):
+            with first:
+                kernel.call(transpose, source, channel_step, to, width, channels, positions)
+            with neither:
+                any_strides()
+    kernel.finish()
+    return kernel

@@ -1,0 +1,131 @@
+"""The register tile: some pixels times one or two vectors of filters, summed over taps and channels.
+
+``y[p, f] = phi(bias[f] + sum over t, c of  x[pixel[p] + tap[t] + c] w[t, c, f])``, with the byte offsets of pixels,
+taps and results in tables, so that any number of axes, stride and dilation, forward or backward, share one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu.compiled.build import machine
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.moves import lanes_of
+
+ARGUMENTS = ("x", "pixels", "taps", "tap_count", "run", "w", "w_step", "y", "results", "width", "finish", "bias")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Filters of a tile: so many vectors of so many lanes."""
+
+    lanes: int
+    vectors: int
+
+    @property
+    def filters(self) -> int:
+        """In a tile."""
+        return self.lanes * self.vectors
+
+    @property
+    def heights(self) -> tuple[int, ...]:
+        """Pixels of the tiles that there are kernels for: the largest fills the registers with sums."""
+        here = machine()
+        assert here is not None
+        if here.registers == 32:
+            return (14, 8, 4, 2, 1) if self.vectors == 2 else (24, 8, 4, 2, 1)
+        return (6, 4, 2, 1) if self.vectors == 2 else (12, 6, 2, 1)
+
+
+def shapes(dtype: str) -> tuple[Shape, ...]:
+    """Those that there are, the fastest for each multiplication first."""
+    lanes = lanes_of(dtype)
+    return tuple(Shape(*s) for s in ((lanes, 2), (lanes, 1), (lanes // 2, 1)) if s[0] > 1)
+
+
+_COST = (1.0, 1.1, 1.4)  # of a lane, by the order of `shapes`: narrower tiles load more for what they multiply
+
+
+def shape_for(filters: int, dtype: str) -> Shape:
+    """The shape that so many filters of a group waste the least in."""
+    costs = zip(shapes(dtype), _COST, strict=False)  # NEON's doubles have no half vector
+    return min(costs, key=lambda pair: -(-filters // pair[0].filters) * pair[0].filters * pair[1])[0]
+
+
+def tile_kernels(module: ir.Module, dtype: str, shape: Shape) -> dict[int, Kernel]:
+    """A kernel for each height; the first `width` filters of a tile are stored."""
+    return {height: _tile(module, dtype, shape, height) for height in shape.heights}
+
+
+def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
+    kernel = Kernel(module, f"tile{height}", ARGUMENTS)
+    given = SimpleNamespace(**dict(zip(ARGUMENTS, kernel.arguments, strict=True)))
+    element, size = FLOATS[dtype], np.dtype(dtype).itemsize
+    kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
+    sums = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
+    starts = [given.x + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
+    weight = kernel.variable(given.w)
+    with kernel.loop(given.tap_count) as t:
+        tap = kernel.load(given.taps, offset=t * 8)
+        rows = [start + tap for start in starts]
+        with kernel.loop(given.run) as c:
+            here = weight.get()
+            vectors = [kernel.load(here, kind, place) for place in places]
+            for row, row_sums in zip(rows, sums, strict=True):
+                value = kernel.splat(kernel.load(row + c * size, element), shape.lanes)
+                for total, factor in zip(row_sums, vectors, strict=True):
+                    total.set(kernel.fma(value, factor, total.get()))
+            weight.set(here + given.w_step)
+    finished = Finish(kernel, given.finish, element, shape.lanes)
+    biases = [kernel.load(given.bias, kind, place) for place in places]
+    results = [[finished(total.get(), bias) for total, bias in zip(row_sums, biases, strict=True)] for row_sums in sums]
+    targets = [given.y + kernel.load(given.results, offset=8 * p) for p in range(height)]
+    with kernel.either(given.width >= shape.filters) as (whole, part):
+        with whole:
+            for target, row in zip(targets, results, strict=True):
+                for place, result in zip(places, row, strict=True):
+                    kernel.store(result, target, place)
+        with part:
+            masks = [kernel.lanes_below(given.width - shape.lanes * q, shape.lanes) for q in range(shape.vectors)]
+            for target, row in zip(targets, results, strict=True):
+                for place, result, mask in zip(places, row, masks, strict=True):
+                    kernel.store_lanes(result, target, mask, place)
+    kernel.finish()
+    return kernel
+
+
+class Finish:
+    """Bias and activation, on a vector of sums: below zero ``max(slope a, floor)``, else ``a``."""
+
+    def __init__(self, kernel: Kernel, address: Value, element: ir.Type, lanes: int) -> None:
+        size = 4 if isinstance(element, ir.FloatType) else 8
+        self._slope = kernel.splat(kernel.load(address, element), lanes)
+        self._floor = kernel.splat(kernel.load(address, element, size), lanes)
+
+    def __call__(self, total: Value, bias: Value) -> Value:
+        a = total + bias
+        scaled = a * self._slope
+        return (a < 0).where((scaled > self._floor).where(scaled, self._floor), a)
+
+
+def finishing(activation: str | None, dtype: str, leak: float) -> np.ndarray:
+    """The slope and the floor of an activation: of "relu", "leaky_relu" or none."""
+    slope, floor = {None: (1, -np.inf), "relu": (1, 0), "leaky_relu": (leak, -np.inf)}[activation]
+    return np.array([slope, floor], dtype)
+
+
+def each_tile(
+    kernel: Kernel, tiles: dict[int, Kernel], count: Value, arguments: Callable[[Value], tuple[Operand, ...]]
+) -> None:
+    """All pixels from 0 to `count` by the largest tiles that fit; `arguments(pixel)` are a tile's."""
+    pixel = kernel.variable(kernel.constant(0))
+    for height, tile in tiles.items():
+        with kernel.while_(lambda height=height: pixel.get() + height <= count):
+            now = pixel.get()
+            kernel.call(tile, *arguments(now))
+            pixel.set(now + height)
