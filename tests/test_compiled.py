@@ -28,7 +28,7 @@ def compiled(x, w, bias=None, **options):
     """The kernels' answer, whatever the plan would take."""
     request = xpconv.corr.request(x, w, bias, **options)
     (x, w, bias), spec = request.arrays, request.spec
-    assert engine._computed(x.dtype, spec)
+    assert engine._takes(x.dtype, spec).filters
     x, w = agnostic.channels_last(x, spec.layout), agnostic.weight_last(w, spec.layout)
     return engine._by_kernels(x, w, bias, spec, request.options["fill_value"], request.options["activation"])
 
@@ -36,7 +36,9 @@ def compiled(x, w, bias=None, **options):
 @pytest.fixture
 def kernels_take_all(monkeypatch):
     """Whatever the kernels can compute they do, however small."""
-    monkeypatch.setattr(engine, "direct_is_compiled", lambda _, computed: computed > 0)
+    monkeypatch.setattr(
+        engine, "kernel_for", lambda _, method, compiled: "direct" if method == "direct" and compiled.filters else ""
+    )
 
 
 @pytest.mark.usefixtures("kernels_take_all")

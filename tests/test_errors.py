@@ -161,7 +161,7 @@ VALUES = {
     "an unknown layout": (dict(layout="NHWC"), "layout='NHWC' is unknown; take one of 'channels_last', 'channels_first'"),
     "an unknown precision": (dict(precision="low"), "precision='low' is unknown; take one of 'highest', 'tf32'"),
     "an unknown activation": (dict(activation="swish"), "activation='swish' is unknown; take None, a callable or one of 'relu', 'leaky_relu', 'sigmoid', 'tanh', 'gelu', 'silu'"),
-    "a method that the engine lacks": (dict(method="winograd"), "method='winograd' is not in the numpy engine; it has 'auto', 'direct', 'gemm', 'fft'"),
+    "a method that the engine lacks": (dict(method="strassen"), "method='strassen' is not in the numpy engine; it has 'auto', 'direct', 'gemm', 'winograd', 'fft'"),
 }  # fmt: skip
 
 OTHERS = {

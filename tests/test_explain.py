@@ -28,7 +28,7 @@ def test_an_explanation_counts_operations_and_bytes():
     assert f"operations  {plan.operations:,}" in str(plan)
 
 
-@pytest.mark.parametrize("method", ["direct", "gemm", "fft"])
+@pytest.mark.parametrize("method", ["direct", "gemm", "winograd", "fft"])
 def test_the_method_explained_is_the_method_run(method, monkeypatch):
     ran = []
     monkeypatch.setattr(engine, "_compiled", lambda: None)  # those are told by their tile, and tested with it

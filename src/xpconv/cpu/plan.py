@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from xpconv.cpu import winograd
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, Windows
 
@@ -14,7 +15,11 @@ from xpconv.spec import ConvSpec, Windows
 # Zen 3, where they are right within a factor of two.
 _COPIES = 1.0e9  # elements of patches, in long runs
 _PRODUCTS = 85e9  # operations of a matrix product
+_SMALL_PRODUCTS = 60e9  # operations of the products of Winograd's tiles
+_TILES = 1.2e9  # elements of Winograd's tiles, before and after their transforms
+_WEIGHTS = 0.3e9  # elements of a weight transformed
 _PASSES = 2.0e9  # elements added to the result
+_SUMS = 0.9e9  # elements of a product added to others
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 
@@ -33,35 +38,60 @@ class Tile:
     rows: slice
 
 
-@lru_cache(maxsize=4096)
-def conv_plan(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int, computed: int = 0) -> Plan:
-    """The plan for one forward convolution.
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiled kernels take of one convolution."""
 
-    `spectral` says whether the dtype bears a spectrum's rounding, `computed` how many filters the compiled kernels
-    compute, those that fill up their tiles included, 0 where they do not take the convolution.
-    """
-    seconds, compiled = expected_seconds(spec), direct_is_compiled(spec, computed)
-    if compiled:
-        seconds["direct"] = _compiled_seconds(spec, computed)
+    filters: int = 0  # that the tiles compute, those that fill them up included; 0 where they do not take it
+
+
+@lru_cache(maxsize=4096)
+def conv_plan(
+    spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int, compiled: Compiled = Compiled()
+) -> Plan:
+    """The plan for one forward convolution; `spectral` says whether the dtype bears a spectrum's rounding."""
+    seconds = expected_seconds(spec, compiled)
     if method == "auto":
-        candidates = seconds if spectral else {name: seconds[name] for name in ("direct", "gemm")}
+        candidates = {name: s for name, s in seconds.items() if s < math.inf and (spectral or name not in _ROUNDING)}
         method = min(candidates, key=candidates.__getitem__)
         reason = "the least expected time: " + ", ".join(f"{name} {s:.2g} s" for name, s in candidates.items())
-        reason += "; gemm where a value is not finite" if method == "fft" else ""
+        reason += "; gemm where a value is not finite" if method in _ROUNDING else ""
     else:
         reason = "asked for"
+        if method == "winograd" and not (winograd.fits(spec) and spectral):
+            raise ValueError(_no_winograd(spec, spectral))
     padded = spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize if spec.padded_size != spec.size else 0
-    if method == "gemm":
-        tile, workspace = tiling(spec, itemsize, limit)
-    elif method == "direct" and compiled:
-        tile = "compiled: pixels by filters in registers, rows gathered block by block"
-        padded, workspace = 0, math.prod(spec.window) * spec.channels // spec.groups * computed * itemsize
-    elif method == "direct":
-        tile = "the whole result, tap by tap"
-        workspace = spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
-    else:
-        tile, workspace = "the whole result", _spectra_bytes(spec)
+    kernel = kernel_for(spec, method, compiled)
+    if kernel:
+        weight = math.prod(spec.window) * spec.channels // spec.groups * compiled.filters * itemsize
+        return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight)
+    tile, workspace = _numpy_tile(spec, itemsize, method, limit)
     return Plan(method, reason, tile, padded + workspace)
+
+
+_ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
+_KERNELS = {"direct": "pixels by filters in registers, rows gathered block by block"}
+
+
+def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple[str, int]:
+    """What NumPy computes at a time, and the bytes that it takes beside a padded input."""
+    if method == "gemm":
+        return tiling(spec, itemsize, limit)
+    if method == "direct":
+        return "the whole result, tap by tap", spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
+    if method == "winograd":
+        size = winograd.transform_for(spec).results
+        return f"blocks of tiles of {size} x {size} results", winograd.workspace(spec, itemsize, limit)
+    return "the whole result", _spectra_bytes(spec)
+
+
+def _no_winograd(spec: ConvSpec, spectral: bool) -> str:
+    if not spectral:
+        return "method='winograd' computes with fractions, which integers cannot hold; take method='gemm'"
+    return (
+        "method='winograd' takes windows of 3 by 3 on the last two axes at stride 1 without groups; got window "
+        f"{spec.window}, stride {spec.stride}, groups={spec.groups}: take method='auto'"
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -85,17 +115,22 @@ def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
     return words, images * rows * row_bytes(spec, itemsize)
 
 
-def expected_seconds(spec: ConvSpec) -> dict[str, float]:
-    """What each method is expected to take; only the ratios matter."""
-    return {name: cost(spec) for name, cost in _COSTS.items()}
+def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[str, float]:
+    """What each method is expected to take, infinite where it does not apply; only the ratios matter."""
+    seconds = {name: cost(spec) for name, cost in _COSTS.items()}
+    if kernel_for(spec, "direct", compiled):
+        seconds["direct"] = _compiled_seconds(spec, compiled.filters)
+    return seconds
 
 
-def direct_is_compiled(spec: ConvSpec, computed: int) -> bool:
-    """Whether "direct" is left to the compiled kernels, which compute so many filters, 0 where they take no such call.
+def kernel_for(spec: ConvSpec, method: str, compiled: Compiled) -> str:
+    """The compiled kernels that a method is left to, by name; "" for NumPy.
 
     A window of one is a single product, which BLAS does at once: there the kernels took 1.4 times as long.
     """
-    return computed > 0 and math.prod(spec.window) > 1 and _compiled_seconds(spec, computed) < _direct_seconds(spec)
+    if method == "direct" and compiled.filters and math.prod(spec.window) > 1:
+        return "direct" if _compiled_seconds(spec, compiled.filters) < _direct_seconds(spec) else ""
+    return ""
 
 
 def _compiled_seconds(spec: ConvSpec, computed: int) -> float:
@@ -106,10 +141,9 @@ def _compiled_seconds(spec: ConvSpec, computed: int) -> float:
 def _direct_seconds(spec: ConvSpec) -> float:
     """One pass over the result per tap; where a group has several channels, of products that a matrix makes."""
     taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
-    passes = taps * (results / _PASSES + _TAP)
     if spec.groups == spec.channels:
-        return passes
-    return passes + conv_operations(spec) / _PRODUCTS + taps * spec.groups * _TAP
+        return taps * (results / _PASSES + _TAP)
+    return taps * (results / _SUMS + _TAP) + conv_operations(spec) / _PRODUCTS + taps * spec.groups * _TAP
 
 
 def _gemm_seconds(spec: ConvSpec) -> float:
@@ -128,7 +162,19 @@ def _fft_seconds(spec: ConvSpec) -> float:
     return _SPECTRUM + (transforms + products) / _TRANSFORMS
 
 
-_COSTS = {"direct": _direct_seconds, "gemm": _gemm_seconds, "fft": _fft_seconds}
+def _winograd_seconds(spec: ConvSpec) -> float:
+    """Tiles copied and transformed, one product for each of their points, and the weight transformed."""
+    if not winograd.fits(spec):
+        return math.inf
+    products, transforms = winograd.operations(spec)
+    points, taps = winograd.transform_for(spec).points ** 2, math.prod(spec.window[:-2])
+    tiles = products // (2 * points * taps * spec.channels * spec.filters or 1)
+    moved = points * tiles * (2 * taps * spec.channels + 1.5 * spec.filters)
+    weight = points * taps * spec.channels * spec.filters
+    return (products + transforms) / _SMALL_PRODUCTS + moved / _TILES + weight / _WEIGHTS + _SPECTRUM
+
+
+_COSTS = {"direct": _direct_seconds, "gemm": _gemm_seconds, "winograd": _winograd_seconds, "fft": _fft_seconds}
 
 
 def _spectra_bytes(spec: ConvSpec) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu.plan import Tile, conv_plan, direct_is_compiled, row_bytes, spectra_plan, tiles, tiling
+from xpconv.cpu import winograd
+from xpconv.cpu.plan import Compiled, Tile, conv_plan, kernel_for, row_bytes, spectra_plan, tiles, tiling
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
 from xpconv.engines.agnostic import (
@@ -29,7 +31,7 @@ from xpconv.plan import Arrays, Plan
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
 
-METHODS = ("auto", "direct", "gemm", "fft")
+METHODS = ("auto", "direct", "gemm", "winograd", "fft")
 
 
 # --- Convolution ------------------------------------------------------------------------------------------------------
@@ -46,16 +48,27 @@ def conv(
     precision: str,  # noqa: ARG001  a CPU has one
     method: str,
 ) -> Array:
-    """Patches times weights in tiles, products tap by tap, or spectra: what the plan expects to be the fastest."""
-    dtype = x.dtype
-    chosen, compiled = _conv_plan(x, spec, method).method, _computed(x.dtype, spec)
-    x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
-    if chosen == "direct" and direct_is_compiled(spec, compiled):
-        y = _by_kernels(x, w, bias, spec, fill_value, activation)
-        return y.astype(dtype, copy=False)
+    """Patches times weights in tiles, products tap by tap, Winograd's tiles, or spectra, as the plan expects."""
+    if spec.layout == "channels_first" and _is_product(spec) and _conv_plan(x, spec, method).method == "gemm":
+        y = _products_of_planes(widened(x), widened(w), spec)
+        return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, x.dtype))
+    return _convolved(
+        channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout), bias, spec, x.dtype,
+        fill_value=fill_value, activation=activation, method=method,
+    )  # fmt: skip
+
+
+def _convolved(
+    x: Array, w: Array, bias: Array | None, spec: ConvSpec, dtype: Any, *, fill_value: complex = 0,
+    activation: str | None = None, method: str = "auto",
+) -> Array:  # fmt: skip
+    """The result, in the spec's layout, of channels-last `x` and `w` in the dtype that sums are kept in."""
+    chosen = _conv_plan(x, spec, method).method
+    if kernel_for(spec, chosen, _takes(x.dtype, spec)):
+        return _by_kernels(x, w, bias, spec, fill_value, activation).astype(dtype, copy=False)
     x = surrounded(x, spec, fill_value)
-    algorithm = _spectral_if_finite if (chosen, method) == ("fft", "auto") else _ALGORITHMS[chosen]
-    y = algorithm(x, w, spec)
+    rounding = method == "auto" and chosen in ("winograd", "fft")
+    y = _if_finite(_ALGORITHMS[chosen], x, w, spec) if rounding else _ALGORITHMS[chosen](x, w, spec)
     return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, dtype))
 
 
@@ -64,6 +77,8 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
     x = arrays[0]
     if operation == "conv":
         return _conv_plan(x, spec, options["method"])
+    if operation == "conv_grad_input" and _has_plain_adjoint(spec):
+        return _conv_plan(x, spec.input_adjoint, "auto")
     side = operation.removeprefix("conv_grad_")
     if side != operation and _spectral(x) and (spectra := spectra_plan(spec, side)):
         return spectra
@@ -88,13 +103,15 @@ _DIRECT = {  # what is done to the whole result at once
 
 def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
     limit = current_limit()
-    return conv_plan(spec, _itemsize(x), _spectral(x), method, limit, _computed(x.dtype, spec))
+    return conv_plan(spec, _itemsize(x), _spectral(x), method, limit, _takes(x.dtype, spec))
 
 
-def _computed(dtype: Any, spec: ConvSpec) -> int:
-    """Filters that the compiled kernels compute, 0 where they do not take the convolution."""
+def _takes(dtype: Any, spec: ConvSpec) -> Compiled:
+    """What the compiled kernels take of the convolution."""
     compiled = _compiled()
-    return 0 if compiled is None else compiled.computed(_SUMMED_IN.get(dtype.name, dtype.name), spec, current_limit())
+    if compiled is None:
+        return Compiled()
+    return Compiled(compiled.computed(_SUMMED_IN.get(dtype.name, dtype.name), spec, current_limit()))
 
 
 _SUMMED_IN = {"float16": "float32", "bfloat16": "float32"}
@@ -190,14 +207,29 @@ def _patches(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array:
     return block.reshape(math.prod(block.shape[: spec.axes + 1]), length)
 
 
-def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """By spectra, unless one of them would spread a NaN, an infinity or an overflow over everything."""
-    if np.isfinite(x).all() and np.isfinite(w).all():
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = fft.conv(x, w, spec)
-        if np.isfinite(y).all():
-            return y
-    return _gemm(x, w, spec)
+def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
+    return winograd.conv(x, w, spec, current_limit())
+
+
+def _if_finite(algorithm: Callable[..., Array], x: Array, w: Array, spec: ConvSpec) -> Array:
+    """By an algorithm that spreads a NaN, an infinity or an overflow; by patches where the result shows one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = algorithm(x, w, spec)
+        finite = np.isfinite(y.sum()) or np.isfinite(y).all()  # the sum is read faster, but may overflow
+    return y if finite else _gemm(x, w, spec)
+
+
+def _is_product(spec: ConvSpec) -> bool:
+    """Whether the convolution is one matrix product: windows of one that read every position."""
+    plain = not spec.input_dilation and spec.groups == 1 and spec.padded_size == spec.size
+    return plain and math.prod(spec.window) == 1 and spec.out_size == spec.size
+
+
+def _products_of_planes(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """A product of channels-first planes as they lie, without a transpose: (F, C) times (N, C, positions)."""
+    planes = x.reshape(spec.batch, spec.channels, math.prod(spec.size))
+    y = w.reshape(spec.filters, spec.channels) @ planes
+    return channels_last(y.reshape(spec.batch, spec.filters, *spec.size), spec.layout)
 
 
 def windows(x: Array, spec: Windows) -> Array:
@@ -213,15 +245,17 @@ def windows(x: Array, spec: Windows) -> Array:
     return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
 
 
-_ALGORITHMS = {"direct": _direct, "gemm": _gemm, "fft": fft.conv}
+_ALGORITHMS = {"direct": _direct, "gemm": _gemm, "winograd": _winograd, "fft": fft.conv}
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
-    """One product per tap, added where the tap reads; by spectra where the window is large."""
+    """The adjoint as a convolution where no stride leaves gaps; else one product per tap, added where the tap reads."""
     dtype = gy.dtype
     gy, w = channels_last(widened(gy), spec.layout), exchanged(weight_last(widened(w), spec.layout), spec.groups)
+    if _has_plain_adjoint(spec):
+        return _convolved(gy, w, bias, spec.input_adjoint, dtype, activation=activation)
     if _spectral(gy) and spectra_plan(spec, "input"):
-        gx = _spectral_if_finite(surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
+        gx = _if_finite(fft.conv, surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
     else:
         padded = np.zeros((spec.batch, *spec.padded_size, spec.channels), dtype=gy.dtype)
         for o in spec.taps:
@@ -231,13 +265,18 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
 
 
+def _has_plain_adjoint(spec: ConvSpec) -> bool:
+    """Whether the input gradient is a convolution without input dilation."""
+    return set(spec.stride) == {1} and spec.padding_mode == "zeros"
+
+
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """Patches, transposed, times `gy`, tile by tile; by spectra where the window is large."""
     dtype = x.dtype
     if _spectral(x) and spectra_plan(spec, "weight"):
         x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
         x, gy = agnostic.to_weight_adjoint(x, gy, spec)
-        gw = _spectral_if_finite(surrounded(x, spec.weight_adjoint), gy, spec.weight_adjoint)
+        gw = _if_finite(fft.conv, surrounded(x, spec.weight_adjoint), gy, spec.weight_adjoint)
         return np.ascontiguousarray(agnostic.from_weight_adjoint(gw, spec).astype(dtype, copy=False))
     if spec.groups > 1:
         return NotImplemented  # the agnostic engine's batched products serve groups as well

@@ -106,8 +106,8 @@ def gather_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> Kernel:
 
     ``rows`` tells where each row begins in `x`, in bytes, OUTSIDE for one that lies in the padding; ``runs`` holds
     pairs: where in a row so many positions begin, or OUTSIDE, and how many they are. ``geometry`` holds the bytes
-    between positions and between channels, the channels, the positions of a row, the bytes between rows that may be read as
-    one run (0 for none), and the address of what lies outside.
+    between positions and between channels, the channels, the positions of a row, the bytes between rows that may be
+    read as one run (0 for none), and the address of what lies outside.
     """
     fill, copy = fill_kernel(module, dtype), copy_kernel(module, dtype)
     run_kernel = _run_kernel(module, dtype, copy, transpose)

@@ -1,0 +1,111 @@
+"""Winograd's minimal filtering in NumPy: its results, its bounds, and when it steps aside."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xpconv
+from xpconv.cpu import winograd
+from xpconv.engines import numpy as engine
+
+
+def exact(function, x, w, **options):
+    return function(x.astype(np.float64), w.astype(np.float64), method="gemm", **options)
+
+
+def assert_near(y, expected, bound):
+    assert y.shape == expected.shape
+    assert np.abs(y - expected).max() <= bound * np.abs(expected).max()
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """NumPy, without the compiled kernels."""
+    monkeypatch.setattr(engine, "_compiled", lambda: None)
+
+
+sizes = st.tuples(st.integers(3, 17), st.integers(3, 17))
+
+
+@given(
+    sizes, st.integers(1, 6), st.integers(1, 5), st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    st.sampled_from(["channels_last", "channels_first"]), st.booleans(), st.sampled_from([1, 2**26]),
+)  # fmt: skip
+def test_winograd_agrees_with_the_definition(size, channels, filters, batch, dilation, layout, flip, limit):
+    rng = np.random.default_rng(sum(size) * 100 + channels)
+    x, w = rng.standard_normal((batch, *size, channels)), rng.standard_normal((3, 3, channels, filters))
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
+    options = {"dilation": dilation, "padding": "same", "layout": layout}
+    function = xpconv.conv2d if flip else xpconv.corr2d
+    with xpconv.workspace_limit(limit):
+        y = function(x, w, method="winograd", **options)
+    assert_near(y, exact(function, x, w, **options), 1e-12)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("mode", ["zeros", "constant", "edge", "reflect", "symmetric", "wrap"])
+@pytest.mark.parametrize("dilation", [1, (2, 1, 1), (1, 2, 3)])
+def test_winograd_in_the_last_two_axes_of_a_volume(mode, dilation):
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((2, 7, 9, 11, 3)), rng.standard_normal((2, 3, 3, 3, 5))
+    options = {"padding": ((1, 0), (2, 1), (3, 2)), "padding_mode": mode, "dilation": dilation}
+    assert_near(xpconv.corr(x, w, method="winograd", **options), exact(xpconv.corr, x, w, **options), 1e-12)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("size", [7, 14, 56])
+def test_winograd_errs_by_less_than_its_bound_in_float32(size):
+    rng = np.random.default_rng(2)
+    x, w = (rng.standard_normal(shape, np.float32) for shape in ((1, size, size, 256), (3, 3, 256, 64)))
+    assert_near(xpconv.corr2d(x, w, padding=1, method="winograd"), exact(xpconv.corr2d, x, w, padding=1), 3e-5)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_auto_lets_nothing_spread_beyond_its_windows(value):
+    x, w = np.ones((8, 56, 56, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
+    assert xpconv.explain(xpconv.corr2d, x, w).method == "winograd"
+    x[1, 20, 30, 5] = value
+    y = xpconv.corr2d(x, w)
+    touched = np.zeros(y.shape[:3], bool)
+    touched[1, 18:21, 28:31] = True
+    np.testing.assert_allclose(y[~touched], 576, rtol=3e-5)
+    expected = np.float32(575) + np.float32(value)
+    np.testing.assert_allclose(y[touched], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "options", "words"),
+    [
+        ((5, 3, 2, 4), {}, r"got window \(5, 3\), stride \(1, 1\), groups=1: take method='auto'"),
+        ((3, 3, 2, 4), {"stride": 2}, r"stride \(2, 2\)"),
+        ((3, 3, 1, 4), {"groups": 2}, "groups=2"),
+    ],
+)
+def test_winograd_says_what_it_takes(window, options, words):
+    with pytest.raises(ValueError, match=words):
+        xpconv.conv2d(np.ones((1, 8, 8, 2), np.float32), np.ones(window, np.float32), method="winograd", **options)
+
+
+def test_winograd_refuses_integers():
+    with pytest.raises(ValueError, match="which integers cannot hold; take method='gemm'"):
+        xpconv.conv2d(np.ones((1, 8, 8, 1), int), np.ones((3, 3, 1, 1), int), method="winograd")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("limit", [1, 2**20, 2**26])
+def test_the_workspace_of_a_block_keeps_to_the_limit(limit):
+    spec = xpconv.corr.request(np.ones((8, 56, 56, 16)), np.ones((3, 3, 16, 8))).spec
+    weight = 2 * 36 * 16 * 8 * 8
+    row = 36 * (2 * 16 + 3 * 8) * 8 * 14
+    assert winograd.workspace(spec, 8, limit) - weight <= max(limit, row)
+
+
+@pytest.mark.parametrize("transform", [winograd.F2, winograd.F4])
+def test_the_matrices_make_a_convolution_of_one_axis(transform):
+    rng = np.random.default_rng(3)
+    d, g = rng.standard_normal(transform.points), rng.standard_normal(3)
+    y = transform.output @ ((transform.filter @ g) * (transform.input @ d))
+    np.testing.assert_allclose(y, np.correlate(d, g, "valid"), rtol=1e-12)
