@@ -85,9 +85,9 @@ def grid(counts: Sizes, steps: list[int]) -> Array:
 @lru_cache(maxsize=128)
 def blocks_of(
     spec: ConvSpec | PoolSpec, strides: Sizes, dtype: str, team: int, sources: Sources, fill: float, limit: int,
-    block_rows: int = 1,
+    shape: tuple[int, int] | None = None,
 ) -> Blocks:  # fmt: skip
-    """Blocks for channels-last `strides`, of whole multiples of `block_rows` rows, at least one for each of a team.
+    """Blocks for channels-last `strides`, at least one for each of a team; or those of a `shape`, rows and images.
 
     What one gathers stays below `limit` bytes, unless a single window's rows do not.
     """
@@ -95,8 +95,9 @@ def blocks_of(
     gathered = not _in_place(spec, strides, size)
     positions = math.prod(spec.padded_size[1:])
     row_bytes = positions * spec.channels * size
-    rows, images = _shape(spec, row_bytes, team, min(limit, BLOCK_BYTES), block_rows)
-    rows = max(min(rows, _rows_held(spec, row_bytes, limit)), block_rows)
+    rows, images = shape or _shape(spec, row_bytes, team, min(limit, BLOCK_BYTES))
+    if shape is None:
+        rows = max(min(rows, _rows_held(spec, row_bytes, limit)), 1)
     strip = ((rows - 1) * spec.stride[0] + spec.reach[0]) * row_bytes
     numbers = {
         "x_item": strides[0], "x_row": strides[1] * spec.stride[0], "batch": spec.batch, "images": images,
@@ -125,7 +126,7 @@ def _rows_held(spec: ConvSpec | PoolSpec, row_bytes: int, nbytes: int) -> int:
     return (nbytes // max(row_bytes, 1) - spec.reach[0]) // spec.stride[0] + 1
 
 
-def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int, block_rows: int) -> tuple[int, int]:
+def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int) -> tuple[int, int]:
     """Rows and images of a block: what the cache holds, evenly, and something for everybody."""
     first, stride, reach = spec.out_size[0], spec.stride[0], spec.reach[0]
     held = max(
@@ -133,7 +134,6 @@ def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int, bl
     )  # at least as many new rows as are gathered again
     parts = max(-(-first // held), min(-(-team // spec.batch), first))
     rows = -(-first // parts)
-    rows = min(-(-rows // block_rows) * block_rows, -(-first // block_rows) * block_rows)
     if rows < first:
         return rows, 1
     strip = max(spec.padded_size[0] * row_bytes, 1)
@@ -197,6 +197,7 @@ class Block:
     first: Value  # image
     images: Value
     row: Value  # of the result
+    rows: Value
     free: Value  # scratch memory beyond what was gathered
 
 
@@ -216,4 +217,4 @@ def opened(kernel: Kernel, given: SimpleNamespace, block: Value, scratch: Value,
             )  # fmt: skip
         source.set(scratch)
     free = scratch + given.gathered * given.images * given.strip
-    return Block(source.get(), images * rows * given.line, rows * given.line, first, images, row, free)
+    return Block(source.get(), images * rows * given.line, rows * given.line, first, images, row, rows, free)

@@ -84,6 +84,12 @@ class Value:
     def __and__(self, other: Operand) -> Value:
         return self._emit("and_", "and_", other)
 
+    def __or__(self, other: Operand) -> Value:
+        return self._emit("or_", "or_", other)
+
+    def __xor__(self, other: Operand) -> Value:
+        return self._emit("xor", "xor", other)
+
     def __lt__(self, other: Operand) -> Value:
         return self._compare("<", other)
 
@@ -200,6 +206,13 @@ class Kernel:
         larger = (first > second).where(first, second)  # the second where either is a NaN
         return first.is_nan().where(first, larger)
 
+    def any_bit(self, words: Value) -> Value:
+        """All bits that are set in any lane of a vector of integers."""
+        total = Value(self, self.builder.extract_element(words.raw, ir.Constant(I32, 0)))
+        for lane in range(1, words.type.count):
+            total = total | Value(self, self.builder.extract_element(words.raw, ir.Constant(I32, lane)))
+        return total
+
     def lanes_below(self, count: Value, lanes: int) -> Value:
         """A mask: lane i holds where i < count."""
         every = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
@@ -226,6 +239,10 @@ class Kernel:
         loaded = self.builder.load(self._pointer(address, offset), typ=kind)
         loaded.align = _size(kind.element if isinstance(kind, ir.VectorType) else kind)
         return Value(self, loaded)
+
+    def load_small(self, address: Value) -> Value:
+        """Four bytes as an integer."""
+        return Value(self, self.builder.zext(self.load(address, I32).raw, I64))
 
     def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
         """The lanes of the mask, zeros in the others; nothing beyond them is read."""

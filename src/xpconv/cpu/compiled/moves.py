@@ -25,7 +25,7 @@ def fill_kernel(module: ir.Module, dtype: str) -> Kernel:
     kernel = Kernel(module, "fill", ("value", "to", "count"))
     value, to, count = kernel.arguments
     every = kernel.splat(kernel.load(value, FLOATS[dtype]), lanes_of(dtype))
-    _in_vectors(kernel, dtype, count, lambda at, mask: _put(kernel, every, to + at, mask))
+    _in_vectors(kernel, dtype, count, lambda at, mask: put(kernel, every, to + at, mask))
     kernel.finish()
     return kernel
 
@@ -36,7 +36,7 @@ def copy_kernel(module: ir.Module, dtype: str) -> Kernel:
     source, to, count = kernel.arguments
     kind = vector(FLOATS[dtype], lanes_of(dtype))
     _in_vectors(
-        kernel, dtype, count, lambda at, mask: _put(kernel, take(kernel, source + at, kind, mask), to + at, mask)
+        kernel, dtype, count, lambda at, mask: put(kernel, take(kernel, source + at, kind, mask), to + at, mask)
     )
     kernel.finish()
     return kernel
@@ -47,7 +47,8 @@ def take(kernel: Kernel, address: Value, kind: ir.Type, mask: Value | None) -> V
     return kernel.load(address, kind) if mask is None else kernel.load_lanes(address, kind, mask)
 
 
-def _put(kernel: Kernel, value: Value, address: Value, mask: Value | None) -> None:
+def put(kernel: Kernel, value: Value, address: Value, mask: Value | None) -> None:
+    """A vector to memory, or the lanes of a mask."""
     if mask is None:
         kernel.store(value, address)
     else:

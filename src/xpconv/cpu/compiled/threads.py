@@ -13,6 +13,8 @@ late never takes an item of the next job by what it knows of the last.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from threading import Event, Lock, Thread
 from typing import Any
@@ -182,23 +184,36 @@ def available() -> bool:
 def run(task: int, arguments: np.ndarray, items: int, scratch_bytes: int, threads: int) -> None:
     """Compute the items of a task, with as many threads as are asked for and free.
 
-    `scratch_bytes` is what each thread needs for itself; the memory is returned at the end.
+    `scratch_bytes` is what each thread needs for itself.
     """
     stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
     team = _team_of(threads) if threads > 1 and items > 1 else None
     if team is not None and team.lock.acquire(blocking=False):
         try:
-            scratch = _scratch(stride * team.threads)
-            team.run(task, arguments.ctypes.data, items, _aligned(scratch), stride)
+            with _scratch(stride * team.threads) as scratch:
+                team.run(task, arguments.ctypes.data, items, _aligned(scratch), stride)
         finally:
             team.lock.release()
         return
-    scratch = _scratch(stride)
-    _functions().serial(task, arguments.ctypes.data, items, _aligned(scratch))
+    with _scratch(stride) as scratch:
+        _functions().serial(task, arguments.ctypes.data, items, _aligned(scratch))
 
 
-def _scratch(nbytes: int) -> np.ndarray:
-    return np.empty(nbytes + _LINE, np.uint8)
+_spare: list[np.ndarray] = []  # memory of calls that have ended; the next take it, page faults and all behind it
+_MOST_SPARE = 1 << 25  # bytes of one of them
+
+
+@contextmanager
+def _scratch(nbytes: int) -> Iterator[np.ndarray]:
+    try:
+        memory = _spare.pop()
+    except IndexError:
+        memory = np.empty(0, np.uint8)
+    if memory.size < nbytes + _LINE:
+        memory = np.empty(nbytes + _LINE, np.uint8)
+    yield memory
+    if memory.size <= _MOST_SPARE and len(_spare) < 2:
+        _spare.append(memory)
 
 
 def _aligned(scratch: np.ndarray) -> int:

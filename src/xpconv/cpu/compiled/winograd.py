@@ -1,0 +1,412 @@
+"""Winograd's F(4x4, 3x3) with its transforms in registers.
+
+A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each of which the register tile multiplies
+with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Tables say where tiles begin, so
+that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the first axis inside the product) are
+the same kernels. The transformed weight is kept as long as the weight stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from types import SimpleNamespace
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu import winograd
+from xpconv.cpu.compiled import blocks, threads, weights
+from xpconv.cpu.compiled.blocks import Blocks, Sources, blocks_of, grid, strides_of
+from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.kept import Kept
+from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transpose_kernel
+from xpconv.cpu.compiled.tile import Finish, Shape, each_tile, finishing, shape_for, tile_kernels
+from xpconv.spec import Array, ConvSpec, Sizes
+
+_RESULTS, _EDGE = 4, 6  # of a tile, along an axis
+_POINTS = _EDGE**2
+_OWN = (
+    "w", "y", "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels",
+    "filters", "panels", "parts", "finish", "plain", "bias", "zeros", "in_row", "in_pixel", "out_row", "out_pixel",
+    "in_plane", "out_plane", "free", "turned", "y_item", "y_row", "plane", "out_line", "last_row",
+)  # fmt: skip
+FIELDS = (*blocks.FIELDS, *_OWN)
+_TILE_BYTES = 1 << 20  # of transformed inputs and products that a block takes, about: they should stay in the cache
+_FEWEST, _MOST = 28, 112  # tiles of a block: fewer wait for the weight, more fall out of the cache
+
+_weights = Kept()
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """All that does not depend on the arrays' addresses."""
+
+    blocks: Blocks
+    shape: Shape
+    tables: dict[str, Array]
+    numbers: dict[str, int]
+    items: int
+    scratch: int
+    team: int
+
+
+def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
+    """Whether the kernels compute this convolution here, within a limit of scratch memory."""
+    empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
+    if empty or spec.axes > 3 or not winograd.fits(spec):
+        return False
+    return _library(dtype, shape_for(spec.filters, dtype)) is not None and workspace(dtype, spec) <= limit
+
+
+def workspace(dtype: str, spec: ConvSpec) -> int:
+    """Bytes that the scratch memory of all threads takes."""
+    team = threads.thread_count()
+    whole = _whole(spec)
+    rows, images = _shape(whole, team)
+    tiles_in, tiles_out = _tile_counts(whole, rows, images)
+    strip = ((rows - 1) + spec.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
+    results = rows * math.prod(spec.out_size[1:]) * spec.filters * images
+    each = _POINTS * (tiles_in * spec.channels + tiles_out * spec.filters) + strip + results
+    return team * each * np.dtype(dtype).itemsize
+
+
+def conv(
+    x: Array, w: Array, bias: Array | None, spec: ConvSpec, y: Array, sources: Sources, fill: float,
+    activation: str | None, leak: float, limit: int,
+) -> None:  # fmt: skip
+    """As `direct.conv`, of stride 1 with windows of three on the last two axes, and without groups."""
+    dtype = x.dtype.name
+    job = _job(spec, strides_of(x), strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
+    compiled = _library(dtype, job.shape)
+    assert compiled is not None
+    weight = _weights.of(w, (spec.flip, spec.axes), lambda: _transformed(w, spec, job.shape, job.team))
+    biases = np.zeros(-(-spec.filters // lanes_of(dtype)) * lanes_of(dtype), dtype)
+    if bias is not None:
+        biases[: spec.filters] = bias
+    zeros = np.zeros(job.shape.filters, dtype)
+    finish, plain = finishing(activation, dtype, leak), finishing(None, dtype, leak)
+    arrays = {"w": weight, "y": y, "bias": biases, "zeros": zeros, "finish": finish, "plain": plain, **job.tables}
+    addresses = {name: array.ctypes.data for name, array in arrays.items()}
+    given = {**job.blocks.fields(x), **job.numbers, **addresses}
+    arguments = np.array([given[name] for name in FIELDS], np.int64)
+    threads.run(compiled.address("conv"), arguments, job.items, job.scratch, job.team)
+
+
+def _transformed(w: Array, spec: ConvSpec, shape: Shape, team: int) -> Array:
+    """The weight as (panels, points, taps C, filters of a tile)."""
+    if spec.flip:
+        w = np.flip(w, axis=tuple(range(spec.axes)))
+    u = winograd.transformed_weight(w, winograd.F4).reshape(-1, spec.filters)
+    return weights.packed(u, 1, shape, np.arange(len(u), dtype=np.int64) * u.strides[0], team)
+
+
+# --- Where tiles lie --------------------------------------------------------------------------------------------------
+
+
+def _whole(spec: ConvSpec) -> ConvSpec:
+    """The convolution with as much more padding at the end as whole tiles need."""
+    lead = spec.axes - 2
+    more = [0] * lead + [-n % (_RESULTS * d) for n, d in zip(spec.out_size[lead:], spec.dilation[lead:], strict=True)]
+    return replace(spec, padding=tuple((lo, hi + m) for (lo, hi), m in zip(spec.padding, more, strict=True)))
+
+
+def _unit(whole: ConvSpec) -> int:
+    """Rows of the first axis that tiles come in: those of a tile, dilated, or one plane of a volume."""
+    return _RESULTS * whole.dilation[0] if whole.axes == 2 else 1
+
+
+def _tile_counts(whole: ConvSpec, rows: int, images: int) -> tuple[int, int]:
+    """Tiles of a block's input, and of its results."""
+    band, extra = _band(whole), whole.reach[0] - 1 if whole.axes == 3 else 0
+    units = rows // _unit(whole)
+    return images * (units + extra) * band, images * units * band
+
+
+def _band(whole: ConvSpec) -> int:
+    """Tiles of one unit of the first axis."""
+    line = math.prod(whole.out_size[1:])
+    return line * _unit(whole) // _RESULTS**2
+
+
+def _shape(whole: ConvSpec, team: int) -> tuple[int, int]:
+    """Rows and images of a block."""
+    tile_bytes = _POINTS * (whole.channels + whole.filters) * 4
+    tiles = min(max(_TILE_BYTES // tile_bytes, _FEWEST), _MOST)
+    unit, band = _unit(whole), _band(whole)
+    units = whole.out_size[0] // unit
+    image_tiles = units * band
+    if image_tiles <= tiles:
+        groups = max(-(-whole.batch * image_tiles // tiles), 1)
+        groups = min(-(-groups // team) * team, whole.batch)
+        return units * unit, -(-whole.batch // groups)
+    cuts = max(1, round(image_tiles / tiles))
+    return -(-units // min(cuts, units)) * unit, 1
+
+
+@lru_cache(maxsize=128)
+def _job(
+    spec: ConvSpec, x_strides: Sizes, y_strides: Sizes, dtype: str, threads_free: int, sources: Sources, fill: float,
+    limit: int,
+) -> _Job:  # fmt: skip
+    size, whole = np.dtype(dtype).itemsize, _whole(spec)
+    shape = shape_for(spec.filters, dtype)
+    products = winograd.operations(spec)[0] // 2
+    team = threads_free if products > _SINGLE else 1
+    cut = blocks_of(
+        whole,
+        x_strides,
+        dtype,
+        team,
+        partial(_sources_of, spec=spec, sources=sources),
+        fill,
+        limit,
+        _shape(whole, team),
+    )
+    panels = -(-spec.filters // shape.filters)
+    parts = 1 if cut.count >= 4 * team or cut.count % team == 0 else min(panels, team)
+    turned = y_strides[-1] != size
+    tiles_in, tiles_out = _tile_counts(whole, cut.rows, cut.images)
+    block = _block_strides(spec, y_strides, size, turned)
+    lead = spec.axes - 2
+    numbers = {
+        "tap_count": math.prod(spec.window[:lead]), "unit": _unit(whole), "band": _band(whole),
+        "extra": whole.reach[0] - 1 if lead else 0, "channels": spec.channels, "filters": spec.filters,
+        "panels": panels, "parts": parts, "in_row": cut.steps[lead] * spec.dilation[-2],
+        "in_pixel": cut.steps[lead + 1] * spec.dilation[-1], "out_row": block[-3] * spec.dilation[-2],
+        "out_pixel": block[-2] * spec.dilation[-1], "in_plane": tiles_in * spec.channels * size,
+        "out_plane": tiles_out * spec.filters * size, "turned": int(turned), "y_item": y_strides[0],
+        "y_row": y_strides[1], "plane": y_strides[-1], "out_line": math.prod(spec.out_size[1:]),
+        "last_row": spec.out_size[0], "free": 0,
+    }  # fmt: skip
+    tables = _tables(spec, whole, cut, block, size)
+    results = cut.images * cut.rows * numbers["out_line"] * spec.filters * size if turned else 0
+    scratch = cut.images * cut.strip + _POINTS * (tiles_in * spec.channels + tiles_out * spec.filters) * size + results
+    return _Job(cut, shape, tables, numbers, cut.count * parts, scratch, team)
+
+
+_SINGLE = 1_000_000  # products below which handing over costs more than it brings
+
+
+def _sources_of(whole: ConvSpec, *, spec: ConvSpec, sources: Sources) -> tuple[Array, ...]:
+    """Where the padded input comes from; the padding that only completes tiles lies outside."""
+    ends = (after[1] - before[1] for before, after in zip(spec.padding, whole.padding, strict=True))
+    return tuple(np.pad(s, (0, end), constant_values=-1) for s, end in zip(sources(spec), ends, strict=True))
+
+
+def _block_strides(spec: ConvSpec, y_strides: Sizes, size: int, turned: bool) -> Sizes:
+    """Bytes between neighbours of what a block stores: of `y`, or of rows that are transposed afterwards."""
+    if not turned:
+        return y_strides
+    steps = [spec.filters * size, size]
+    for n in reversed(spec.out_size):
+        steps.insert(0, steps[0] * n)
+    return tuple(steps)
+
+
+def _tables(spec: ConvSpec, whole: ConvSpec, cut: Blocks, block: Sizes, size: int) -> dict[str, Array]:
+    """Where the tiles of a block begin and how many results they have, and where products read and write."""
+    lead = spec.axes - 2
+    planes_in = cut.rows + whole.reach[0] - 1 if lead else 1
+    height = whole.out_size[-2] if lead else cut.rows
+    image_in = _tile_places(planes_in, height, whole, [*cut.steps[:-1]], lead)
+    inputs = _with_images(image_in, cut.images, cut.steps[-1])
+    outputs = _with_images(
+        _tile_places(whole.out_size[0] if lead else 1, whole.out_size[-2], whole, [*block[1:-1]], lead), cut.images,
+        block[0],
+    )  # fmt: skip
+    left = _results_left(spec, whole, lead)
+    left = np.tile(left, (cut.images * (whole.out_size[0] if lead else 1), 1))
+    units, band = cut.rows // _unit(whole), _band(whole)
+    extra = whole.reach[0] - 1 if lead else 0
+    rows = np.arange(cut.images)[:, None] * (units + extra) * band + np.arange(units * band)
+    taps = np.arange(spec.window[0]) * spec.dilation[0] * band if lead else np.zeros(1)
+    return {
+        "inputs": inputs,
+        "outputs": np.ascontiguousarray(np.stack([outputs, left[:, 0], left[:, 1]], axis=1).astype(np.int64)),
+        "pixels": (rows.reshape(-1) * (spec.channels * size)).astype(np.int64),
+        "rows_out": np.arange(rows.size, dtype=np.int64) * (spec.filters * size),
+        "taps": (taps * (spec.channels * size)).astype(np.int64),
+    }
+
+
+def _tile_places(planes: int, height: int, whole: ConvSpec, steps: list[int], lead: int) -> Array:
+    """Where tiles begin: by plane, row of tiles, phase of the two dilations, and column of tiles."""
+    down, across = whole.dilation[-2:]
+    counts = (height // (_RESULTS * down), down, across, whole.out_size[-1] // (_RESULTS * across))
+    vertical, horizontal = steps[lead], steps[lead + 1]
+    tiles = grid(counts, [_RESULTS * down * vertical, vertical, horizontal, _RESULTS * across * horizontal])
+    return (np.arange(planes, dtype=np.int64)[:, None] * (steps[0] if lead else 0) + tiles).reshape(-1)
+
+
+def _with_images(places: Array, images: int, step: int) -> Array:
+    return (np.arange(images, dtype=np.int64)[:, None] * step + places).reshape(-1)
+
+
+def _results_left(spec: ConvSpec, whole: ConvSpec, lead: int) -> Array:
+    """For the tiles of an image how many rows and columns of their results there are."""
+    axes = []
+    for n, whole_n, d in zip(spec.out_size[lead:], whole.out_size[lead:], spec.dilation[lead:], strict=True):
+        first = np.arange(whole_n // (_RESULTS * d))[:, None] * (_RESULTS * d) + np.arange(d)  # (tile, phase)
+        axes.append(np.clip(-(-(n - first) // d), 0, _RESULTS))
+    rows, columns = axes[0][:, :, None, None], axes[1].T[None, None]  # by tile row, phases, tile column
+    pairs = np.broadcast_arrays(rows, columns)
+    return np.stack([part.reshape(-1) for part in pairs], axis=1)
+
+
+# --- The kernels ------------------------------------------------------------------------------------------------------
+
+
+def _library(dtype: str, shape: Shape) -> Library | None:
+    return library(f"winograd-{dtype}-{shape.lanes}x{shape.vectors}", partial(_make, dtype=dtype, shape=shape))
+
+
+def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
+    """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
+    tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
+    gather, forward, back = gather_kernel(module, dtype, transpose), _forward(module, dtype), _back(module, dtype)
+    size = np.dtype(dtype).itemsize
+    kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))
+    arguments, item, scratch = kernel.arguments
+    given = kernel.given(arguments, FIELDS)
+    block = blocks.opened(kernel, given, item // given.parts, scratch, gather)
+    units = block.rows // given.unit
+    inputs, outputs = block.images * (units + given.extra) * given.band, block.images * units * given.band
+    spectra, products = block.free, block.free + given.in_plane * _POINTS
+    results = products + given.out_plane * _POINTS
+    with kernel.loop(inputs) as t:
+        kernel.call(
+            forward, block.source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
+            spectra + t * given.channels * size, given.in_plane, given.channels,
+        )  # fmt: skip
+    part = item % given.parts
+    start, stop = (given.panels * part) // given.parts, (given.panels * (part + 1)) // given.parts
+    _multiply(kernel, given, tiles, shape, size, (start, stop), outputs, spectra, products)
+    first = start * shape.filters
+    width = kernel.minimum(given.filters, stop * shape.filters) - first
+    own = results - block.row * given.out_line * given.filters * size
+    y = given.turned.equals(1).where(own, given.y + block.first * given.y_item)
+    number = block.row // given.unit * given.band
+    with kernel.loop(outputs) as t:
+        place = given.outputs + (number + t) * 24
+        kernel.call(
+            back, products + (t * given.filters + first) * size, given.out_plane,
+            y + kernel.load(place) + first * size, given.out_row, given.out_pixel, width, kernel.load(place, offset=8),
+            kernel.load(place, offset=16), given.finish, given.bias + first * size,
+        )  # fmt: skip
+    with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
+        rows = kernel.minimum(given.last_row - block.row, block.rows)
+        step, pixels = given.filters * size, given.out_line * rows
+        kernel.call(
+            transpose, results + image * given.out_line * given.last_row * step + first * size, step,
+            given.y + (block.first + image) * given.y_item + block.row * given.y_row + first * given.plane,
+            given.plane, pixels, width,
+        )  # fmt: skip
+    kernel.finish()
+    return ("conv",)
+
+
+def _multiply(
+    kernel: Kernel, given: SimpleNamespace, tiles: dict[int, Kernel], shape: Shape, size: int,
+    panels: tuple[Value, Value], count: Value, spectra: Value, products: Value,
+) -> None:  # fmt: skip
+    """For every point the transformed tiles times its part of the weight, a panel of filters at a time."""
+    panel_bytes = given.tap_count * given.channels * (shape.filters * size)
+    start, stop = panels
+    with kernel.loop(_POINTS) as point, kernel.loop(stop, start=start) as panel:
+        x, w = spectra + point * given.in_plane, given.w + (panel * _POINTS + point) * panel_bytes
+        y = products + point * given.out_plane + panel * (shape.filters * size)
+        width = given.filters - panel * shape.filters
+
+        def arguments_of(tile: Value) -> tuple[Operand, ...]:
+            return (
+                x, given.pixels + tile * 8, given.taps, given.tap_count, given.channels, w, shape.filters * size, y,
+                given.rows_out + tile * 8, width, given.plain, given.zeros,
+            )  # fmt: skip
+
+        each_tile(kernel, tiles, count, arguments_of)
+
+
+def _forward(module: ir.Module, dtype: str) -> Kernel:
+    """``forward(x, row, pixel, to, plane, channels)``: a tile ``B^T d B``, a point a plane of bytes from the next."""
+    kernel = Kernel(module, "forward", ("x", "row", "pixel", "to", "plane", "channels"))
+    x, row, pixel, to, plane, channels = kernel.arguments
+
+    def body(at: Value, mask: Value | None, kind: ir.Type) -> None:
+        columns = [
+            _input_transform(kernel, [take(kernel, x + at + pixel * j + row * i, kind, mask) for i in range(_EDGE)])
+            for j in range(_EDGE)
+        ]
+        for i in range(_EDGE):
+            for j, value in enumerate(_input_transform(kernel, [column[i] for column in columns])):
+                put(kernel, value, to + at + plane * (_EDGE * i + j), mask)
+
+    _each_vector(kernel, dtype, channels, body)
+    kernel.finish()
+    return kernel
+
+
+def _back(module: ir.Module, dtype: str) -> Kernel:
+    """``back``: ``phi(A^T m A + bias)`` of a tile, of which so many rows and columns are stored."""
+    names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias")
+    kernel = Kernel(module, "back", names)
+    m, plane, y, row, pixel, filters, rows, columns, finish, bias = kernel.arguments
+    finished = Finish(kernel, finish, FLOATS[dtype], lanes_of(dtype))
+
+    def body(at: Value, mask: Value | None, kind: ir.Type) -> None:
+        parts = [
+            _output_transform(
+                kernel, [take(kernel, m + at + plane * (_EDGE * i + j), kind, mask) for i in range(_EDGE)]
+            )
+            for j in range(_EDGE)
+        ]
+        added = kernel.load(bias + at, kind)
+        for i in range(_RESULTS):
+            values = [finished(value, added) for value in _output_transform(kernel, [part[i] for part in parts])]
+            with kernel.when(rows > i):
+                for j, value in enumerate(values):
+                    with kernel.when(columns > j):
+                        put(kernel, value, y + at + row * i + pixel * j, mask)
+
+    _each_vector(kernel, dtype, filters, body)
+    kernel.finish()
+    return kernel
+
+
+def _each_vector(
+    kernel: Kernel, dtype: str, count: Value, body: Callable[[Value, Value | None, ir.Type], None]
+) -> None:
+    """`body(byte offset, mask, type)` for whole vectors, without a mask, and for what is left over."""
+    lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
+    kind, whole = vector(FLOATS[dtype], lanes), count - count % lanes
+    with kernel.loop(whole, step=lanes) as c:
+        body(c * size, None, kind)
+    with kernel.when(whole < count):
+        body(whole * size, kernel.lanes_below(count - whole, lanes), kind)
+
+
+def _input_transform(kernel: Kernel, d: list[Value]) -> list[Value]:
+    """``B^T d`` for six values."""
+
+    def times(a: Value, factor: float, b: Value) -> Value:
+        return kernel.fma(a, kernel.constant(factor, a.type), b)
+
+    even, odd = times(d[2], -4, d[4]), times(d[1], -4, d[3])
+    outer, inner = d[4] - d[2], d[3] - d[1]
+    return [
+        times(d[0] - d[2], 4, outer), even + odd, even - odd, times(inner, 2, outer), times(inner, -2, outer),
+        times(inner, -4, d[5] - d[3]),
+    ]  # fmt: skip
+
+
+def _output_transform(kernel: Kernel, m: list[Value]) -> list[Value]:
+    """``A^T m`` for six values."""
+
+    def times(a: Value, factor: float, b: Value) -> Value:
+        return kernel.fma(a, kernel.constant(factor, a.type), b)
+
+    near, near_odd, far, far_odd = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    return [m[0] + near + far, times(far_odd, 2, near_odd), times(far, 4, near), times(far_odd, 8, near_odd) + m[5]]
