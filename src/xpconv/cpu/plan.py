@@ -21,6 +21,9 @@ _WEIGHTS = 0.3e9  # elements of a weight transformed
 _PASSES = 2.0e9  # elements added to the result
 _SUMS = 0.9e9  # elements of a product added to others
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
+_PACKED = 2.0e9  # elements of a weight put into the tiles' order
+_REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
+_STREAMED = 8.0e9  # elements of a transformed weight read from memory
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 
 # Seconds, of one array operation.
@@ -43,6 +46,7 @@ class Compiled:
     """What the compiled kernels take of one convolution."""
 
     filters: int = 0  # that the tiles compute, those that fill them up included; 0 where they do not take it
+    winograd: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -52,10 +56,10 @@ def conv_plan(
     """The plan for one forward convolution; `spectral` says whether the dtype bears a spectrum's rounding."""
     seconds = expected_seconds(spec, compiled)
     if method == "auto":
-        candidates = {name: s for name, s in seconds.items() if s < math.inf and (spectral or name not in _ROUNDING)}
+        candidates = {name: s for name, s in seconds.items() if s < math.inf and (spectral or name not in ROUNDING)}
         method = min(candidates, key=candidates.__getitem__)
         reason = "the least expected time: " + ", ".join(f"{name} {s:.2g} s" for name, s in candidates.items())
-        reason += "; gemm where a value is not finite" if method in _ROUNDING else ""
+        reason += "; gemm where a value is not finite" if method in ROUNDING else ""
     else:
         reason = "asked for"
         if method == "winograd" and not (winograd.fits(spec) and spectral):
@@ -64,13 +68,17 @@ def conv_plan(
     kernel = kernel_for(spec, method, compiled)
     if kernel:
         weight = math.prod(spec.window) * spec.channels // spec.groups * compiled.filters * itemsize
+        weight *= 5 if kernel == "winograd" else 1  # 36 of 9, and a copy to compare with
         return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
     return Plan(method, reason, tile, padded + workspace)
 
 
-_ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
-_KERNELS = {"direct": "pixels by filters in registers, rows gathered block by block"}
+ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
+_KERNELS = {
+    "direct": "pixels by filters in registers, rows gathered block by block",
+    "winograd": "tiles of 4 x 4 results transformed in registers",
+}
 
 
 def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple[str, int]:
@@ -120,6 +128,8 @@ def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[st
     seconds = {name: cost(spec) for name, cost in _COSTS.items()}
     if kernel_for(spec, "direct", compiled):
         seconds["direct"] = _compiled_seconds(spec, compiled.filters)
+    if kernel_for(spec, "winograd", compiled):
+        seconds["winograd"] = _compiled_winograd_seconds(spec)
     return seconds
 
 
@@ -130,12 +140,22 @@ def kernel_for(spec: ConvSpec, method: str, compiled: Compiled) -> str:
     """
     if method == "direct" and compiled.filters and math.prod(spec.window) > 1:
         return "direct" if _compiled_seconds(spec, compiled.filters) < _direct_seconds(spec) else ""
-    return ""
+    return "winograd" if method == "winograd" and compiled.winograd else ""
 
 
 def _compiled_seconds(spec: ConvSpec, computed: int) -> float:
     """Products at the machine's full speed, those of the filters that fill up the tiles included."""
-    return conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + _CALL
+    weight = math.prod(spec.window) * spec.channels // spec.groups * computed
+    return conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + weight / _PACKED + _CALL
+
+
+def _compiled_winograd_seconds(spec: ConvSpec) -> float:
+    """Products at the machine's full speed, tiles to transform, and the transformed weight to read."""
+    points, taps = winograd.F4.points**2, math.prod(spec.window[:-2])
+    products, _ = winograd.operations(spec, winograd.F4)
+    weight = points * taps * spec.channels * spec.filters
+    transformed = products // (2 * taps * spec.channels * spec.filters) * (spec.channels + spec.filters)
+    return products / _COMPILED + transformed / _REGISTERED + weight / _STREAMED + _CALL
 
 
 def _direct_seconds(spec: ConvSpec) -> float:
@@ -166,8 +186,9 @@ def _winograd_seconds(spec: ConvSpec) -> float:
     """Tiles copied and transformed, one product for each of their points, and the weight transformed."""
     if not winograd.fits(spec):
         return math.inf
-    products, transforms = winograd.operations(spec)
-    points, taps = winograd.transform_for(spec).points ** 2, math.prod(spec.window[:-2])
+    transform = winograd.transform_for(spec)
+    products, transforms = winograd.operations(spec, transform)
+    points, taps = transform.points**2, math.prod(spec.window[:-2])
     tiles = products // (2 * points * taps * spec.channels * spec.filters or 1)
     moved = points * tiles * (2 * taps * spec.channels + 1.5 * spec.filters)
     weight = points * taps * spec.channels * spec.filters

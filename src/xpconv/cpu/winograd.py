@@ -200,9 +200,8 @@ def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def operations(spec: ConvSpec) -> tuple[int, int]:
+def operations(spec: ConvSpec, transform: Transform) -> tuple[int, int]:
     """Multiplications and additions of the products, and of the transforms of input and results."""
-    transform = transform_for(spec)
     lead = math.prod(spec.out_size[:-_SPACE])
     pairs = zip(spec.out_size[-_SPACE:], spec.dilation[-_SPACE:], strict=True)
     tiles = spec.batch * lead * math.prod(math.ceil(n / (d * transform.results)) * d for n, d in pairs)

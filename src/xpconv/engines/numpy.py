@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import winograd
-from xpconv.cpu.plan import Compiled, Tile, conv_plan, kernel_for, row_bytes, spectra_plan, tiles, tiling
+from xpconv.cpu.plan import ROUNDING, Compiled, Tile, conv_plan, kernel_for, row_bytes, spectra_plan, tiles, tiling
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
 from xpconv.engines.agnostic import (
@@ -63,13 +63,27 @@ def _convolved(
     activation: str | None = None, method: str = "auto",
 ) -> Array:  # fmt: skip
     """The result, in the spec's layout, of channels-last `x` and `w` in the dtype that sums are kept in."""
-    chosen = _conv_plan(x, spec, method).method
-    if kernel_for(spec, chosen, _takes(x.dtype, spec)):
-        return _by_kernels(x, w, bias, spec, fill_value, activation).astype(dtype, copy=False)
-    x = surrounded(x, spec, fill_value)
-    rounding = method == "auto" and chosen in ("winograd", "fft")
-    y = _if_finite(_ALGORITHMS[chosen], x, w, spec) if rounding else _ALGORITHMS[chosen](x, w, spec)
-    return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, dtype))
+    chosen, compiled = _conv_plan(x, spec, method).method, _takes(x.dtype, spec)
+    rounding = method == "auto" and chosen in ROUNDING
+    with np.errstate(over="ignore", invalid="ignore") if rounding else nullcontext():
+        y = _summed(chosen, compiled, x, w, bias, spec, fill_value, None if rounding else activation)
+    if rounding:
+        if not _finite(y):  # one value of a tile or of a spectrum that is not would spread over all of it
+            exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
+            y = _summed(exact, compiled, x, w, bias, spec, fill_value, None)
+        y = y if activation is None else ACTIVATIONS[activation](y)
+    return np.ascontiguousarray(y.astype(dtype, copy=False))
+
+
+def _summed(
+    method: str, compiled: Compiled, x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex,
+    activation: str | None,
+) -> Array:  # fmt: skip
+    """By the method's kernels, which pad and finish as they go, or by NumPy."""
+    if kernel := kernel_for(spec, method, compiled):
+        return _by_kernels(kernel, x, w, bias, spec, fill, activation)
+    y = _ALGORITHMS[method](surrounded(x, spec, fill), w, spec)
+    return epilogue(y, bias, activation, spec.layout, x.dtype)
 
 
 def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
@@ -111,7 +125,7 @@ def _takes(dtype: Any, spec: ConvSpec) -> Compiled:
     compiled = _compiled()
     if compiled is None:
         return Compiled()
-    return Compiled(compiled.computed(_SUMMED_IN.get(dtype.name, dtype.name), spec, current_limit()))
+    return compiled.takes(_SUMMED_IN.get(dtype.name, dtype.name), spec, current_limit())
 
 
 _SUMMED_IN = {"float16": "float32", "bfloat16": "float32"}
@@ -121,10 +135,10 @@ _SUMMED_IN = {"float16": "float32", "bfloat16": "float32"}
 def _compiled() -> ModuleType | None:
     """The compiled kernels; None without the extra "fast"."""
     try:
-        from xpconv.cpu.compiled import direct
+        from xpconv.cpu.compiled import kernels
     except ImportError:
         return None
-    return direct
+    return kernels
 
 
 def _spectral(x: Array) -> bool:
@@ -150,13 +164,15 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
     return y.reshape(spec.batch, *spec.out_size, spec.filters)
 
 
-def _by_kernels(x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex, activation: str | None) -> Array:
-    """By the compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
+def _by_kernels(
+    kernel: str, x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex, activation: str | None
+) -> Array:
+    """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
     compiled = _compiled()
     assert compiled is not None
     y = np.empty(spec.y_shape, x.dtype)
     stored = activation if activation in _STORED else None
-    compiled.conv(
+    compiled.CONVOLUTIONS[kernel](
         x, w, bias, spec, channels_last(y, spec.layout), _sources, float(fill.real), stored, LEAK, current_limit()
     )
     return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
@@ -211,12 +227,17 @@ def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
     return winograd.conv(x, w, spec, current_limit())
 
 
-def _if_finite(algorithm: Callable[..., Array], x: Array, w: Array, spec: ConvSpec) -> Array:
-    """By an algorithm that spreads a NaN, an infinity or an overflow; by patches where the result shows one."""
+def _finite(y: Array) -> bool:
+    """Whether all values are: so is their sum, which is read faster, unless it overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
-        y = algorithm(x, w, spec)
-        finite = np.isfinite(y.sum()) or np.isfinite(y).all()  # the sum is read faster, but may overflow
-    return y if finite else _gemm(x, w, spec)
+        return bool(np.isfinite(y.sum()) or np.isfinite(y).all())
+
+
+def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """By spectra, unless the result shows that one of them spread what is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = fft.conv(x, w, spec)
+    return y if _finite(y) else _gemm(x, w, spec)
 
 
 def _is_product(spec: ConvSpec) -> bool:
@@ -255,7 +276,7 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     if _has_plain_adjoint(spec):
         return _convolved(gy, w, bias, spec.input_adjoint, dtype, activation=activation)
     if _spectral(gy) and spectra_plan(spec, "input"):
-        gx = _if_finite(fft.conv, surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
+        gx = _spectral_if_finite(surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
     else:
         padded = np.zeros((spec.batch, *spec.padded_size, spec.channels), dtype=gy.dtype)
         for o in spec.taps:
@@ -276,7 +297,7 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     if _spectral(x) and spectra_plan(spec, "weight"):
         x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
         x, gy = agnostic.to_weight_adjoint(x, gy, spec)
-        gw = _if_finite(fft.conv, surrounded(x, spec.weight_adjoint), gy, spec.weight_adjoint)
+        gw = _spectral_if_finite(surrounded(x, spec.weight_adjoint), gy, spec.weight_adjoint)
         return np.ascontiguousarray(agnostic.from_weight_adjoint(gw, spec).astype(dtype, copy=False))
     if spec.groups > 1:
         return NotImplemented  # the agnostic engine's batched products serve groups as well

@@ -15,8 +15,8 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import blocks, threads, weights
 from xpconv.cpu.compiled.blocks import Blocks, Sources, blocks_of, grid, strides_of
-from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value
+from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import gather_kernel, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, each_tile, finishing, shape_for, tile_kernels
 from xpconv.spec import Array, ConvSpec, Sizes
@@ -118,8 +118,7 @@ def _results(spec: ConvSpec, cut: Blocks, y_strides: Sizes, pixel_step: int, tur
 
 def computed(dtype: str, spec: ConvSpec, limit: int) -> int:
     """Filters that the kernels compute, those that fill up their tiles included; 0 where they take no such call."""
-    empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
-    if dtype not in FLOATS or empty or machine() is None or not threads.available():
+    if 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
         return 0
     shape = shape_for(spec.filters // spec.groups, dtype)
     if _library(dtype, shape) is None or workspace(dtype, spec) > limit:

@@ -154,7 +154,7 @@ def _job(
 ) -> _Job:  # fmt: skip
     size, whole = np.dtype(dtype).itemsize, _whole(spec)
     shape = shape_for(spec.filters, dtype)
-    products = winograd.operations(spec)[0] // 2
+    products = winograd.operations(spec, winograd.F4)[0] // 2
     team = threads_free if products > _SINGLE else 1
     cut = blocks_of(
         whole,
