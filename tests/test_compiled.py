@@ -33,12 +33,16 @@ def compiled(x, w, bias=None, **options):
     return engine._by_kernels("direct", x, w, bias, spec, request.options["fill_value"], request.options["activation"])
 
 
+def _whatever_is_taken(_, method, compiled):
+    if method == "direct":
+        return "depthwise" if compiled.depthwise else "direct" if compiled.filters else ""
+    return "winograd" if compiled.winograd and method == "winograd" else ""
+
+
 @pytest.fixture
 def kernels_take_all(monkeypatch):
     """Whatever the kernels can compute they do, however small."""
-    monkeypatch.setattr(
-        engine, "kernel_for", lambda _, method, compiled: "direct" if method == "direct" and compiled.filters else ""
-    )
+    monkeypatch.setattr(engine, "kernel_for", _whatever_is_taken)
 
 
 @pytest.mark.usefixtures("kernels_take_all")

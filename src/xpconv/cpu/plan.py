@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from xpconv.cpu import winograd
 from xpconv.plan import Plan, conv_operations
-from xpconv.spec import ConvSpec, Windows
+from xpconv.spec import ConvSpec, PoolSpec, Windows
 
 # Per second, of one core; only ratios matter. Fitted to what benchmarks/methods.py measured with NumPy 2.4 on an AMD
 # Zen 3, where they are right within a factor of two.
@@ -21,6 +21,8 @@ _WEIGHTS = 0.3e9  # elements of a weight transformed
 _PASSES = 2.0e9  # elements added to the result
 _SUMS = 0.9e9  # elements of a product added to others
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
+_READ = 12e9  # elements of windows read, a vector of channels at a time
+_POOLED = 50_000  # elements of windows that NumPy reads while the kernels are being called
 _PACKED = 2.0e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
 _STREAMED = 8.0e9  # elements of a transformed weight read from memory
@@ -46,6 +48,7 @@ class Compiled:
     """What the compiled kernels take of one convolution."""
 
     filters: int = 0  # that the tiles compute, those that fill them up included; 0 where they do not take it
+    depthwise: bool = False
     winograd: bool = False
 
 
@@ -77,6 +80,7 @@ def conv_plan(
 ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
 _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
+    "depthwise": "results by a vector of channels in registers",
     "winograd": "tiles of 4 x 4 results transformed in registers",
 }
 
@@ -126,8 +130,10 @@ def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
 def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[str, float]:
     """What each method is expected to take, infinite where it does not apply; only the ratios matter."""
     seconds = {name: cost(spec) for name, cost in _COSTS.items()}
-    if kernel_for(spec, "direct", compiled):
-        seconds["direct"] = _compiled_seconds(spec, compiled.filters)
+    if kernel := kernel_for(spec, "direct", compiled):
+        seconds["direct"] = (
+            _depthwise_seconds(spec) if kernel == "depthwise" else _compiled_seconds(spec, compiled.filters)
+        )
     if kernel_for(spec, "winograd", compiled):
         seconds["winograd"] = _compiled_winograd_seconds(spec)
     return seconds
@@ -138,6 +144,8 @@ def kernel_for(spec: ConvSpec, method: str, compiled: Compiled) -> str:
 
     A window of one is a single product, which BLAS does at once: there the kernels took 1.4 times as long.
     """
+    if method == "direct" and compiled.depthwise:
+        return "depthwise" if _depthwise_seconds(spec) < _direct_seconds(spec) else ""
     if method == "direct" and compiled.filters and math.prod(spec.window) > 1:
         return "direct" if _compiled_seconds(spec, compiled.filters) < _direct_seconds(spec) else ""
     return "winograd" if method == "winograd" and compiled.winograd else ""
@@ -147,6 +155,16 @@ def _compiled_seconds(spec: ConvSpec, computed: int) -> float:
     """Products at the machine's full speed, those of the filters that fill up the tiles included."""
     weight = math.prod(spec.window) * spec.channels // spec.groups * computed
     return conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + weight / _PACKED + _CALL
+
+
+def _depthwise_seconds(spec: ConvSpec) -> float:
+    """One element read for each product."""
+    return conv_operations(spec) / 2 / _READ + _CALL
+
+
+def pool_is_compiled(spec: PoolSpec) -> bool:
+    """Whether a pooling is so large that calling the compiled kernels takes less than what they save."""
+    return spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels > _POOLED
 
 
 def _compiled_winograd_seconds(spec: ConvSpec) -> float:

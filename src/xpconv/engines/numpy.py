@@ -12,7 +12,18 @@ import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import winograd
-from xpconv.cpu.plan import ROUNDING, Compiled, Tile, conv_plan, kernel_for, row_bytes, spectra_plan, tiles, tiling
+from xpconv.cpu.plan import (
+    ROUNDING,
+    Compiled,
+    Tile,
+    conv_plan,
+    kernel_for,
+    pool_is_compiled,
+    row_bytes,
+    spectra_plan,
+    tiles,
+    tiling,
+)
 from xpconv.dtypes import kind_of, widened
 from xpconv.engines import agnostic, fft
 from xpconv.engines.agnostic import (
@@ -101,6 +112,8 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, _itemsize(x), current_limit())
         return Plan("gemm", "patches, transposed, times gy", tile, workspace)
+    if operation in ("max_pool", "sum_pool", "avg_pool") and x is not None and _pooled_by_kernels(x.dtype, spec):
+        return Plan("direct", _DIRECT[operation], "compiled: results by a vector of channels in registers")
     return Plan("direct", _DIRECT[operation])
 
 
@@ -326,18 +339,35 @@ def unfold(x: Array, spec: PoolSpec) -> Array:
 
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
-    """Running maxima, axis by axis."""
+    """By the compiled kernels, or running maxima, axis by axis."""
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
+    if _pooled_by_kernels(x.dtype, spec):
+        return _pooled("max_pool", x, spec)
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
     return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
 
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
-    """Running sums, axis by axis."""
+    """By the compiled kernels, or running sums, axis by axis."""
+    if _pooled_by_kernels(x.dtype, spec):
+        return _pooled("sum_pool", x, spec, 1.0)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
+
+
+def _pooled_by_kernels(dtype: Any, spec: PoolSpec) -> bool:
+    compiled = _compiled()
+    return compiled is not None and pool_is_compiled(spec) and compiled.pools(dtype.name, spec, current_limit())
+
+
+def _pooled(operation: str, x: Array, spec: PoolSpec, *divisor: float) -> Array:
+    """By a pooling of the compiled kernels, which read `x` where it lies and pad on the way."""
+    y = np.empty(spec.y_shape, x.dtype)
+    x_last, y_last = (channels_last(a, spec.layout) for a in (x, y))
+    getattr(_compiled(), operation)(x_last, y_last, spec.reading, _sources, *divisor, current_limit())
+    return y
 
 
 def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
@@ -354,8 +384,17 @@ def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
 
 
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
-    """The sums, divided."""
+    """The sums, divided: where all windows are divided by the same, as they are stored."""
+    shared = divisor or math.prod(spec.window)
+    if (divisor or _counts_all(spec, count_include_pad)) and _pooled_by_kernels(x.dtype, spec):
+        return _pooled("sum_pool", x, spec, shared)
     return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
+
+
+def _counts_all(spec: PoolSpec, count_include_pad: bool) -> bool:
+    """Whether every window counts all its elements."""
+    counts = (spec.counts(axis, count_include_pad) for axis in range(spec.axes))
+    return all(set(count) == {m} for count, m in zip(counts, spec.window, strict=True))
 
 
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:

@@ -68,6 +68,16 @@ class Blocks:
         one = self.places((self.rows, *spec.out_size[1:]), spec.stride)
         return (np.arange(self.images, dtype=np.int64)[:, None] * self.steps[-1] + one).reshape(-1)
 
+    def results(self, spec: ConvSpec | PoolSpec, y_strides: Sizes, pixel: int, turned: bool) -> Array:
+        """Where, from the start of a block's results, each pixel's begin, in bytes.
+
+        Results that are `turned` lie in memory of the thread's own, pixels apart, and are transposed afterwards.
+        """
+        if turned:
+            return np.arange(self.pixels, dtype=np.int64) * pixel
+        one = grid((self.rows, *spec.out_size[1:]), list(y_strides[1:-1]))
+        return (np.arange(self.images, dtype=np.int64)[:, None] * y_strides[0] + one).reshape(-1)
+
 
 def strides_of(array: Array) -> Sizes:
     """Bytes between neighbours on each axis; a single channel lies as channels do that are last."""

@@ -80,9 +80,8 @@ def _job(
     panels = spec.groups * -(-maps // shape.filters)
     parts = 1 if cut.count >= 4 * team or cut.count % team == 0 else min(panels, team)
     turned = y_strides[-1] != size
-    pixel_step = spec.filters * size if turned else y_strides[-2]
     windows, run, order = _taps(spec, w_strides)
-    results = _results(spec, cut, y_strides, pixel_step, turned)
+    results = cut.results(spec, y_strides, spec.filters * size, turned)
     numbers = {
         "tap_count": math.prod(windows), "run": run, "groups": spec.groups, "maps": maps,
         "panels": panels // spec.groups, "parts": parts, "x_group": spec.channels // spec.groups * size,
@@ -106,14 +105,6 @@ def _taps(spec: ConvSpec, w_strides: Sizes) -> tuple[Sizes, int, Array]:
     if spec.groups == 1 and spec.dilation[-1] == 1:
         return spec.window[:-1], spec.window[-1] * spec.channels, order
     return spec.window, spec.channels // spec.groups, order
-
-
-def _results(spec: ConvSpec, cut: Blocks, y_strides: Sizes, pixel_step: int, turned: bool) -> Array:
-    """Where, from the start of a block's results, each pixel's begin, in bytes."""
-    if turned:  # in memory of the thread's own, transposed afterwards
-        return np.arange(cut.pixels, dtype=np.int64) * pixel_step
-    one = grid((cut.rows, *spec.out_size[1:]), list(y_strides[1:-1]))
-    return (np.arange(cut.images, dtype=np.int64)[:, None] * y_strides[0] + one).reshape(-1)
 
 
 def computed(dtype: str, spec: ConvSpec, limit: int) -> int:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from xpconv.cpu.compiled import direct, threads, winograd
+from xpconv.cpu.compiled import channelwise, direct, threads, winograd
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.plan import Compiled
-from xpconv.spec import ConvSpec
+from xpconv.spec import ConvSpec, PoolSpec
 
-CONVOLUTIONS = {"direct": direct.conv, "winograd": winograd.conv}
+CONVOLUTIONS = {"direct": direct.conv, "depthwise": channelwise.depthwise, "winograd": winograd.conv}
+max_pool, sum_pool = channelwise.max_pool, channelwise.sum_pool
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
     """What is taken of one convolution, within a limit of scratch memory."""
-    if dtype not in FLOATS or machine() is None or not threads.available():
+    if not _here(dtype):
         return Compiled()
-    return Compiled(direct.computed(dtype, spec, limit), winograd.takes(dtype, spec, limit))
+    depthwise = spec.groups == spec.channels == spec.filters and channelwise.takes(dtype, spec, limit)
+    return Compiled(direct.computed(dtype, spec, limit), depthwise, winograd.takes(dtype, spec, limit))
+
+
+def pools(dtype: str, spec: PoolSpec, limit: int) -> bool:
+    """Whether such a pooling is taken."""
+    return _here(dtype) and channelwise.takes(dtype, spec, limit)
+
+
+def _here(dtype: str) -> bool:
+    return dtype in FLOATS and machine() is not None and threads.available()
