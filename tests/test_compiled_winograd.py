@@ -1,0 +1,232 @@
+"""Compiled Winograd: all that it takes, against the definition, and what it does to values that are not finite."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xpconv
+
+pytest.importorskip("llvmlite", reason="the extra fast is not installed")
+
+from xpconv.activations import LEAK
+from xpconv.cpu.compiled import winograd
+from xpconv.cpu.compiled.build import machine
+from xpconv.engines import agnostic
+from xpconv.engines import numpy as engine
+
+if machine() is None:
+    pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
+
+BOUND = {"float32": 3e-5, "float64": 1e-13}
+MODES = ("zeros", "constant", "edge", "reflect", "symmetric", "wrap")
+LAYOUTS = ("channels_last", "channels_first")
+
+
+def compiled(function, x, w, bias=None, **options):
+    """The kernels' answer, whatever the plan would take."""
+    request = function.request(x, w, bias, **options)
+    (x, w, bias), spec, limit = request.arrays, request.spec, 1 << 28
+    assert winograd.takes(x.dtype.name, spec, limit)
+    x, w, y = (
+        agnostic.channels_last(x, spec.layout),
+        agnostic.weight_last(w, spec.layout),
+        np.empty(spec.y_shape, x.dtype),
+    )
+    fill, activation = float(request.options["fill_value"]), request.options["activation"]
+    out = agnostic.channels_last(y, spec.layout)
+    winograd.conv(x, w, bias, spec, out, engine._sources, fill, activation, LEAK, limit)
+    return y
+
+
+def exact(function, *arrays, **options):
+    """By the definition, in float64."""
+    return function(*(a.astype(np.float64) for a in arrays), method="gemm", **options)
+
+
+def assert_near(function, *arrays, **options):
+    y, expected = compiled(function, *arrays, **options), exact(function, *arrays, **options)
+    assert y.shape == expected.shape
+    assert np.abs(y - expected).max() <= BOUND[y.dtype.name] * np.abs(expected).max()
+
+
+def normal(seed, *shapes, dtype="float32"):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def in_layout(layout, x, w):
+    if layout == "channels_last":
+        return x, w
+    return np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+
+
+pads = st.tuples(st.integers(0, 3), st.integers(0, 3))
+
+
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20)), st.tuples(pads, pads), st.sampled_from(MODES),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(1, 40), st.integers(1, 70), st.integers(1, 5),
+    st.sampled_from(LAYOUTS), st.sampled_from([xpconv.corr, xpconv.conv]), st.sampled_from(sorted(BOUND)),
+)  # fmt: skip
+def test_images_of_any_geometry(size, padding, mode, dilation, channels, filters, batch, layout, function, dtype):
+    padding = tuple(
+        (before, max(after, 2 * d + 1 - n - before))
+        for n, d, (before, after) in zip(size, dilation, padding, strict=True)
+    )
+    x, w, bias = normal(
+        channels * 100 + filters, (batch, *size, channels), (3, 3, channels, filters), (filters,), dtype=dtype
+    )
+    x, w = in_layout(layout, x, w)
+    options = {"padding": padding, "padding_mode": mode, "dilation": dilation, "layout": layout}
+    options["fill_value"] = 2.5 if mode == "constant" else 0
+    assert_near(function, x, w, bias, **options)
+
+
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 13), st.integers(1, 13)), st.tuples(pads, pads, pads),
+    st.sampled_from(MODES), st.integers(1, 4), st.tuples(*[st.integers(1, 3)] * 3), st.integers(1, 20),
+    st.integers(1, 40), st.integers(1, 3), st.sampled_from(LAYOUTS), st.sampled_from([xpconv.corr, xpconv.conv]),
+)  # fmt: skip
+def test_volumes_of_any_geometry(size, padding, mode, deep, dilation, channels, filters, batch, layout, function):
+    window = (deep, 3, 3)
+    padding = tuple(
+        (before, max(after, (m - 1) * d + 1 - n - before))
+        for n, m, d, (before, after) in zip(size, window, dilation, padding, strict=True)
+    )
+    x, w = normal(channels * 100 + filters, (batch, *size, channels), (*window, channels, filters))
+    x, w = in_layout(layout, x, w)
+    assert_near(function, x, w, padding=padding, padding_mode=mode, dilation=dilation, layout=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("size", "channels", "filters", "batch", "dilation"),
+    [((61, 83), 24, 33, 3, 1), ((56, 56), 64, 64, 2, 1), ((7, 7), 512, 96, 9, 1),
+        ((7, 7), 512, 64, 1, 1), ((14, 14), 256, 256, 1, 1),
+     ((40, 45), 64, 48, 2, (3, 2)), ((20, 33, 30), 16, 24, 2, 1), ((150, 200), 40, 8, 1, (1, 5))],
+)  # fmt: skip
+def test_blocks_cover_a_large_result_once(size, channels, filters, batch, dilation, layout):
+    x, w = normal(1, (batch, *size, channels), (*(3,) * len(size), channels, filters))
+    x, w = in_layout(layout, x, w)
+    assert_near(xpconv.corr, x, w, padding="same", dilation=dilation, layout=layout)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, ::-1, :, ::-1],
+        lambda x: x[:, :, ::2],
+        lambda x: x.transpose(0, 2, 1, 3),
+        lambda x: x.transpose(3, 1, 2, 0),
+        lambda x: np.broadcast_to(x[..., :1], x.shape),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_input_and_weight_of_any_strides(view, padding):
+    x, w = normal(2, (16, 22, 22, 16), (3, 3, 16, 40))
+    assert_near(xpconv.corr, view(x), w.transpose(1, 0, 2, 3)[::-1], padding=padding)
+    assert_near(xpconv.corr, view(x), np.repeat(w, 2, axis=-1)[..., ::2], padding=padding)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stores_add_the_bias_and_apply_the_activation(activation, layout):
+    x, w, bias = normal(3, (2, 30, 31, 16), (3, 3, 16, 35), (35,))
+    x, w = in_layout(layout, x, w)
+    assert_near(xpconv.corr, x, w, 10 * bias, activation=activation, layout=layout)
+
+
+def spec_of(size, window=(3, 3), channels=16, **options):
+    x = np.ones((1, *size, channels), np.float32)
+    return xpconv.corr.request(
+        x, np.ones((*window, channels // options.get("groups", 1), 32), np.float32), **options
+    ).spec
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": (1, 2)}, {"groups": 2}], ids=str)
+def test_strides_and_groups_are_not_taken(options):
+    assert winograd.takes("float32", spec_of((20, 20)), 1 << 28)
+    assert not winograd.takes("float32", spec_of((20, 20), **options), 1 << 28)
+
+
+@pytest.mark.parametrize("window", [(3,), (5, 3), (3, 1), (3, 3, 2), (1, 1, 3, 3)])
+def test_other_windows_are_not_taken(window):
+    assert winograd.takes("float32", spec_of((9, 9, 9), (2, 3, 3)), 1 << 28)
+    assert not winograd.takes("float32", spec_of((9,) * len(window), window), 1 << 28)
+
+
+def test_a_call_is_not_taken_where_memory_is_short():
+    spec = spec_of((40, 40), channels=64)
+    assert winograd.takes("float32", spec, winograd.workspace("float32", spec))
+    assert not winograd.takes("float32", spec, winograd.workspace("float32", spec) - 1)
+
+
+# --- Values that are not finite ---------------------------------------------------------------------------------------
+
+
+def test_nan_spreads_over_the_tiles_that_read_it_and_no_further():
+    x, w = normal(4, (1, 20, 20, 8), (3, 3, 8, 40))
+    x[0, 7, 9, 3] = np.nan  # read by results 5 to 7, 7 to 9: by tiles of rows 4 to 7, of columns 4 to 11
+    nan = np.isnan(compiled(xpconv.corr, x, w))
+    assert nan[0, 5:8, 7:10].all()
+    nan[0, 4:8, 4:12] = False
+    assert not nan.any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(13, 17), (5, 6), (4, 9, 10)])
+def test_memory_used_before_does_not_show_in_the_result(size, layout):
+    x, w = normal(5, (3, *size, 20), (*(3,) * len(size), 20, 37))
+    options = {"padding": ((1, 2),) * len(size), "padding_mode": "reflect", "layout": layout}
+    x, w = in_layout(layout, x, w)
+    larger = np.full((3, *(n + 30 for n in size[-2:]), 64), np.nan, np.float32)
+    compiled(xpconv.corr, larger, np.ones((3, 3, 64, 64), np.float32))
+    assert_near(xpconv.corr, x, w, **options)
+
+
+# --- Kept weights -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_weight_changed_in_place_is_seen(layout):
+    x, w = in_layout(layout, *normal(6, (2, 20, 20, 16), (3, 3, 16, 40)))
+    assert_near(xpconv.corr, x, w, layout=layout)
+    for index in (0, w.size // 2, w.size - 1):
+        w.reshape(-1)[index] += 100
+        assert_near(xpconv.corr, x, w, layout=layout)
+
+
+def test_both_directions_of_one_weight_are_kept_apart():
+    x, w = normal(7, (2, 20, 20, 16), (3, 3, 16, 40))
+    for function in (xpconv.corr, xpconv.conv, xpconv.corr):
+        assert_near(function, x, w)
+
+
+def test_weights_of_other_shapes_in_the_same_memory_are_kept_apart():
+    x, w = normal(8, (2, 4, 12, 12, 16), (3, 3, 16, 40))
+    assert_near(xpconv.corr, *normal(10, (2, 12, 12, 40)), w.reshape(3, 3, 40, 16))
+    assert_near(xpconv.corr, x[:, 0], w.transpose(1, 0, 2, 3))
+    assert_near(xpconv.corr, x[:, 0], w)
+    assert_near(xpconv.corr, x, w[None])
+
+
+def test_calls_from_many_threads_are_right():
+    x, w = normal(9, (2, 30, 30, 32), (3, 3, 32, 64))
+    weights = [w * factor for factor in (1, 2, 4)]  # powers of two: all roundings are alike
+    expected, wrong = compiled(xpconv.corr, x, w), []
+
+    def call(number):
+        for turn in range(20):
+            factor = 2 ** ((number + turn) % 3)
+            if not np.array_equal(compiled(xpconv.corr, x, weights[(number + turn) % 3]), factor * expected):
+                wrong.append(number)
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(5)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
