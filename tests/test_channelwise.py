@@ -14,7 +14,7 @@ from xpconv.engines import numpy as engine
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 if engine._compiled() is None or not engine._compiled().pools(
-    "float32", xpconv.max_pool.request(np.ones((1, 9, 9, 16), np.float32), (2, 2)).spec, 2**26
+    np.dtype("float32"), xpconv.max_pool.request(np.ones((1, 9, 9, 16), np.float32), (2, 2)).spec, 2**26
 ):
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
 

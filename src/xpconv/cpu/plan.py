@@ -139,6 +139,7 @@ def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[st
     return seconds
 
 
+@lru_cache(maxsize=4096)
 def kernel_for(spec: ConvSpec, method: str, compiled: Compiled) -> str:
     """The compiled kernels that a method is left to, by name; "" for NumPy.
 

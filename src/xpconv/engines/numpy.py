@@ -138,10 +138,13 @@ def _takes(dtype: Any, spec: ConvSpec) -> Compiled:
     compiled = _compiled()
     if compiled is None:
         return Compiled()
-    return compiled.takes(_SUMMED_IN.get(dtype.name, dtype.name), spec, current_limit())
+    return compiled.takes(_summed_in(dtype), spec, current_limit())
 
 
-_SUMMED_IN = {"float16": "float32", "bfloat16": "float32"}
+@cache  # NumPy makes a dtype's name anew each time
+def _summed_in(dtype: Any) -> str:
+    """The name of the dtype that sums are kept in."""
+    return "float32" if dtype.name in ("float16", "bfloat16") else dtype.name
 
 
 @cache
@@ -359,7 +362,7 @@ def sum_pool(x: Array, spec: PoolSpec) -> Array:
 
 def _pooled_by_kernels(dtype: Any, spec: PoolSpec) -> bool:
     compiled = _compiled()
-    return compiled is not None and pool_is_compiled(spec) and compiled.pools(dtype.name, spec, current_limit())
+    return compiled is not None and pool_is_compiled(spec) and compiled.pools(dtype, spec, current_limit())
 
 
 def _pooled(operation: str, x: Array, spec: PoolSpec, *divisor: float) -> Array:

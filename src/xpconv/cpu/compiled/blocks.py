@@ -54,11 +54,6 @@ class Blocks:
         """Results of a whole block."""
         return self.images * self.rows * self.line
 
-    def fields(self, x: Array) -> dict[str, int]:
-        """What kernels are told."""
-        addresses = {name: table.ctypes.data for name, table in self.tables.items()}
-        return {"x": x.ctypes.data, **self.numbers, **addresses}
-
     def places(self, counts: Sizes, steps: Sizes) -> Array:
         """Bytes from the start of a block's input to every place of a grid over the spatial axes."""
         return grid(counts, [step * s for _, step, s in zip(counts, self.steps, steps, strict=False)])
@@ -77,6 +72,24 @@ class Blocks:
             return np.arange(self.pixels, dtype=np.int64) * pixel
         one = grid((self.rows, *spec.out_size[1:]), list(y_strides[1:-1]))
         return (np.arange(self.images, dtype=np.int64)[:, None] * y_strides[0] + one).reshape(-1)
+
+
+class Arguments:
+    """What a task is told, by name: numbers and tables once, the arrays of a call each time."""
+
+    def __init__(self, names: tuple[str, ...], cut: Blocks, numbers: dict[str, int], tables: dict[str, Array]) -> None:
+        self._kept = cut, tables  # kernels know addresses only
+        addresses = {name: table.ctypes.data for name, table in {**cut.tables, **tables}.items()}
+        values = {**cut.numbers, **numbers, **addresses}
+        self._places = {name: place for place, name in enumerate(names)}
+        self._values = np.array([values.get(name, 0) for name in names], np.int64)
+
+    def of(self, **arrays: Array) -> Array:
+        """The integers for one call on these arrays, which the caller keeps alive."""
+        values = self._values.copy()
+        for name, array in arrays.items():
+            values[self._places[name]] = array.__array_interface__["data"][0]  # faster than array.ctypes.data
+        return values
 
 
 def strides_of(array: Array) -> Sizes:

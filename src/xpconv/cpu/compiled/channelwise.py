@@ -15,10 +15,10 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import blocks, threads
-from xpconv.cpu.compiled.blocks import Blocks, Sources, blocks_of, strides_of
+from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
-from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transpose_kernel
+from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import Finish, each_tile, finishing
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
@@ -34,9 +34,8 @@ _SINGLE = 200_000  # elements read below which handing over costs more than it b
 class _Job:
     """All that does not depend on the arrays' addresses."""
 
-    blocks: Blocks
-    tables: dict[str, Array]
-    numbers: dict[str, int]
+    arguments: Arguments
+    items: int
     scratch: int
     team: int
 
@@ -46,7 +45,7 @@ def depthwise(
     activation: str | None, leak: float, limit: int,
 ) -> None:  # fmt: skip
     """As `direct.conv`, with one channel in each group and one filter."""
-    dtype, lanes = x.dtype.name, lanes_of(x.dtype.name)
+    dtype, lanes = name_of(x.dtype), lanes_of(name_of(x.dtype))
     width = -(-spec.channels // lanes) * lanes
     weight, biases = np.zeros((math.prod(spec.window), width), dtype), np.zeros(width, dtype)
     taps = np.flip(w, axis=tuple(range(spec.axes))) if spec.flip else w
@@ -84,14 +83,11 @@ def _run(
     operation: str, x: Array, y: Array, spec: ConvSpec | PoolSpec, sources: Sources, fill: float, limit: int,
     **arrays: Array,
 ) -> None:  # fmt: skip
-    dtype = x.dtype.name
+    dtype = name_of(x.dtype)
     job = _job(spec, strides_of(x), strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
     compiled = _library(dtype, operation)
     assert compiled is not None
-    addresses = {name: array.ctypes.data for name, array in {"y": y, **job.tables, **arrays}.items()}
-    given = {"w": 0, "bias": 0, "finish": 0, "divisor": 0, **job.blocks.fields(x), **job.numbers, **addresses}
-    arguments = np.array([given[name] for name in FIELDS], np.int64)
-    threads.run(compiled.address(operation), arguments, job.blocks.count, job.scratch, job.team)
+    threads.run(compiled.address(operation), job.arguments.of(x=x, y=y, **arrays), job.items, job.scratch, job.team)
 
 
 @lru_cache(maxsize=128)
@@ -115,7 +111,7 @@ def _job(
         "results": cut.results(spec, y_strides, spec.channels * size, turned),
     }
     scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * size
-    return _Job(cut, tables, numbers, scratch, team)
+    return _Job(Arguments(FIELDS, cut, numbers, tables), cut.count, scratch, team)
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------

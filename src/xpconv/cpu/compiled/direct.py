@@ -14,10 +14,10 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import blocks, threads, weights
-from xpconv.cpu.compiled.blocks import Blocks, Sources, blocks_of, grid, strides_of
+from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, grid, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
-from xpconv.cpu.compiled.moves import gather_kernel, transpose_kernel
+from xpconv.cpu.compiled.moves import gather_kernel, name_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, each_tile, finishing, shape_for, tile_kernels
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -33,11 +33,10 @@ SINGLE = 1_000_000  # products below which handing over costs more than it bring
 class _Job:
     """All that does not depend on the arrays' addresses."""
 
-    blocks: Blocks
     shape: Shape
     order: Array  # where each row of the weight lies in its array, in bytes
-    tables: dict[str, Array]
-    numbers: dict[str, int]
+    arguments: Arguments
+    no_bias: Array
     items: int
     scratch: int
     team: int
@@ -51,20 +50,15 @@ def conv(
 
     The arrays may lie in memory in any order, `y` in either layout; the kernels read and write them where they are.
     """
-    dtype = x.dtype.name
+    dtype = name_of(x.dtype)
     job = _job(spec, strides_of(x), w.strides, strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
     compiled = _library(dtype, job.shape)
     assert compiled is not None
     weight = weights.packed(w, spec.groups, job.shape, job.order, job.team)
-    biases = weights.panelled(bias, spec.filters, spec.groups, job.shape, dtype)
+    biases = job.no_bias if bias is None else weights.panelled(bias, spec.filters, spec.groups, job.shape, dtype)
     finish = finishing(activation, dtype, leak)
-    given = {
-        **job.blocks.fields(x), **job.numbers, **{name: table.ctypes.data for name, table in job.tables.items()},
-        "w": weight.ctypes.data, "y": y.ctypes.data, "bias": biases.ctypes.data, "finish": finish.ctypes.data,
-    }  # fmt: skip
-    threads.run(
-        compiled.address("conv"), np.array([given[name] for name in FIELDS], np.int64), job.items, job.scratch, job.team
-    )
+    arguments = job.arguments.of(x=x, w=weight, y=y, bias=biases, finish=finish)
+    threads.run(compiled.address("conv"), arguments, job.items, job.scratch, job.team)
 
 
 @lru_cache(maxsize=128)
@@ -91,7 +85,9 @@ def _job(
     taps = cut.places(windows, spec.dilation)
     tables = {"pixels": cut.starts(spec), "taps": taps, "results": results}
     scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
-    return _Job(cut, shape, order, tables, numbers, cut.count * parts, scratch, team)
+    no_bias = weights.panelled(None, spec.filters, spec.groups, shape, dtype)
+    arguments = Arguments(FIELDS, cut, numbers, tables)
+    return _Job(shape, order, arguments, no_bias, cut.count * parts, scratch, team)
 
 
 def _taps(spec: ConvSpec, w_strides: Sizes) -> tuple[Sizes, int, Array]:

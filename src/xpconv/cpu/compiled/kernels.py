@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
+
 from xpconv.cpu.compiled import channelwise, direct, threads, winograd
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import FLOATS
+from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.plan import Compiled
 from xpconv.spec import ConvSpec, PoolSpec
 
@@ -14,14 +19,24 @@ max_pool, sum_pool = channelwise.max_pool, channelwise.sum_pool
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
     """What is taken of one convolution, within a limit of scratch memory."""
+    return _takes(dtype, spec, limit, threads.thread_count())
+
+
+@lru_cache(maxsize=1024)
+def _takes(dtype: str, spec: ConvSpec, limit: int, _threads: int) -> Compiled:
     if not _here(dtype):
         return Compiled()
     depthwise = spec.groups == spec.channels == spec.filters and channelwise.takes(dtype, spec, limit)
     return Compiled(direct.computed(dtype, spec, limit), depthwise, winograd.takes(dtype, spec, limit))
 
 
-def pools(dtype: str, spec: PoolSpec, limit: int) -> bool:
+def pools(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:
     """Whether such a pooling is taken."""
+    return _pools(name_of(dtype), spec, limit, threads.thread_count())
+
+
+@lru_cache(maxsize=1024)
+def _pools(dtype: str, spec: PoolSpec, limit: int, _threads: int) -> bool:
     return _here(dtype) and channelwise.takes(dtype, spec, limit)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from llvmlite import ir
@@ -11,6 +12,12 @@ from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
 
 OUTSIDE = -(1 << 62)  # where nothing lies: an offset that no array has
+
+
+@cache  # NumPy makes it anew each time
+def name_of(dtype: np.dtype) -> str:
+    """A dtype's name."""
+    return dtype.name
 
 
 def lanes_of(dtype: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,9 +38,9 @@ class Shape:
         """Pixels of the tiles that there are kernels for: the largest fills the registers with sums."""
         here = machine()
         assert here is not None
-        if here.registers == 32:
-            return (14, 8, 4, 2, 1) if self.vectors == 2 else (24, 8, 4, 2, 1)
-        return (6, 4, 2, 1) if self.vectors == 2 else (12, 6, 2, 1)
+        if self.vectors == 1:  # more pixels would not fit their addresses in registers: 24 took twice the time of 12
+            return (12, 6, 2, 1)
+        return (14, 8, 4, 2, 1) if here.registers == 32 else (6, 4, 2, 1)
 
 
 def shapes(dtype: str) -> tuple[Shape, ...]:
@@ -113,6 +114,7 @@ class Finish:
         return (a < 0).where((scaled > self._floor).where(scaled, self._floor), a)
 
 
+@cache
 def finishing(activation: str | None, dtype: str, leak: float) -> np.ndarray:
     """The slope and the floor of an activation: of "relu", "leaky_relu" or none."""
     slope, floor = {None: (1, -np.inf), "relu": (1, 0), "leaky_relu": (leak, -np.inf)}[activation]

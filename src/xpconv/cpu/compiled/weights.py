@@ -10,6 +10,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, vector
+from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.compiled.tile import Shape
 from xpconv.spec import Array
 
@@ -25,7 +26,7 @@ def packed(w: Array, groups: int, shape: Shape, order: Array, team: int) -> Arra
     maps = w.shape[-1] // groups
     panels = -(-maps // shape.filters)
     result = np.empty((groups * panels, len(order), shape.filters), w.dtype)
-    compiled = _library(w.dtype.name, shape)
+    compiled = _library(name_of(w.dtype), shape)
     assert compiled is not None
     arguments = np.array(
         [w.ctypes.data, order.ctypes.data, len(order), panels, maps, w.strides[-1], result.ctypes.data], np.int64

@@ -19,11 +19,11 @@ from llvmlite import ir
 
 from xpconv.cpu import winograd
 from xpconv.cpu.compiled import blocks, threads, weights
-from xpconv.cpu.compiled.blocks import Blocks, Sources, blocks_of, grid, strides_of
+from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, grid, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.kept import Kept
-from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transpose_kernel
+from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import Finish, Shape, each_tile, finishing, shape_for, tile_kernels
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -45,10 +45,8 @@ _weights = Kept()
 class _Job:
     """All that does not depend on the arrays' addresses."""
 
-    blocks: Blocks
     shape: Shape
-    tables: dict[str, Array]
-    numbers: dict[str, int]
+    arguments: Arguments
     items: int
     scratch: int
     team: int
@@ -79,7 +77,7 @@ def conv(
     activation: str | None, leak: float, limit: int,
 ) -> None:  # fmt: skip
     """As `direct.conv`, of stride 1 with windows of three on the last two axes, and without groups."""
-    dtype = x.dtype.name
+    dtype = name_of(x.dtype)
     job = _job(spec, strides_of(x), strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
     compiled = _library(dtype, job.shape)
     assert compiled is not None
@@ -87,12 +85,7 @@ def conv(
     biases = np.zeros(-(-spec.filters // lanes_of(dtype)) * lanes_of(dtype), dtype)
     if bias is not None:
         biases[: spec.filters] = bias
-    zeros = np.zeros(job.shape.filters, dtype)
-    finish, plain = finishing(activation, dtype, leak), finishing(None, dtype, leak)
-    arrays = {"w": weight, "y": y, "bias": biases, "zeros": zeros, "finish": finish, "plain": plain, **job.tables}
-    addresses = {name: array.ctypes.data for name, array in arrays.items()}
-    given = {**job.blocks.fields(x), **job.numbers, **addresses}
-    arguments = np.array([given[name] for name in FIELDS], np.int64)
+    arguments = job.arguments.of(x=x, w=weight, y=y, bias=biases, finish=finishing(activation, dtype, leak))
     threads.run(compiled.address("conv"), arguments, job.items, job.scratch, job.team)
 
 
@@ -185,7 +178,8 @@ def _job(
     tables = _tables(spec, whole, cut, block, size)
     results = cut.images * cut.rows * numbers["out_line"] * spec.filters * size if turned else 0
     scratch = cut.images * cut.strip + _POINTS * (tiles_in * spec.channels + tiles_out * spec.filters) * size + results
-    return _Job(cut, shape, tables, numbers, cut.count * parts, scratch, team)
+    tables |= {"zeros": np.zeros(shape.filters, dtype), "plain": finishing(None, dtype, 1.0)}
+    return _Job(shape, Arguments(FIELDS, cut, numbers, tables), cut.count * parts, scratch, team)
 
 
 _SINGLE = 1_000_000  # products below which handing over costs more than it brings
