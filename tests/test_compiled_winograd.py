@@ -1,6 +1,7 @@
 """Compiled Winograd: all that it takes, against the definition, and what it does to values that are not finite."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 from xpconv.activations import LEAK
 from xpconv.cpu.compiled import winograd
 from xpconv.cpu.compiled.build import machine
+from xpconv.cpu.compiled.kept import Kept
 from xpconv.engines import agnostic
 from xpconv.engines import numpy as engine
 
@@ -197,6 +199,28 @@ def test_a_weight_changed_in_place_is_seen(layout):
     for index in (0, w.size // 2, w.size - 1):
         w.reshape(-1)[index] += 100
         assert_near(xpconv.corr, x, w, layout=layout)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("place", [0, 400_000, -1])
+def test_any_change_of_a_large_kept_array_is_seen(place, order):
+    cache, array, made = Kept(), np.zeros((10, 70_001), np.float32, order), []
+    for value in (0, 0, 1, 1):
+        array.reshape(-1, order="A")[place] = value
+        assert cache.of(array, "", lambda: made.append(1) or array.copy())[...].tobytes() == array.tobytes()
+    assert len(made) == 2
+
+
+def test_comparing_copies_no_weight_whatever_its_layout():
+    w = np.zeros((256, 128, 3, 3), np.float32)
+    for view in (w, np.moveaxis(w, (0, 1), (-1, -2))):
+        cache = Kept()
+        cache.of(view, "", w.copy)
+        tracemalloc.start()
+        cache.of(view, "", w.copy)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < w.nbytes / 4
 
 
 def test_both_directions_of_one_weight_are_kept_apart():

@@ -49,7 +49,7 @@ class Kept:
     def of(self, array: Array, purpose: Hashable, make: Callable[[], Array]) -> Array:
         """What `make` made of the array, or makes now."""
         key = (array.ctypes.data, array.shape, array.strides, array.dtype.char, purpose)
-        values = np.ascontiguousarray(array)
+        values = _as_it_lies(array)
         with self._lock:
             entry = self._entries.get(key)
         if entry is None or not _same(entry.values, values):
@@ -60,6 +60,12 @@ class Kept:
             while len(self._entries) > 1 and self.nbytes > self._most_bytes:
                 self._entries.popitem(last=False)
         return entry.made
+
+
+def _as_it_lies(array: Array) -> Array:
+    """The array with its axes in the order of memory: a view, unless something lies between its elements."""
+    order = sorted(range(array.ndim), key=lambda axis: abs(array.strides[axis]), reverse=True)
+    return np.ascontiguousarray(array.transpose(order))
 
 
 def _same(first: Array, second: Array) -> bool:
