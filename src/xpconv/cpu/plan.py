@@ -111,12 +111,21 @@ def spectra_plan(spec: ConvSpec, side: str) -> Plan | None:
     """The plan of the "input" or the "weight" gradient as a convolution of spectra, where that beats the usual way."""
     if spec.padding_mode != "zeros":
         return None
-    adjoint, usual = (spec.input_adjoint, "direct") if side == "input" else (spec.weight_adjoint, "gemm")
-    seconds, otherwise = expected_seconds(adjoint)["fft"], expected_seconds(spec)[usual]
+    if side == "input":
+        adjoint, usual, otherwise = spec.input_adjoint, "phases", _phases_seconds(spec)
+    else:
+        adjoint, usual, otherwise = spec.weight_adjoint, "gemm", _gemm_seconds(spec)
+    seconds = _fft_seconds(adjoint)
     if seconds >= otherwise:
         return None
     reason = f"the least expected time: fft of the adjoint {seconds:.2g} s, {usual} {otherwise:.2g} s"
     return Plan("fft", reason, "the whole result", _spectra_bytes(adjoint))
+
+
+def _phases_seconds(spec: ConvSpec) -> float:
+    """The phases of an input gradient, each by the fastest way without spectra."""
+    phases = [phase.spec for phase in spec.input_phases if 0 not in phase.spec.window]
+    return sum(min(_direct_seconds(phase), _gemm_seconds(phase), _winograd_seconds(phase)) for phase in phases)
 
 
 def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
@@ -71,28 +72,35 @@ def conv(
 
 def _convolved(
     x: Array, w: Array, bias: Array | None, spec: ConvSpec, dtype: Any, *, fill_value: complex = 0,
-    activation: str | None = None, method: str = "auto",
+    activation: str | None = None, method: str = "auto", out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """The result, in the spec's layout, of channels-last `x` and `w` in the dtype that sums are kept in."""
+    """The result, in the spec's layout, of channels-last `x` and `w` in the dtype that sums are kept in.
+
+    It is written to `out`, channels last and of any strides, where that is given.
+    """
     chosen, compiled = _conv_plan(x, spec, method).method, _takes(x.dtype, spec)
     rounding = method == "auto" and chosen in ROUNDING
     with np.errstate(over="ignore", invalid="ignore") if rounding else nullcontext():
-        y = _summed(chosen, compiled, x, w, bias, spec, fill_value, None if rounding else activation)
+        y = _summed(chosen, compiled, x, w, bias, spec, fill_value, None if rounding else activation, out)
     if rounding:
         if not _finite(y):  # one value of a tile or of a spectrum that is not would spread over all of it
             exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
-            y = _summed(exact, compiled, x, w, bias, spec, fill_value, None)
+            y = _summed(exact, compiled, x, w, bias, spec, fill_value, None, out)
         y = y if activation is None else ACTIVATIONS[activation](y)
+    if out is not None:
+        if y is not out:
+            out[...] = y
+        return out
     return np.ascontiguousarray(y.astype(dtype, copy=False))
 
 
 def _summed(
     method: str, compiled: Compiled, x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex,
-    activation: str | None,
+    activation: str | None, out: Array | None,
 ) -> Array:  # fmt: skip
-    """By the method's kernels, which pad and finish as they go, or by NumPy."""
+    """By the method's kernels, which pad and finish as they go, in `out` if there is one, or by NumPy."""
     if kernel := kernel_for(spec, method, compiled):
-        return _by_kernels(kernel, x, w, bias, spec, fill, activation)
+        return _by_kernels(kernel, x, w, bias, spec, fill, activation, out)
     y = _ALGORITHMS[method](surrounded(x, spec, fill), w, spec)
     return epilogue(y, bias, activation, spec.layout, x.dtype)
 
@@ -102,7 +110,7 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
     x = arrays[0]
     if operation == "conv":
         return _conv_plan(x, spec, options["method"])
-    if operation == "conv_grad_input" and _has_plain_adjoint(spec):
+    if operation == "conv_grad_input" and spec.padding_mode == "zeros" and _is_direct_adjoint(spec):
         return _conv_plan(x, spec.input_adjoint, "auto")
     side = operation.removeprefix("conv_grad_")
     if side != operation and _spectral(x) and (spectra := spectra_plan(spec, side)):
@@ -118,7 +126,7 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
 
 
 _DIRECT = {  # what is done to the whole result at once
-    "conv_grad_input": "one product per tap, added where the tap reads",
+    "conv_grad_input": "one convolution for each phase of the stride",
     "unfold": "the strided windows, copied out",
     "max_pool": "running maxima, axis by axis",
     "sum_pool": "running sums, axis by axis",
@@ -181,12 +189,13 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
 
 
 def _by_kernels(
-    kernel: str, x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex, activation: str | None
-) -> Array:
+    kernel: str, x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex, activation: str | None,
+    out: Array | None = None,
+) -> Array:  # fmt: skip
     """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
     compiled = _compiled()
     assert compiled is not None
-    y = np.empty(spec.y_shape, x.dtype)
+    y = np.empty(spec.y_shape, x.dtype) if out is None else out
     stored = activation if activation in _STORED else None
     compiled.CONVOLUTIONS[kernel](
         x, w, bias, spec, channels_last(y, spec.layout), _sources, float(fill.real), stored, LEAK, current_limit()
@@ -286,25 +295,35 @@ _ALGORITHMS = {"direct": _direct, "gemm": _gemm, "winograd": _winograd, "fft": f
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
-    """The adjoint as a convolution where no stride leaves gaps; else one product per tap, added where the tap reads."""
+    """The adjoint as a convolution: one where the stride is 1, or by spectra; else one for each phase of the stride."""
     dtype = gy.dtype
     gy, w = channels_last(widened(gy), spec.layout), exchanged(weight_last(widened(w), spec.layout), spec.groups)
-    if _has_plain_adjoint(spec):
-        return _convolved(gy, w, bias, spec.input_adjoint, dtype, activation=activation)
-    if _spectral(gy) and spectra_plan(spec, "input"):
-        gx = _spectral_if_finite(surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
-    else:
-        padded = np.zeros((spec.batch, *spec.padded_size, spec.channels), dtype=gy.dtype)
-        for o in spec.taps:
-            here = tap(padded, spec, o)
-            here += agnostic.product_of_groups(gy, agnostic.weight_at(w, spec, o), spec.groups)
-        gx = unpad(padded, spec)
+    if spec.padding_mode != "zeros":  # to the padded input, and what fell on the padding back to where it came from
+        gx = unpad(_adjoint(gy, w, None, replace(spec.valid, layout="channels_last"), None), spec)
+        return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
+    if _is_direct_adjoint(spec) or not (_spectral(gy) and spectra_plan(spec, "input")):
+        return _adjoint(gy, w, bias, spec, activation).astype(dtype, copy=False)
+    gx = _spectral_if_finite(surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
     return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
 
 
-def _has_plain_adjoint(spec: ConvSpec) -> bool:
-    """Whether the input gradient is a convolution without input dilation."""
-    return set(spec.stride) == {1} and spec.padding_mode == "zeros"
+def _is_direct_adjoint(spec: ConvSpec) -> bool:
+    """Whether the input gradient is one convolution, whose plan then says how."""
+    return set(spec.stride) == {1}
+
+
+def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation: str | None) -> Array:
+    """The input gradient in the spec's layout, of channels-last `gy` and exchanged `w`."""
+    if _is_direct_adjoint(spec):
+        return _convolved(gy, w, bias, spec.input_adjoint, gy.dtype, activation=activation)
+    gx = np.empty((spec.batch, *spec.size, spec.channels), gy.dtype)
+    for phase in replace(spec, layout="channels_last").input_phases:
+        here = gx[(slice(None), *phase.places)]
+        if 0 in phase.spec.window:
+            here[...] = epilogue(np.zeros((1,) * gx.ndim, gx.dtype), bias, activation, "channels_last", gx.dtype)
+        else:
+            _convolved(gy, w[phase.taps], bias, phase.spec, gy.dtype, activation=activation, out=here)
+    return np.ascontiguousarray(agnostic.as_layout(gx, spec.layout))
 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:

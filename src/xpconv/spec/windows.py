@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -136,6 +137,42 @@ class ConvSpec(Windows):
         )
 
     @property
+    def input_phases(self) -> Iterator[Phase]:
+        """The input's gradient as one convolution of `gy` for each phase of the stride, without zeros in between.
+
+        On one axis the padded position a + t s is reached by the taps o with o d = a modulo s, every s / gcd(d, s)-th,
+        each from the result t + (a - o d) / s: a window of those taps over `gy`, dilated by d / gcd(d, s). Like
+        `input_adjoint` they read the weight with channels and filters exchanged, and turn the other way.
+        """
+        axes = [self._phases(axis) for axis in range(self.axes)]
+        for parts in product(*axes):
+            places, taps, windows, dilation, padding = zip(*parts, strict=True)
+            spec = replace(
+                self, size=self.out_size, channels=self.filters, filters=self.channels, window=windows,
+                stride=(1,) * self.axes, dilation=dilation, padding=padding, flip=not self.flip,
+            )  # fmt: skip
+            yield Phase(places, taps, spec)
+
+    def _phases(self, axis: int) -> list[tuple[slice, slice, int, int, tuple[int, int]]]:
+        """Of one axis: places in the input, places in the weight, window, dilation and padding over `gy`."""
+        n, m, s, d = self.size[axis], self.window[axis], self.stride[axis], self.dilation[axis]
+        before, common = self.padding[axis][0], math.gcd(self.stride[axis], self.dilation[axis])
+        step, spread = s // common, d // common
+        phases = []
+        for a in range(s):
+            first, last = -((a - before) // s), (before + n - 1 - a) // s
+            if first > last:
+                continue
+            taps = [o for o in range(m) if (o * d - a) % s == 0]
+            reached = (a - taps[0] * d) // s if taps else 0
+            behind = (len(taps) - 1) * spread if taps else 0
+            padding = behind - reached - first, last + reached - (self.out_size[axis] - 1)
+            start = m - 1 - taps[-1] if taps and self.flip else taps[0] if taps else m
+            places = slice(a + s * first - before, None, s)
+            phases.append((places, slice(start, start + step * len(taps), step), len(taps), spread, padding))
+        return phases
+
+    @property
     def weight_adjoint(self) -> ConvSpec:
         """The correlation of `x` with `gy` that gives the weight's gradient.
 
@@ -153,6 +190,15 @@ class ConvSpec(Windows):
             padding=tuple((before, after - rest) for (before, after), rest in axes),
             flip=False,
         )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The positions of an input that a stride treats alike, and the convolution that makes their gradient."""
+
+    places: tuple[slice, ...]  # of the input
+    taps: tuple[slice, ...]  # of the weight; empty on an axis where no tap reaches these places
+    spec: ConvSpec
 
 
 @dataclass(frozen=True)
