@@ -16,6 +16,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import library, machine
+from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.engines import agnostic
 from xpconv.engines import numpy as engine
@@ -232,3 +233,15 @@ def test_without_the_compiled_kernels_numpy_answers(monkeypatch):
     x, w = np.ones((2, 30, 30, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
     assert not xpconv.explain(xpconv.conv2d, x, w).tile.startswith("compiled")
     np.testing.assert_allclose(xpconv.conv2d(x, w), np.full((2, 28, 28, 64), 576, np.float32), rtol=3e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 15, 16, 37, 2**16 - 1, 2**16, 2**16 + 1, 300_001])
+def test_one_value_that_is_not_finite_is_found_wherever_it_lies(dtype, size):
+    x = np.full(size, np.finfo(dtype).max, dtype)
+    assert finite(x)
+    for place in {0, size // 2, size - 1}:
+        for value in (np.nan, np.inf, -np.inf):
+            x[place] = value
+            assert not finite(x)
+        x[place] = 0

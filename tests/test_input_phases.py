@@ -70,7 +70,8 @@ def test_the_input_gradient_is_the_references(layout, drawn, groups, flip, mode)
     if layout == "channels_first":
         gy, w = np.moveaxis(gy, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
     options |= {"size": size, "groups": groups, "layout": layout, "padding_mode": mode}
-    np.testing.assert_array_equal(function(gy, w, **options), reference(function, gy, w, **options))
+    expected = reference(function, gy, w, **options)
+    np.testing.assert_allclose(function(gy, w, **options), expected, atol=1e-4)  # whole numbers; spectra round
 
 
 def test_a_strided_transposed_convolution_adds_bias_and_activation_where_no_tap_reaches():

@@ -154,7 +154,7 @@ def test_what_is_kept_of_weights_is_bounded_and_keeps_no_array_alive():
     cache, made = kept.Kept(most_bytes=10_000), []
 
     def of(array):
-        return cache.of(array, "twice", lambda: made.append(1) or array * 2)
+        return cache.of(array, "twice", lambda copy: made.append(1) or copy * 2)
 
     arrays = [np.full(300, i, np.float32) for i in range(10)]
     for array in arrays:
@@ -175,9 +175,9 @@ def test_any_change_of_a_kept_array_is_seen(change):
     cache, array = kept.Kept(), np.zeros(37, np.float32)
     for place in (slice(None), slice(None, None, -2)):
         array[...] = 0
-        cache.of(array[place], "", array[place].copy)
+        cache.of(array[place], "", np.copy)
         array[place][change[0]] = change[1]
-        made = cache.of(array[place], "", array[place].copy)
+        made = cache.of(array[place], "", np.copy)
         assert made.tobytes() == array[place].tobytes()
 
 

@@ -253,7 +253,10 @@ def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
 
 
 def _finite(y: Array) -> bool:
-    """Whether all values are: so is their sum, which is read faster, unless it overflows."""
+    """Whether all values are: by all threads, or by their sum, which is read faster but may overflow."""
+    compiled = _compiled()
+    if compiled is not None and y.dtype.char in "fd" and compiled.available() and _is_contiguous(y):
+        return compiled.all_finite(y)
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(y.sum()) or np.isfinite(y).all())
 
@@ -263,6 +266,11 @@ def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         y = fft.conv(x, w, spec)
     return y if _finite(y) else _gemm(x, w, spec)
+
+
+def _is_contiguous(y: Array) -> bool:
+    """Whether nothing lies between the elements of `y`, channels last or first."""
+    return y.flags.c_contiguous or np.moveaxis(y, -1, 1).flags.c_contiguous
 
 
 def _is_product(spec: ConvSpec) -> bool:

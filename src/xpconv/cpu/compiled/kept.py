@@ -46,18 +46,19 @@ class Kept:
         """Bytes of all entries."""
         return sum(entry.nbytes for entry in self._entries.values())
 
-    def of(self, array: Array, purpose: Hashable, make: Callable[[], Array]) -> Array:
-        """What `make` made of the array, or makes now."""
+    def of(self, array: Array, purpose: Hashable, make: Callable[[Array], Array]) -> Array:
+        """What `make` made of the array, or makes now of the private copy, which is what it will be compared with."""
         key = (array.ctypes.data, array.shape, array.strides, array.dtype.char, purpose)
         values = _as_it_lies(array)
         with self._lock:
             entry = self._entries.get(key)
         if entry is None or not _same(entry.values, values):
-            entry = _Entry(values.copy() if values is array or values.base is not None else values, make())
+            copy = array.copy(order="K")
+            entry = _Entry(_as_it_lies(copy), make(copy))
         with self._lock:
             self._entries[key] = entry
             self._entries.move_to_end(key)
-            while len(self._entries) > 1 and self.nbytes > self._most_bytes:
+            while self.nbytes > self._most_bytes:
                 self._entries.popitem(last=False)
         return entry.made
 

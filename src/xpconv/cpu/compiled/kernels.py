@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from xpconv.cpu.compiled import channelwise, direct, threads, winograd
+from xpconv.cpu.compiled import channelwise, direct, finite, threads, winograd
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.compiled.moves import name_of
@@ -14,7 +14,12 @@ from xpconv.cpu.plan import Compiled
 from xpconv.spec import ConvSpec, PoolSpec
 
 CONVOLUTIONS = {"direct": direct.conv, "depthwise": channelwise.depthwise, "winograd": winograd.conv}
-max_pool, sum_pool = channelwise.max_pool, channelwise.sum_pool
+max_pool, sum_pool, all_finite = channelwise.max_pool, channelwise.sum_pool, finite.finite
+
+
+def available() -> bool:
+    """Whether there are kernels for this processor at all."""
+    return machine() is not None and threads.available()
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
@@ -41,4 +46,4 @@ def _pools(dtype: str, spec: PoolSpec, limit: int, _threads: int) -> bool:
 
 
 def _here(dtype: str) -> bool:
-    return dtype in FLOATS and machine() is not None and threads.available()
+    return dtype in FLOATS and available()

@@ -32,7 +32,7 @@ def fill_kernel(module: ir.Module, dtype: str) -> Kernel:
     kernel = Kernel(module, "fill", ("value", "to", "count"))
     value, to, count = kernel.arguments
     every = kernel.splat(kernel.load(value, FLOATS[dtype]), lanes_of(dtype))
-    _in_vectors(kernel, dtype, count, lambda at, mask: put(kernel, every, to + at, mask))
+    in_vectors(kernel, dtype, count, lambda at, mask: put(kernel, every, to + at, mask))
     kernel.finish()
     return kernel
 
@@ -42,9 +42,7 @@ def copy_kernel(module: ir.Module, dtype: str) -> Kernel:
     kernel = Kernel(module, "copy", ("source", "to", "count"))
     source, to, count = kernel.arguments
     kind = vector(FLOATS[dtype], lanes_of(dtype))
-    _in_vectors(
-        kernel, dtype, count, lambda at, mask: put(kernel, take(kernel, source + at, kind, mask), to + at, mask)
-    )
+    in_vectors(kernel, dtype, count, lambda at, mask: put(kernel, take(kernel, source + at, kind, mask), to + at, mask))
     kernel.finish()
     return kernel
 
@@ -62,7 +60,7 @@ def put(kernel: Kernel, value: Value, address: Value, mask: Value | None) -> Non
         kernel.store_lanes(value, address, mask)
 
 
-def _in_vectors(kernel: Kernel, dtype: str, count: Value, body: Callable[[Value, Value | None], None]) -> None:
+def in_vectors(kernel: Kernel, dtype: str, count: Value, body: Callable[[Value, Value | None], None]) -> None:
     """`body(byte offset, None)` for every whole vector, and `body(byte offset, mask)` for what is left over."""
     lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
     whole = count - count % lanes

@@ -9,7 +9,6 @@ the same kernels. The transformed weight is kept as long as the weight stays as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, gr
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.kept import Kept
-from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
+from xpconv.cpu.compiled.moves import gather_kernel, in_vectors, lanes_of, name_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import Finish, Shape, each_tile, finishing, shape_for, tile_kernels
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -81,7 +80,7 @@ def conv(
     job = _job(spec, strides_of(x), strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
     compiled = _library(dtype, job.shape)
     assert compiled is not None
-    weight = _weights.of(w, (spec.flip, spec.axes), lambda: _transformed(w, spec, job.shape, job.team))
+    weight = _weights.of(w, (spec.flip, spec.axes), lambda w: _transformed(w, spec, job.shape, job.team))
     biases = np.zeros(-(-spec.filters // lanes_of(dtype)) * lanes_of(dtype), dtype)
     if bias is not None:
         biases[: spec.filters] = bias
@@ -328,8 +327,9 @@ def _forward(module: ir.Module, dtype: str) -> Kernel:
     """``forward(x, row, pixel, to, plane, channels)``: a tile ``B^T d B``, a point a plane of bytes from the next."""
     kernel = Kernel(module, "forward", ("x", "row", "pixel", "to", "plane", "channels"))
     x, row, pixel, to, plane, channels = kernel.arguments
+    kind = vector(FLOATS[dtype], lanes_of(dtype))
 
-    def body(at: Value, mask: Value | None, kind: ir.Type) -> None:
+    def body(at: Value, mask: Value | None) -> None:
         columns = [
             _input_transform(kernel, [take(kernel, x + at + pixel * j + row * i, kind, mask) for i in range(_EDGE)])
             for j in range(_EDGE)
@@ -338,7 +338,7 @@ def _forward(module: ir.Module, dtype: str) -> Kernel:
             for j, value in enumerate(_input_transform(kernel, [column[i] for column in columns])):
                 put(kernel, value, to + at + plane * (_EDGE * i + j), mask)
 
-    _each_vector(kernel, dtype, channels, body)
+    in_vectors(kernel, dtype, channels, body)
     kernel.finish()
     return kernel
 
@@ -348,9 +348,10 @@ def _back(module: ir.Module, dtype: str) -> Kernel:
     names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias")
     kernel = Kernel(module, "back", names)
     m, plane, y, row, pixel, filters, rows, columns, finish, bias = kernel.arguments
+    kind = vector(FLOATS[dtype], lanes_of(dtype))
     finished = Finish(kernel, finish, FLOATS[dtype], lanes_of(dtype))
 
-    def body(at: Value, mask: Value | None, kind: ir.Type) -> None:
+    def body(at: Value, mask: Value | None) -> None:
         parts = [
             _output_transform(
                 kernel, [take(kernel, m + at + plane * (_EDGE * i + j), kind, mask) for i in range(_EDGE)]
@@ -365,21 +366,9 @@ def _back(module: ir.Module, dtype: str) -> Kernel:
                     with kernel.when(columns > j):
                         put(kernel, value, y + at + row * i + pixel * j, mask)
 
-    _each_vector(kernel, dtype, filters, body)
+    in_vectors(kernel, dtype, filters, body)
     kernel.finish()
     return kernel
-
-
-def _each_vector(
-    kernel: Kernel, dtype: str, count: Value, body: Callable[[Value, Value | None, ir.Type], None]
-) -> None:
-    """`body(byte offset, mask, type)` for whole vectors, without a mask, and for what is left over."""
-    lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
-    kind, whole = vector(FLOATS[dtype], lanes), count - count % lanes
-    with kernel.loop(whole, step=lanes) as c:
-        body(c * size, None, kind)
-    with kernel.when(whole < count):
-        body(whole * size, kernel.lanes_below(count - whole, lanes), kind)
 
 
 def _input_transform(kernel: Kernel, d: list[Value]) -> list[Value]:
