@@ -39,7 +39,7 @@ from xpconv.engines.agnostic import (
     unpad,
     weight_last,
 )
-from xpconv.plan import Arrays, Plan
+from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
 
@@ -115,6 +115,8 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
     side = operation.removeprefix("conv_grad_")
     if side != operation and _spectral(x) and (spectra := spectra_plan(spec, side)):
         return spectra
+    if operation == "conv_grad_weight" and x is not None and _gradient_by_kernels(x.dtype, spec):
+        return Plan("direct", "by tiles of channels and filters", "compiled: blocks of pixels, added in registers")
     if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
         return None
     if operation == "conv_grad_weight":
@@ -165,6 +167,13 @@ def _compiled() -> ModuleType | None:
     return kernels
 
 
+def _kernels() -> ModuleType:
+    """The compiled kernels, where a plan has found them."""
+    compiled = _compiled()
+    assert compiled is not None
+    return compiled
+
+
 def _spectral(x: Array) -> bool:
     """Whether spectra, which are computed in double precision, keep what the dtype promises."""
     return kind_of(x) != "integral" and x.dtype.char not in "gG"
@@ -193,11 +202,9 @@ def _by_kernels(
     out: Array | None = None,
 ) -> Array:  # fmt: skip
     """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
-    compiled = _compiled()
-    assert compiled is not None
     y = np.empty(spec.y_shape, x.dtype) if out is None else out
     stored = activation if activation in _STORED else None
-    compiled.CONVOLUTIONS[kernel](
+    _kernels().CONVOLUTIONS[kernel](
         x, w, bias, spec, channels_last(y, spec.layout), _sources, float(fill.real), stored, LEAK, current_limit()
     )
     return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
@@ -335,17 +342,20 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
-    """Patches, transposed, times `gy`, tile by tile; by spectra where the window is large."""
+    """By spectra where the window is large, by the compiled kernels, or patches, transposed, times `gy`, in tiles."""
     dtype = x.dtype
     if _spectral(x) and spectra_plan(spec, "weight"):
         x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
         x, gy = agnostic.to_weight_adjoint(x, gy, spec)
         gw = _spectral_if_finite(surrounded(x, spec.weight_adjoint), gy, spec.weight_adjoint)
         return np.ascontiguousarray(agnostic.from_weight_adjoint(gw, spec).astype(dtype, copy=False))
-    if spec.groups > 1:
+    if spec.groups > 1 and not _gradient_by_kernels(dtype, spec):
         return NotImplemented  # the agnostic engine's batched products serve groups as well
-    x = pad(channels_last(widened(x), spec.layout), spec)
-    gy = channels_last(widened(gy), spec.layout)
+    x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
+    if _gradient_by_kernels(dtype, spec):
+        gw = _kernels().grad_weight(x, gy, spec, _sources, current_limit())
+        return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
+    x = pad(x, spec)
     columns, length = windows(x, spec), math.prod(spec.window) * spec.channels
     gw = np.zeros((length, spec.filters), dtype=x.dtype)
     for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
@@ -354,6 +364,14 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
         del patches  # before the next tile's are made
     gw = gw.reshape(*spec.window, spec.channels, spec.filters)
     return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
+
+
+def _gradient_by_kernels(dtype: Any, spec: ConvSpec) -> bool:
+    compiled, large = _compiled(), conv_operations(spec) > _LARGE_GRADIENT
+    return large and compiled is not None and compiled.takes_weight_gradient(_summed_in(dtype), spec, current_limit())
+
+
+_LARGE_GRADIENT = 200_000  # operations that BLAS does while the kernels are being called
 
 
 # --- Patches and pooling ----------------------------------------------------------------------------------------------
@@ -396,7 +414,7 @@ def _pooled(operation: str, x: Array, spec: PoolSpec, *divisor: float) -> Array:
     """By a pooling of the compiled kernels, which read `x` where it lies and pad on the way."""
     y = np.empty(spec.y_shape, x.dtype)
     x_last, y_last = (channels_last(a, spec.layout) for a in (x, y))
-    getattr(_compiled(), operation)(x_last, y_last, spec.reading, _sources, *divisor, current_limit())
+    getattr(_kernels(), operation)(x_last, y_last, spec.reading, _sources, *divisor, current_limit())
     return y
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from xpconv.cpu.compiled import channelwise, direct, finite, threads, winograd
+from xpconv.cpu.compiled import channelwise, direct, finite, gradients, threads, winograd
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.compiled.moves import name_of
@@ -14,6 +14,7 @@ from xpconv.cpu.plan import Compiled
 from xpconv.spec import ConvSpec, PoolSpec
 
 CONVOLUTIONS = {"direct": direct.conv, "depthwise": channelwise.depthwise, "winograd": winograd.conv}
+grad_weight = gradients.grad_weight
 max_pool, sum_pool, all_finite = channelwise.max_pool, channelwise.sum_pool, finite.finite
 
 
@@ -43,6 +44,13 @@ def pools(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:
 @lru_cache(maxsize=1024)
 def _pools(dtype: str, spec: PoolSpec, limit: int, _threads: int) -> bool:
     return _here(dtype) and channelwise.takes(dtype, spec, limit)
+
+
+def takes_weight_gradient(dtype: str, spec: ConvSpec, limit: int) -> bool:
+    """Whether the gradient of such a convolution's weight is taken."""
+    if not _here(dtype) or 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
+        return False
+    return direct.workspace(dtype, spec) <= limit
 
 
 def _here(dtype: str) -> bool:

@@ -1,0 +1,363 @@
+"""The gradients of convolution: the input's by direct convolutions, the weight's by tiles of their own.
+
+The weight's gradient is a product with the pixels summed over: a tile holds so many rows, channels of a tap that lie
+side by side, times so many filters in registers, while the pixels of a block go by. Chunks of blocks have sums of
+their own, so that threads share no sums; how many there are follows from the call alone, as the result then does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu.compiled import blocks, direct, threads
+from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
+from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
+from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
+from xpconv.spec import Array, ConvSpec, Sizes
+
+# --- Of the input -----------------------------------------------------------------------------------------------------
+
+
+def grad_input(
+    gy: Array, w: Array, bias: Array | None, spec: ConvSpec, gx: Array, sources: Sources, activation: str | None,
+    leak: float, limit: int,
+) -> None:  # fmt: skip
+    """The input's gradient of the forward `spec`, which pads with a constant, written to `gx` (N, *size, C).
+
+    `gy` is (N, *out, F), `w` (*window, C / groups, F); all may lie in memory in any order. Every phase of the stride is
+    a convolution of its own, which writes the places of `gx` that the phase has.
+    """
+    weight = _exchanged(w, spec.groups)
+    target = gx if _written_in_place(gx, spec) else np.empty(gx.shape, gx.dtype)
+    for phase in spec.input_phases:
+        here = target[(slice(None), *phase.places)]
+        if 0 in phase.spec.window:
+            here[...] = _finished(bias, activation, leak)
+        else:
+            direct.conv(gy, weight[phase.taps], bias, phase.spec, here, sources, 0.0, activation, leak, limit)
+    if target is not gx:
+        _turn(target, gx)
+
+
+def _exchanged(w: Array, groups: int) -> Array:
+    """Weight (*window, C / G, F) with channels and filters exchanged in each group; a view for one group."""
+    if groups == 1:
+        return w.swapaxes(-1, -2)
+    *window, per_group, filters = w.shape
+    apart = w.reshape(*window, per_group, groups, filters // groups)
+    return np.moveaxis(apart, (-1, -3), (-3, -1)).reshape(*window, filters // groups, groups * per_group)
+
+
+def _written_in_place(gx: Array, spec: ConvSpec) -> bool:
+    """Whether convolutions can write all places: planes of a channel take only all of their places in order."""
+    return strides_of(gx)[-1] == gx.itemsize or (set(spec.stride) == {1} and _has_planes(gx))
+
+
+def _has_planes(array: Array) -> bool:
+    """Whether the positions of each channel lie side by side, in order."""
+    steps = [array.itemsize]
+    for n in reversed(array.shape[2:-1]):
+        steps.insert(0, steps[0] * n)
+    return tuple(array.strides[1:-1]) == tuple(steps)
+
+
+def _finished(bias: Array | None, activation: str | None, leak: float) -> Array:
+    """The result where nothing is summed."""
+    total = np.zeros(1) if bias is None else bias
+    slope = {None: 1.0, "relu": 0.0, "leaky_relu": leak}[activation]
+    return np.where(total < 0, slope * total, total)
+
+
+_TURN = ("source", "source_item", "step", "to", "to_item", "plane", "channels", "positions", "parts")
+_TURNED = 1 << 10  # positions that one item turns
+
+
+def _turn(source: Array, to: Array) -> None:
+    """Copy dense channels-last maps to any others, fast where those are planes."""
+    compiled = _library(name_of(to.dtype), shape_for(1, name_of(to.dtype)))
+    if not _has_planes(to) or compiled is None:
+        to[...] = source
+        return
+    positions, channels = math.prod(to.shape[1:-1]), to.shape[-1]
+    parts = -(-positions // _TURNED)
+    arguments = np.array(
+        [
+            source.ctypes.data, source.strides[0], channels * to.itemsize, to.ctypes.data, to.strides[0],
+            to.strides[-1], channels, positions, parts,
+        ],
+        np.int64,
+    )  # fmt: skip
+    team = threads.thread_count() if to.size > direct.SINGLE // 8 else 1
+    threads.run(compiled.address("turn"), arguments, to.shape[0] * parts, 0, team)
+
+
+def _turn_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> None:
+    """The task: some positions of one image from channels last to channels first."""
+    kernel = Kernel(module, "turn", ("arguments", "item", "scratch"))
+    arguments, item, _ = kernel.arguments
+    given = kernel.given(arguments, _TURN)
+    image, first = item // given.parts, (item % given.parts) * _TURNED
+    kernel.call(
+        transpose, given.source + image * given.source_item + first * given.step, given.step,
+        given.to + image * given.to_item + first * np.dtype(dtype).itemsize, given.plane,
+        kernel.minimum(given.positions - first, _TURNED), given.channels,
+    )  # fmt: skip
+    kernel.finish()
+
+
+# --- Of the weight ----------------------------------------------------------------------------------------------------
+
+_OWN = (
+    "gy", "gw", "partial", "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts",
+    "chunks", "blocks", "x_group", "gy_item", "gy_row", "planes", "gy_filter", "row_step", "gw_bytes",
+)  # fmt: skip
+FIELDS = (*blocks.FIELDS, *_OWN)
+_FEWEST_PIXELS = 192  # of a block: a tile's sums are read and stored once for all of them
+_BLOCK_BYTES = 1 << 20  # of input, that a block takes at most to have so many
+_CHUNK_PIXELS = 1 << 10  # that a chunk has at least, since its sums are added up afterwards
+_MOST_CHUNKS, _PARTIAL_BYTES = 16, 1 << 25
+_SPAN = 1 << 13  # elements of the gradient that one item adds up
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """All that does not depend on the arrays' addresses."""
+
+    shape: Shape
+    arguments: Arguments
+    chunks: int
+    items: int
+    scratch: int
+    team: int
+
+
+def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: int) -> Array:
+    """The weight's gradient (*window, C / groups, F) by offset of the window, of `x` (N, *size, C), `gy` (N, *out, F).
+
+    Both may lie in memory in any order, and the padding may be of any mode; a constant one counts as zeros.
+    """
+    dtype = name_of(x.dtype)
+    if strides_of(gy)[-1] != gy.itemsize and not _has_planes(gy):
+        gy = np.ascontiguousarray(gy)
+    job = _job(spec, strides_of(x), strides_of(gy), dtype, threads.thread_count(), sources, limit)
+    compiled = _library(dtype, job.shape)
+    assert compiled is not None
+    gw = np.empty((*spec.window, spec.channels // spec.groups, spec.filters), x.dtype)
+    partials = np.empty((job.chunks - 1, gw.size), x.dtype)
+    arguments = job.arguments.of(x=x, gy=gy, gw=gw, partial=partials)
+    threads.run(compiled.address("products"), arguments, job.items, job.scratch, job.team)
+    if len(partials):
+        ends = np.array([gw.ctypes.data, partials.ctypes.data, len(partials), gw.size], np.int64)
+        threads.run(compiled.address("total"), ends, -(-gw.size // _SPAN), 0, job.team)
+    return gw
+
+
+@lru_cache(maxsize=128)
+def _job(
+    spec: ConvSpec, x_strides: Sizes, gy_strides: Sizes, dtype: str, threads_free: int, sources: Sources, limit: int
+) -> _Job:
+    size, maps, per_group = np.dtype(dtype).itemsize, spec.filters // spec.groups, spec.channels // spec.groups
+    rows, pixels = math.prod(spec.window) * per_group, spec.batch * math.prod(spec.out_size)
+    team = threads_free if pixels * rows * spec.filters > direct.SINGLE else 1
+    cut = blocks_of(spec, x_strides, dtype, 1, sources, 0.0, limit, _shape(spec, size))
+    shape = shape_for(maps, dtype)
+    panels = -(-maps // shape.filters)
+    chunks = _chunks(cut, pixels, rows * spec.filters * size, limit)
+    parts = 1 if chunks >= 4 * team or chunks % team == 0 else min(spec.groups * panels, 2 * team)
+    joined = spec.groups == 1 and spec.dilation[-1] == 1
+    windows, run = (spec.window[:-1], spec.window[-1] * per_group) if joined else (spec.window, per_group)
+    planes = gy_strides[-1] != size
+    numbers = {
+        "tap_count": math.prod(windows), "run": run, "groups": spec.groups, "maps": maps, "panels": panels,
+        "parts": parts, "chunks": chunks, "blocks": cut.count, "x_group": per_group * size, "gy_item": gy_strides[0],
+        "gy_row": gy_strides[1], "planes": int(planes), "gy_filter": gy_strides[-1], "row_step": spec.filters * size,
+        "gw_bytes": rows * spec.filters * size,
+    }  # fmt: skip
+    tables = {
+        "pixels": cut.starts(spec), "taps": cut.places(windows, spec.dilation),
+        "results": cut.results(spec, gy_strides, size, planes),
+    }  # fmt: skip
+    scratch = cut.images * cut.strip + cut.pixels * shape.filters * size
+    return _Job(shape, Arguments(FIELDS, cut, numbers, tables), chunks, chunks * parts, scratch, team)
+
+
+def _shape(spec: ConvSpec, size: int) -> tuple[int, int]:
+    """Rows and images of a block: its input in the cache, and pixels enough; the same for any number of threads."""
+    first, stride, reach = spec.out_size[0], spec.stride[0], spec.reach[0]
+    line, row_bytes = math.prod(spec.out_size[1:]), math.prod(spec.padded_size[1:]) * spec.channels * size
+
+    def held(nbytes: int) -> int:
+        return (nbytes // row_bytes - reach) // stride + 1
+
+    rows = max(held(blocks.BLOCK_BYTES), min(-(-_FEWEST_PIXELS // line), held(_BLOCK_BYTES)), 1)
+    if rows < first:
+        return -(-first // -(-first // rows)), 1
+    strip = spec.padded_size[0] * row_bytes
+    images = max(blocks.BLOCK_BYTES // strip, min(-(-_FEWEST_PIXELS // (first * line)), _BLOCK_BYTES // strip), 1)
+    return first, -(-spec.batch // -(-spec.batch // images))
+
+
+def _chunks(cut: Blocks, pixels: int, nbytes: int, limit: int) -> int:
+    """Sums of their own: so few that adding them up costs little, whatever the threads."""
+    held = 1 + min(_PARTIAL_BYTES, limit // 2) // nbytes
+    return max(min(pixels // _CHUNK_PIXELS, cut.count, held, _MOST_CHUNKS), 1)
+
+
+def _library(dtype: str, shape: Shape) -> Library | None:
+    return library(f"gradients-{dtype}-{shape.lanes}x{shape.vectors}", partial(_make, dtype=dtype, shape=shape))
+
+
+def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
+    transpose = transpose_kernel(module, dtype)
+    _turn_kernel(module, dtype, transpose)
+    _total_kernel(module, dtype)
+    _products_kernel(module, dtype, shape, transpose)
+    return "turn", "total", "products"
+
+
+def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Kernel) -> None:
+    """The task: the sums over one chunk of blocks, for all filters or a part of them, a panel at a time."""
+    tiles = {height: _tile(module, dtype, shape, height) for height in shape.heights}
+    gather, pack = gather_kernel(module, dtype, transpose), _pack_kernel(module, dtype, shape)
+    kernel = Kernel(module, "products", ("arguments", "item", "scratch"))
+    arguments, item, scratch = kernel.arguments
+    given = kernel.given(arguments, FIELDS)
+    size, chunk, part = np.dtype(dtype).itemsize, item // given.parts, item % given.parts
+    sums = chunk.equals(0).where(given.gw, given.partial + (chunk - 1) * given.gw_bytes)
+    begin, end = (given.blocks * chunk) // given.chunks, (given.blocks * (chunk + 1)) // given.chunks
+    count = given.groups * given.panels
+    first, last = (count * part) // given.parts, (count * (part + 1)) // given.parts
+    with kernel.loop(end, start=begin) as number:
+        block = blocks.opened(kernel, given, number, scratch, gather)
+        with kernel.loop(last, start=first) as panel:
+            group, map_ = panel // given.panels, (panel % given.panels) * shape.filters
+            width = kernel.minimum(given.maps - map_, shape.filters)
+            column = group * given.maps + map_
+            _packed(kernel, given, block, column, width, shape.filters * size, size, pack, transpose)
+            with kernel.loop(given.tap_count) as t:
+                x = block.source + group * given.x_group + kernel.load(given.taps, offset=t * 8)
+                target = sums + t * given.run * given.row_step + column * size
+
+                def arguments_of(row: Value, x: Value = x, target: Value = target) -> tuple[Operand, ...]:
+                    return (
+                        x + row * size, given.pixels, block.count, block.free, target + row * given.row_step,
+                        given.row_step, width, number - begin,
+                    )  # fmt: skip
+
+                each_tile(kernel, tiles, given.run, arguments_of)
+    kernel.finish()
+
+
+def _packed(
+    kernel: Kernel, given: SimpleNamespace, block: Block, column: Value, width: Value, step: int, size: int,
+    pack: Kernel, transpose: Kernel,
+) -> None:  # fmt: skip
+    """Some filters of a block's `gy`, the pixels one after the other, to where the block's memory is free."""
+    with kernel.either(given.planes.equals(0)) as (last, first):
+        with last:
+            gy = given.gy + block.first * given.gy_item + block.row * given.gy_row + column * size
+            kernel.call(pack, gy, given.results, block.count, width, block.free)
+        with first, kernel.loop(block.images) as image:
+            plane = given.gy + (block.first + image) * given.gy_item + block.row * given.gy_row
+            kernel.call(
+                transpose, plane + column * given.gy_filter, given.gy_filter,
+                block.free + image * block.pixels * step, step, width, block.pixels,
+            )  # fmt: skip
+
+
+def _pack_kernel(module: ir.Module, dtype: str, shape: Shape) -> Kernel:
+    """``pack(gy, results, count, width, to)``: the first filters of each pixel; what follows them is any number."""
+    kernel = Kernel(module, "pack", ("gy", "results", "count", "width", "to"))
+    gy, results, count, width, to = kernel.arguments
+    size, kind = np.dtype(dtype).itemsize, vector(FLOATS[dtype], shape.lanes)
+
+    def copied(masks: list[Value | None]) -> None:
+        with kernel.loop(count) as pixel:
+            here, there = gy + kernel.load(results, offset=pixel * 8), to + pixel * (shape.filters * size)
+            for q, mask in enumerate(masks):
+                place = q * shape.lanes * size
+                put(kernel, take(kernel, here + place, kind, mask), there + place, None)
+
+    with kernel.either(width >= shape.filters) as (whole, some):
+        with whole:
+            copied([None] * shape.vectors)
+        with some:
+            copied(list(_masks(kernel, width, shape)))
+    kernel.finish()
+    return kernel
+
+
+def _masks(kernel: Kernel, width: Value, shape: Shape) -> list[Value]:
+    return [kernel.lanes_below(width - shape.lanes * q, shape.lanes) for q in range(shape.vectors)]
+
+
+_TILE = ("x", "pixels", "count", "gy", "sums", "step", "width", "earlier")
+
+
+def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
+    """``sums[r, f] = sum over p of  x[pixel[p] + r] gy[p, f]``, added to what is there if there were blocks before."""
+    kernel = Kernel(module, f"tile{height}", _TILE)
+    given = SimpleNamespace(**dict(zip(_TILE, kernel.arguments, strict=True)))
+    element, size = FLOATS[dtype], np.dtype(dtype).itemsize
+    kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
+    sums = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
+    rows = [given.sums + given.step * r for r in range(height)]
+    masks = _masks(kernel, given.width, shape)
+
+    def read(masks: list[Value | None]) -> None:
+        for row, row_sums in zip(rows, sums, strict=True):
+            for total, place, mask in zip(row_sums, places, masks, strict=True):
+                total.set(take(kernel, row + place, kind, mask))
+
+    def stored(masks: list[Value | None]) -> None:
+        for row, row_sums in zip(rows, sums, strict=True):
+            for total, place, mask in zip(row_sums, places, masks, strict=True):
+                put(kernel, total.get(), row + place, mask)
+
+    def whole_or_part(body: Any) -> None:
+        with kernel.either(given.width >= shape.filters) as (whole, part):
+            with whole:
+                body([None] * shape.vectors)
+            with part:
+                body(list(masks))
+
+    with kernel.when(given.earlier > 0):
+        whole_or_part(read)
+    gy = kernel.variable(given.gy)
+    with kernel.loop(given.count) as p:
+        x, here = given.x + kernel.load(given.pixels, offset=p * 8), gy.get()
+        vectors = [kernel.load(here, kind, place) for place in places]
+        for r, row_sums in enumerate(sums):
+            value = kernel.splat(kernel.load(x, element, r * size), shape.lanes)
+            for total, factor in zip(row_sums, vectors, strict=True):
+                total.set(kernel.fma(value, factor, total.get()))
+        gy.set(here + shape.filters * size)
+    whole_or_part(stored)
+    kernel.finish()
+    return kernel
+
+
+def _total_kernel(module: ir.Module, dtype: str) -> None:
+    """The task: a span of the gradient with the other chunks' sums added."""
+    kernel = Kernel(module, "total", ("arguments", "item", "scratch"))
+    arguments, item, _ = kernel.arguments
+    given = kernel.given(arguments, ("gw", "partial", "count", "size"))
+    lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
+    kind, begin = vector(FLOATS[dtype], lanes), item * _SPAN
+    with kernel.loop(kernel.minimum(given.size, begin + _SPAN), start=begin, step=lanes) as i:
+        mask = kernel.lanes_below(given.size - i, lanes)
+        total = kernel.variable(kernel.load_lanes(given.gw + i * size, kind, mask))
+        with kernel.loop(given.count) as chunk:
+            part = kernel.load_lanes(given.partial + (chunk * given.size + i) * size, kind, mask)
+            total.set(total.get() + part)
+        kernel.store_lanes(total.get(), given.gw + i * size, mask)
+    kernel.finish()
