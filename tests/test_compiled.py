@@ -160,9 +160,10 @@ def test_a_large_layer_is_compiled_and_explained_so():
     np.testing.assert_array_equal(xpconv.conv2d(x, w, stride=2), np.full((2, 14, 14, 64), 576, np.float32))
 
 
-def test_compiled_error_stays_within_the_bound_of_direct():
+@pytest.mark.parametrize("channels", [16, 256, 1031, 2048])
+def test_compiled_error_stays_within_the_bound_of_direct(channels):
     rng = np.random.default_rng(1)
-    x, w = (rng.standard_normal(shape).astype("float32") for shape in ((1, 14, 14, 256), (3, 3, 256, 64)))
+    x, w = (rng.standard_normal(shape).astype("float32") for shape in ((1, 14, 14, channels), (3, 3, channels, 64)))
     exact = xpconv.corr2d(x.astype(float), w.astype(float), method="gemm")
     assert np.abs(compiled(x, w) - exact).max() < 2e-6 * np.abs(exact).max()
 

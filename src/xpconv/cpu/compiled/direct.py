@@ -18,7 +18,7 @@ from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, grid, stri
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import gather_kernel, name_of, transpose_kernel
-from xpconv.cpu.compiled.tile import Shape, each_tile, finishing, shape_for, tile_kernels
+from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, shape_for, tile_kernels
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _OWN = (
@@ -74,15 +74,16 @@ def _job(
     panels = spec.groups * -(-maps // shape.filters)
     parts = 1 if cut.count >= 4 * team or cut.count % team == 0 else min(panels, team)
     turned = y_strides[-1] != size
-    windows, run, order = _taps(spec, w_strides)
+    windows, whole_run, order = _taps(spec, w_strides)
+    run = next(n for n in range(min(whole_run, 2 * SUMMED), 0, -1) if whole_run % n == 0)
     results = cut.results(spec, y_strides, spec.filters * size, turned)
     numbers = {
-        "tap_count": math.prod(windows), "run": run, "groups": spec.groups, "maps": maps,
+        "tap_count": math.prod(windows) * (whole_run // run), "run": run, "groups": spec.groups, "maps": maps,
         "panels": panels // spec.groups, "parts": parts, "x_group": spec.channels // spec.groups * size,
         "y_item": y_strides[0], "y_row": y_strides[1], "turned": int(turned), "filters": spec.filters,
         "plane": y_strides[-1],
     }  # fmt: skip
-    taps = cut.places(windows, spec.dilation)
+    taps = (cut.places(windows, spec.dilation)[:, None] + np.arange(0, whole_run, run) * size).reshape(-1)
     tables = {"pixels": cut.starts(spec), "taps": taps, "results": results}
     scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
     no_bias = weights.panelled(None, spec.filters, spec.groups, shape, dtype)

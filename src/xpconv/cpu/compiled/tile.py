@@ -6,7 +6,7 @@ taps and results in tables, so that any number of axes, stride and dilation, for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled.build import machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
 from xpconv.cpu.compiled.moves import lanes_of
 
 ARGUMENTS = ("x", "pixels", "taps", "tap_count", "run", "w", "w_step", "y", "results", "width", "finish", "bias")
@@ -49,6 +49,7 @@ def shapes(dtype: str) -> tuple[Shape, ...]:
     return tuple(Shape(*s) for s in ((lanes, 2), (lanes, 1), (lanes // 2, 1)) if s[0] > 1)
 
 
+SUMMED = 512  # products after which sums are put aside: thousands added one by one would lose digits
 _COST = (1.0, 1.1, 1.4)  # of a lane, by the order of `shapes`: narrower tiles load more for what they multiply
 
 
@@ -69,6 +70,8 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
     kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
     sums = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
+    totals = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
+    added = kernel.variable(kernel.constant(0))
     starts = [given.x + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
     weight = kernel.variable(given.w)
     with kernel.loop(given.tap_count) as t:
@@ -82,6 +85,14 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
                 for total, factor in zip(row_sums, vectors, strict=True):
                     total.set(kernel.fma(value, factor, total.get()))
             weight.set(here + given.w_step)
+        added.set(added.get() + given.run)
+        with kernel.when(added.get() >= SUMMED):
+            for whole, total in _pairs(totals, sums):
+                whole.set(whole.get() + total.get())
+                total.set(kernel.constant(0, kind))
+            added.set(kernel.constant(0))
+    for whole, total in _pairs(totals, sums):
+        total.set(total.get() + whole.get())
     finished = Finish(kernel, given.finish, element, shape.lanes)
     biases = [kernel.load(given.bias, kind, place) for place in places]
     results = [[finished(total.get(), bias) for total, bias in zip(row_sums, biases, strict=True)] for row_sums in sums]
@@ -98,6 +109,11 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
                     kernel.store_lanes(result, target, mask, place)
     kernel.finish()
     return kernel
+
+
+def _pairs(first: list[list[Variable]], second: list[list[Variable]]) -> Iterator[tuple[Variable, Variable]]:
+    for row, other in zip(first, second, strict=True):
+        yield from zip(row, other, strict=True)
 
 
 class Finish:
