@@ -2,6 +2,7 @@
 
 import os
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -246,3 +247,52 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_lies(dtype, size):
             x[place] = value
             assert not finite(x)
         x[place] = 0
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [
+        ((2, 56, 56, 64), (3, 3, 64, 64), {"padding": 1}),
+        ((3, 30, 31, 20), (3, 3, 20, 40), {"padding": 1, "stride": 2}),
+        ((1, 14, 14, 256), (3, 3, 256, 256), {"padding": 1}),
+        ((1, 56, 56, 24), (3, 3, 1, 24), {"groups": 24}),
+    ],
+)
+def test_threads_do_not_change_a_result(x_shape, w_shape, options, monkeypatch):
+    rng = np.random.default_rng(7)
+    x, w = (rng.standard_normal(shape, np.float32) for shape in (x_shape, w_shape))
+    assert xpconv.explain(xpconv.corr2d, x, w, **options).tile.startswith("compiled")
+    results = []
+    for count in (1, 2, 3, 5):
+        monkeypatch.setattr(threads, "thread_count", lambda count=count: count)
+        results.append(xpconv.corr2d(x, w, **options))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("limit", [2**21, 2**23, 2**26])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [
+        ((8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1}),
+        ((8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1, "stride": 2, "layout": "channels_first"}),
+        ((4, 96, 96, 48), (3, 3, 1, 48), {"groups": 48, "padding": 1}),
+        ((1, 16, 24, 24, 16), (3, 3, 3, 16, 16), {"padding": 1}),
+    ],
+)
+def test_measured_scratch_memory_keeps_to_the_workspace_limit(x_shape, w_shape, options, limit, monkeypatch):
+    x, w = np.ones(x_shape, np.float32), np.ones(w_shape, np.float32)
+    if "layout" in options:
+        x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    monkeypatch.setattr(threads, "_spare", [])  # what earlier calls left
+    with xpconv.workspace_limit(limit):
+        xpconv.corr(x, w, **options)  # tables, and what is kept of the weight
+        threads._spare.clear()
+        tracemalloc.start()
+        try:
+            y = xpconv.corr(x, w, **options)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    packed = 2 * w.nbytes
+    assert most - y.nbytes - packed <= limit + 2**16
