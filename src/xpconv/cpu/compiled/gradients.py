@@ -117,15 +117,17 @@ def _turn_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> None:
 # --- Of the weight ----------------------------------------------------------------------------------------------------
 
 _OWN = (
-    "gy", "gw", "partial", "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts",
-    "chunks", "blocks", "x_group", "gy_item", "gy_row", "planes", "gy_filter", "row_step", "gw_bytes",
+    "gy", "sums", "partial", "pixels", "results", "taps", "targets", "tap_count", "run", "groups", "maps", "panels",
+    "parts", "chunks", "blocks", "x_group", "gy_item", "gy_row", "planes", "gy_filter", "row_step", "sums_bytes",
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
 _FEWEST_PIXELS = 192  # of a block: a tile's sums are read and stored once for all of them
 _BLOCK_BYTES = 1 << 20  # of input, that a block takes at most to have so many
+_PANEL_BYTES = 1 << 17  # of `gy`, that the tiles of a block read again and again
 _CHUNK_PIXELS = 1 << 10  # that a chunk has at least, since its sums are added up afterwards
 _MOST_CHUNKS, _PARTIAL_BYTES = 16, 1 << 25
-_SPAN = 1 << 13  # elements of the gradient that one item adds up
+_FEW_CHANNELS = 24  # tiles for less would be low, so that the taps of the last axis stay together
+_SPAN = 1 << 13  # elements of the gradient, about, that one item adds up
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +136,40 @@ class _Job:
 
     shape: Shape
     arguments: Arguments
+    order: _Order
     chunks: int
     items: int
     scratch: int
     team: int
+
+
+@dataclass(frozen=True)
+class _Order:
+    """How the gradient lies in memory: as the user's weight does, where the tiles can store it so."""
+
+    joined: bool  # the taps of the last axis and their channels make one run
+    turned: bool  # filters first
+    flipped: bool
+
+    @classmethod
+    def of(cls, spec: ConvSpec) -> _Order:
+        """Tiles of a single tap can go anywhere; they are high enough where there are channels enough."""
+        moved = spec.flip or spec.layout == "channels_first"
+        low = not moved or spec.channels < _FEW_CHANNELS
+        joined = spec.groups == 1 and spec.dilation[-1] == 1 and low
+        return cls(joined, spec.layout == "channels_first" and not joined, spec.flip and not joined)
+
+    def targets(self, windows: Sizes, run: int) -> Array:
+        """The row of the sums where each tap begins."""
+        taps = np.arange(math.prod(windows), dtype=np.int64)
+        return (taps[::-1] if self.flipped else taps) * (1 if self.turned else run)
+
+    def viewed(self, gw: Array, spec: ConvSpec) -> Array:
+        """The memory as (*window, C / groups, F), by offset of the window."""
+        if self.turned:
+            gw = np.moveaxis(gw.reshape(spec.filters, -1, *spec.window), (1, 0), (-2, -1))
+        gw = gw.reshape(*spec.window, -1, spec.filters)
+        return np.flip(gw, tuple(range(spec.axes))) if self.flipped else gw
 
 
 def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: int) -> Array:
@@ -151,14 +183,18 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     job = _job(spec, strides_of(x), strides_of(gy), dtype, threads.thread_count(), sources, limit)
     compiled = _library(dtype, job.shape)
     assert compiled is not None
-    gw = np.empty((*spec.window, spec.channels // spec.groups, spec.filters), x.dtype)
-    partials = np.empty((job.chunks - 1, gw.size), x.dtype)
-    arguments = job.arguments.of(x=x, gy=gy, gw=gw, partial=partials)
+    rows = math.prod(spec.window) * (spec.channels // spec.groups)
+    gw = np.empty(rows * spec.filters, x.dtype)
+    partials = np.empty((job.chunks - (not job.order.turned), gw.size), x.dtype)
+    sums, others = (partials[0], partials[1:]) if job.order.turned else (gw, partials)
+    arguments = job.arguments.of(x=x, gy=gy, sums=sums, partial=others)
     threads.run(compiled.address("products"), arguments, job.items, job.scratch, job.team)
     if len(partials):
-        ends = np.array([gw.ctypes.data, partials.ctypes.data, len(partials), gw.size], np.int64)
-        threads.run(compiled.address("total"), ends, -(-gw.size // _SPAN), 0, job.team)
-    return gw
+        span = -(-_SPAN // (16 * spec.filters)) * 16
+        addresses = [array.ctypes.data for array in (gw, sums, others)]
+        ends = np.array([*addresses, len(others), rows, spec.filters, span, int(job.order.turned)], np.int64)
+        threads.run(compiled.address("total"), ends, -(-rows // span), 0, job.team)
+    return job.order.viewed(gw, spec)
 
 
 @lru_cache(maxsize=128)
@@ -167,48 +203,56 @@ def _job(
 ) -> _Job:
     size, maps, per_group = np.dtype(dtype).itemsize, spec.filters // spec.groups, spec.channels // spec.groups
     rows, pixels = math.prod(spec.window) * per_group, spec.batch * math.prod(spec.out_size)
-    team = threads_free if pixels * rows * spec.filters > direct.SINGLE else 1
-    cut = blocks_of(spec, x_strides, dtype, 1, sources, 0.0, limit, _shape(spec, size))
-    shape = shape_for(maps, dtype)
-    panels = -(-maps // shape.filters)
-    chunks = _chunks(cut, pixels, rows * spec.filters * size, limit)
-    parts = 1 if chunks >= 4 * team or chunks % team == 0 else min(spec.groups * panels, 2 * team)
-    joined = spec.groups == 1 and spec.dilation[-1] == 1
-    windows, run = (spec.window[:-1], spec.window[-1] * per_group) if joined else (spec.window, per_group)
+    shape, order = shape_for(maps, dtype), _Order.of(spec)
+    cut = blocks_of(
+        spec, x_strides, dtype, 1, sources, 0.0, limit, _shape(spec, size, shape.filters * size, limit // 4)
+    )
+    scratch = cut.images * cut.strip + cut.pixels * shape.filters * size
+    team = min(threads_free, max(limit // 2 // scratch, 1)) if pixels * rows * spec.filters > direct.SINGLE else 1
+    panels, sums_bytes = -(-maps // shape.filters), rows * spec.filters * size
+    chunks = _chunks(cut, pixels, sums_bytes, limit // 4)
+    parts = 1 if chunks >= 4 * team or chunks % team == 0 else min(spec.groups * panels, -(-4 * team // chunks))
+    windows = spec.window[:-1] if order.joined else spec.window
+    run = rows // math.prod(windows)
     planes = gy_strides[-1] != size
     numbers = {
         "tap_count": math.prod(windows), "run": run, "groups": spec.groups, "maps": maps, "panels": panels,
         "parts": parts, "chunks": chunks, "blocks": cut.count, "x_group": per_group * size, "gy_item": gy_strides[0],
-        "gy_row": gy_strides[1], "planes": int(planes), "gy_filter": gy_strides[-1], "row_step": spec.filters * size,
-        "gw_bytes": rows * spec.filters * size,
+        "gy_row": gy_strides[1], "planes": int(planes), "gy_filter": gy_strides[-1],
+        "row_step": spec.filters * size * (math.prod(windows) if order.turned else 1), "sums_bytes": sums_bytes,
     }  # fmt: skip
     tables = {
         "pixels": cut.starts(spec), "taps": cut.places(windows, spec.dilation),
+        "targets": order.targets(windows, run) * (spec.filters * size),
         "results": cut.results(spec, gy_strides, size, planes),
     }  # fmt: skip
-    scratch = cut.images * cut.strip + cut.pixels * shape.filters * size
-    return _Job(shape, Arguments(FIELDS, cut, numbers, tables), chunks, chunks * parts, scratch, team)
+    return _Job(shape, Arguments(FIELDS, cut, numbers, tables), order, chunks, chunks * parts, scratch, team)
 
 
-def _shape(spec: ConvSpec, size: int) -> tuple[int, int]:
-    """Rows and images of a block: its input in the cache, and pixels enough; the same for any number of threads."""
+def _shape(spec: ConvSpec, size: int, panel: int, limit: int) -> tuple[int, int]:
+    """Rows and images of a block: what the caches hold, and pixels enough; the same for any number of threads.
+
+    `panel` is what a pixel of `gy` takes when it is packed, in bytes.
+    """
     first, stride, reach = spec.out_size[0], spec.stride[0], spec.reach[0]
     line, row_bytes = math.prod(spec.out_size[1:]), math.prod(spec.padded_size[1:]) * spec.channels * size
 
     def held(nbytes: int) -> int:
-        return (nbytes // row_bytes - reach) // stride + 1
+        return (min(nbytes, limit) // row_bytes - reach) // stride + 1
 
-    rows = max(held(blocks.BLOCK_BYTES), min(-(-_FEWEST_PIXELS // line), held(_BLOCK_BYTES)), 1)
+    rows = max(held(blocks.BLOCK_BYTES), min(-(-_FEWEST_PIXELS // line), held(_BLOCK_BYTES)))
+    rows = max(min(rows, _PANEL_BYTES // (line * panel)), 1)
     if rows < first:
         return -(-first // -(-first // rows)), 1
-    strip = spec.padded_size[0] * row_bytes
-    images = max(blocks.BLOCK_BYTES // strip, min(-(-_FEWEST_PIXELS // (first * line)), _BLOCK_BYTES // strip), 1)
+    strip, pixels = spec.padded_size[0] * row_bytes, first * line
+    images = max(blocks.BLOCK_BYTES // strip, min(-(-_FEWEST_PIXELS // pixels), _BLOCK_BYTES // strip))
+    images = max(min(images, _PANEL_BYTES // (pixels * panel), limit // strip), 1)
     return first, -(-spec.batch // -(-spec.batch // images))
 
 
 def _chunks(cut: Blocks, pixels: int, nbytes: int, limit: int) -> int:
     """Sums of their own: so few that adding them up costs little, whatever the threads."""
-    held = 1 + min(_PARTIAL_BYTES, limit // 2) // nbytes
+    held = min(_PARTIAL_BYTES, limit) // nbytes
     return max(min(pixels // _CHUNK_PIXELS, cut.count, held, _MOST_CHUNKS), 1)
 
 
@@ -219,7 +263,7 @@ def _library(dtype: str, shape: Shape) -> Library | None:
 def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     transpose = transpose_kernel(module, dtype)
     _turn_kernel(module, dtype, transpose)
-    _total_kernel(module, dtype)
+    _total_kernel(module, dtype, transpose)
     _products_kernel(module, dtype, shape, transpose)
     return "turn", "total", "products"
 
@@ -232,7 +276,7 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Ker
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)
     size, chunk, part = np.dtype(dtype).itemsize, item // given.parts, item % given.parts
-    sums = chunk.equals(0).where(given.gw, given.partial + (chunk - 1) * given.gw_bytes)
+    sums = chunk.equals(0).where(given.sums, given.partial + (chunk - 1) * given.sums_bytes)
     begin, end = (given.blocks * chunk) // given.chunks, (given.blocks * (chunk + 1)) // given.chunks
     count = given.groups * given.panels
     first, last = (count * part) // given.parts, (count * (part + 1)) // given.parts
@@ -245,7 +289,7 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Ker
             _packed(kernel, given, block, column, width, shape.filters * size, size, pack, transpose)
             with kernel.loop(given.tap_count) as t:
                 x = block.source + group * given.x_group + kernel.load(given.taps, offset=t * 8)
-                target = sums + t * given.run * given.row_step + column * size
+                target = sums + kernel.load(given.targets, offset=t * 8) + column * size
 
                 def arguments_of(row: Value, x: Value = x, target: Value = target) -> tuple[Operand, ...]:
                     return (
@@ -346,18 +390,25 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
     return kernel
 
 
-def _total_kernel(module: ir.Module, dtype: str) -> None:
-    """The task: a span of the gradient with the other chunks' sums added."""
+def _total_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> None:
+    """The task: some rows of the gradient with the other chunks' sums added, and then turned."""
     kernel = Kernel(module, "total", ("arguments", "item", "scratch"))
     arguments, item, _ = kernel.arguments
-    given = kernel.given(arguments, ("gw", "partial", "count", "size"))
-    lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
-    kind, begin = vector(FLOATS[dtype], lanes), item * _SPAN
-    with kernel.loop(kernel.minimum(given.size, begin + _SPAN), start=begin, step=lanes) as i:
-        mask = kernel.lanes_below(given.size - i, lanes)
-        total = kernel.variable(kernel.load_lanes(given.gw + i * size, kind, mask))
+    given = kernel.given(arguments, ("gw", "sums", "partial", "count", "rows", "filters", "span", "turned"))
+    lanes, size, first = lanes_of(dtype), np.dtype(dtype).itemsize, item * given.span
+    kind, rows = vector(FLOATS[dtype], lanes), kernel.minimum(given.rows - first, given.span)
+    begin, end = first * given.filters, (first + rows) * given.filters
+    nbytes = given.rows * given.filters * size
+    with kernel.when(given.count > 0), kernel.loop(end, start=begin, step=lanes) as i:
+        mask = kernel.lanes_below(end - i, lanes)
+        total = kernel.variable(kernel.load_lanes(given.sums + i * size, kind, mask))
         with kernel.loop(given.count) as chunk:
-            part = kernel.load_lanes(given.partial + (chunk * given.size + i) * size, kind, mask)
+            part = kernel.load_lanes(given.partial + chunk * nbytes + i * size, kind, mask)
             total.set(total.get() + part)
-        kernel.store_lanes(total.get(), given.gw + i * size, mask)
+        kernel.store_lanes(total.get(), given.sums + i * size, mask)
+    with kernel.when(given.turned > 0):
+        kernel.call(
+            transpose, given.sums + begin * size, given.filters * size, given.gw + first * size, given.rows * size,
+            rows, given.filters,
+        )  # fmt: skip
     kernel.finish()
