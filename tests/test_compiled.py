@@ -15,7 +15,7 @@ from engine_cases import reference
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import threads
+from xpconv.cpu.compiled import threads, tile, weights
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
@@ -296,3 +296,15 @@ def test_measured_scratch_memory_keeps_to_the_workspace_limit(x_shape, w_shape, 
             tracemalloc.stop()
     packed = 2 * w.nbytes
     assert most - y.nbytes - packed <= limit + 2**16
+
+
+@pytest.mark.parametrize("filters", [1, 8, 13, 40])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_packed_weights_hold_each_filter_once_and_zeros_beyond_the_last(filters, order):
+    w = np.asarray(np.arange(1, 6 * filters + 1, dtype=np.float32).reshape(6, filters), order=order)
+    shape = tile.shape_for(filters, "float32")
+    rows = np.arange(6, dtype=np.int64)[::-1] * w.strides[0]
+    packed = weights.packed(w, 1, shape, rows, 1)
+    lanes = np.moveaxis(packed, 1, 0).reshape(6, -1)
+    np.testing.assert_array_equal(lanes[:, :filters], w[::-1])
+    assert not lanes[:, filters:].any()
