@@ -1,8 +1,8 @@
-"""The gradients of convolution: the input's by direct convolutions, the weight's by tiles of their own.
+"""The gradient of a convolution's weight.
 
-The weight's gradient is a product with the pixels summed over: a tile holds so many rows, channels of a tap that lie
-side by side, times so many filters in registers, while the pixels of a block go by. Chunks of blocks have sums of
-their own, so that threads share no sums; how many there are follows from the call alone, as the result then does.
+It is a product with the pixels summed over: a tile holds so many rows, channels of a tap that lie side by side, times
+so many filters in registers, while the pixels of a block go by. Chunks of blocks have sums of their own, so that
+threads share no sums; how many there are follows from the call alone, as the result then does.
 """
 
 from __future__ import annotations
@@ -23,98 +23,6 @@ from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
 from xpconv.spec import Array, ConvSpec, Sizes
-
-# --- Of the input -----------------------------------------------------------------------------------------------------
-
-
-def grad_input(
-    gy: Array, w: Array, bias: Array | None, spec: ConvSpec, gx: Array, sources: Sources, activation: str | None,
-    leak: float, limit: int,
-) -> None:  # fmt: skip
-    """The input's gradient of the forward `spec`, which pads with a constant, written to `gx` (N, *size, C).
-
-    `gy` is (N, *out, F), `w` (*window, C / groups, F); all may lie in memory in any order. Every phase of the stride is
-    a convolution of its own, which writes the places of `gx` that the phase has.
-    """
-    weight = _exchanged(w, spec.groups)
-    target = gx if _written_in_place(gx, spec) else np.empty(gx.shape, gx.dtype)
-    for phase in spec.input_phases:
-        here = target[(slice(None), *phase.places)]
-        if 0 in phase.spec.window:
-            here[...] = _finished(bias, activation, leak)
-        else:
-            direct.conv(gy, weight[phase.taps], bias, phase.spec, here, sources, 0.0, activation, leak, limit)
-    if target is not gx:
-        _turn(target, gx)
-
-
-def _exchanged(w: Array, groups: int) -> Array:
-    """Weight (*window, C / G, F) with channels and filters exchanged in each group; a view for one group."""
-    if groups == 1:
-        return w.swapaxes(-1, -2)
-    *window, per_group, filters = w.shape
-    apart = w.reshape(*window, per_group, groups, filters // groups)
-    return np.moveaxis(apart, (-1, -3), (-3, -1)).reshape(*window, filters // groups, groups * per_group)
-
-
-def _written_in_place(gx: Array, spec: ConvSpec) -> bool:
-    """Whether convolutions can write all places: planes of a channel take only all of their places in order."""
-    return strides_of(gx)[-1] == gx.itemsize or (set(spec.stride) == {1} and _has_planes(gx))
-
-
-def _has_planes(array: Array) -> bool:
-    """Whether the positions of each channel lie side by side, in order."""
-    steps = [array.itemsize]
-    for n in reversed(array.shape[2:-1]):
-        steps.insert(0, steps[0] * n)
-    return tuple(array.strides[1:-1]) == tuple(steps)
-
-
-def _finished(bias: Array | None, activation: str | None, leak: float) -> Array:
-    """The result where nothing is summed."""
-    total = np.zeros(1) if bias is None else bias
-    slope = {None: 1.0, "relu": 0.0, "leaky_relu": leak}[activation]
-    return np.where(total < 0, slope * total, total)
-
-
-_TURN = ("source", "source_item", "step", "to", "to_item", "plane", "channels", "positions", "parts")
-_TURNED = 1 << 10  # positions that one item turns
-
-
-def _turn(source: Array, to: Array) -> None:
-    """Copy dense channels-last maps to any others, fast where those are planes."""
-    compiled = _library(name_of(to.dtype), shape_for(1, name_of(to.dtype)))
-    if not _has_planes(to) or compiled is None:
-        to[...] = source
-        return
-    positions, channels = math.prod(to.shape[1:-1]), to.shape[-1]
-    parts = -(-positions // _TURNED)
-    arguments = np.array(
-        [
-            source.ctypes.data, source.strides[0], channels * to.itemsize, to.ctypes.data, to.strides[0],
-            to.strides[-1], channels, positions, parts,
-        ],
-        np.int64,
-    )  # fmt: skip
-    team = threads.thread_count() if to.size > direct.SINGLE // 8 else 1
-    threads.run(compiled.address("turn"), arguments, to.shape[0] * parts, 0, team)
-
-
-def _turn_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> None:
-    """The task: some positions of one image from channels last to channels first."""
-    kernel = Kernel(module, "turn", ("arguments", "item", "scratch"))
-    arguments, item, _ = kernel.arguments
-    given = kernel.given(arguments, _TURN)
-    image, first = item // given.parts, (item % given.parts) * _TURNED
-    kernel.call(
-        transpose, given.source + image * given.source_item + first * given.step, given.step,
-        given.to + image * given.to_item + first * np.dtype(dtype).itemsize, given.plane,
-        kernel.minimum(given.positions - first, _TURNED), given.channels,
-    )  # fmt: skip
-    kernel.finish()
-
-
-# --- Of the weight ----------------------------------------------------------------------------------------------------
 
 _OWN = (
     "gy", "sums", "partial", "pixels", "results", "taps", "targets", "tap_count", "run", "groups", "maps", "panels",
@@ -229,6 +137,14 @@ def _job(
     return _Job(shape, Arguments(FIELDS, cut, numbers, tables), order, chunks, chunks * parts, scratch, team)
 
 
+def _has_planes(array: Array) -> bool:
+    """Whether the positions of each channel lie side by side, in order."""
+    steps = [array.itemsize]
+    for n in reversed(array.shape[2:-1]):
+        steps.insert(0, steps[0] * n)
+    return tuple(array.strides[1:-1]) == tuple(steps)
+
+
 def _shape(spec: ConvSpec, size: int, panel: int, limit: int) -> tuple[int, int]:
     """Rows and images of a block: what the caches hold, and pixels enough; the same for any number of threads.
 
@@ -262,15 +178,14 @@ def _library(dtype: str, shape: Shape) -> Library | None:
 
 def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     transpose = transpose_kernel(module, dtype)
-    _turn_kernel(module, dtype, transpose)
     _total_kernel(module, dtype, transpose)
     _products_kernel(module, dtype, shape, transpose)
-    return "turn", "total", "products"
+    return "total", "products"
 
 
 def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Kernel) -> None:
     """The task: the sums over one chunk of blocks, for all filters or a part of them, a panel at a time."""
-    tiles = {height: _tile(module, dtype, shape, height) for height in shape.heights}
+    tiles = {height: _tile(module, dtype, shape, height) for height in _heights(shape)}
     gather, pack = gather_kernel(module, dtype, transpose), _pack_kernel(module, dtype, shape)
     kernel = Kernel(module, "products", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
@@ -299,6 +214,12 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Ker
 
                 each_tile(kernel, tiles, given.run, arguments_of)
     kernel.finish()
+
+
+def _heights(shape: Shape) -> list[int]:
+    """Rows of the tiles: some are made for the short runs of few channels, three taps of three or seven of them."""
+    short = (3,) if shape.heights[0] < 9 else (9, 7) if shape.vectors > 1 else (9, 4)
+    return sorted({*shape.heights, *short}, reverse=True)
 
 
 def _packed(
