@@ -182,7 +182,7 @@ def test_the_weight_gradient_keeps_to_a_limit_of_memory(monkeypatch):
     rng, options = np.random.default_rng(8), {"padding": 1}
     x, w = integers(rng, (2, 90, 90, 32), "float32"), np.ones((3, 3, 32, 64), "float32")
     x, w, gy, family, options, spec = _in("channels_last", x, w, "corr", options)
-    limit = 1 << 19
+    limit = 1 << 18
     wanted = expected("weight", x, gy, family, options, spec.window)
     np.testing.assert_array_equal(weight_gradient(x, gy, spec, limit), wanted)
     assert max(asked) <= limit // 2

@@ -217,7 +217,7 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Ker
 
 
 def _heights(shape: Shape) -> list[int]:
-    """Rows of the tiles: some are made for the short runs of few channels, three taps of three or seven of them."""
+    """Rows of the tiles, also such as fill short runs: 9 are three taps of three channels, 14 and 7 seven taps."""
     short = (3,) if shape.heights[0] < 9 else (9, 7) if shape.vectors > 1 else (9, 4)
     return sorted({*shape.heights, *short}, reverse=True)
 
