@@ -30,6 +30,7 @@ _JOB, _NEXT, _DONE, _TASK = (_LINE * i for i in range(4))
 _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE = (_TASK + 8 * i for i in range(1, 5))
 _WORDS = 5 * _LINE // 8
 _MOST_ITEMS = 1 << 31
+_CLOSED = _MOST_ITEMS // 2  # beyond the items of any job, below the next job's
 # For work before a helper sleeps, below a millisecond in all. One that was asleep may wake on its caller's processor
 # and wait there: with a tenth of the looks, calls of half a millisecond took as long as on one thread.
 _LOOKS = 30_000
@@ -53,9 +54,13 @@ def _serial(module: ir.Module) -> None:
 
 
 def _publish(module: ir.Module) -> None:
-    """A new job, its number last of all."""
+    """A new job, its number last of all; first no item of the last job can be taken any more.
+
+    A helper that comes late may read some words of the new job beside its own job's number: it then fails to take.
+    """
     kernel = Kernel(module, "publish", ("team", "job", "task", "arguments", "items", "scratch", "stride"))
     team, job, *description = kernel.arguments
+    kernel.add_shared(team + _NEXT, _CLOSED)
     for place, value in zip((_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE), description, strict=True):
         kernel.store(value, team, place)
     kernel.store_shared(0, team + _DONE)
