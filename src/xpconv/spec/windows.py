@@ -131,7 +131,7 @@ class ConvSpec(Windows):
             channels=self.filters,
             filters=self.channels,
             stride=(1,) * self.axes,
-            input_dilation=self.stride,
+            input_dilation=self.stride if set(self.stride) != {1} else (),
             padding=tuple((reach - 1 - before, reach - 1 - after + rest) for (before, after), reach, rest in axes),
             flip=not self.flip,
         )
