@@ -1,15 +1,19 @@
 """What every channel does by itself, lanes along the channels: depthwise convolution, max and sum pooling.
 
-A tile is some results times one vector of channels; each tap of their windows is read once, and multiplied and added,
-compared, or added. Tables say where windows and taps begin, as in `direct`.
+A tile is some results times some vectors of channels. Tables say where windows and taps begin, as in `direct`; the
+elements that a window reads side by side are one tap, as long as there are kernels for so many, and an element that
+several windows of a tile read is then loaded once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain, product
+from types import SimpleNamespace
 
 import numpy as np
 from llvmlite import ir
@@ -17,23 +21,41 @@ from llvmlite import ir
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
-from xpconv.cpu.compiled.tile import Finish, each_tile, finishing
+from xpconv.cpu.compiled.tile import SUMMED, Finish, each_tile, finishing
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _OWN = (
-    "w", "y", "pixels", "results", "taps", "tap_count", "channels", "w_step", "finish", "bias", "divisor", "y_item",
-    "y_row", "turned", "plane",
+    "w", "y", "pixels", "results", "taps", "tap_count", "step", "segment", "channels", "w_step", "finish", "bias",
+    "divisor", "y_item", "y_row", "turned", "plane",
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
+_RUNS, _STEPS = (7, 5, 3, 2), (1, 2)  # elements of a tap, and strides, that there are kernels for
 _SINGLE = 200_000  # elements read below which handing over costs more than it brings
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Elements of a tap along the last axis, and the stride there of windows that follow each other."""
+
+    run: int
+    stride: int
+    long: bool  # so many elements that sums are put aside on the way
+
+    def read(self, element: int, windows: int) -> Iterator[tuple[int, int]]:
+        """Which of so many windows read an element, counted from the first one's first, and as which of the tap's."""
+        for s in range(self.run):
+            window, between = divmod(element - s, self.stride or 1)
+            if not between and 0 <= window < windows:
+                yield window, s
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
     """All that does not depend on the arrays' addresses."""
 
+    taps: _Taps
     arguments: Arguments
     items: int
     scratch: int
@@ -52,9 +74,8 @@ def depthwise(
     weight[:, : spec.channels] = taps.reshape(-1, spec.channels)
     if bias is not None:
         biases[: spec.channels] = bias
-    _run(
-        "multiplied", x, y, spec, sources, fill, limit, w=weight, bias=biases, finish=finishing(activation, dtype, leak)
-    )
+    finish = {} if activation is None else {"finish": finishing(activation, dtype, leak)}
+    _run("multiplied", x, y, spec, sources, fill, limit, w=weight, bias=biases, **finish)
 
 
 def max_pool(x: Array, y: Array, spec: PoolSpec, sources: Sources, limit: int) -> None:
@@ -85,7 +106,7 @@ def _run(
 ) -> None:  # fmt: skip
     dtype = name_of(x.dtype)
     job = _job(spec, strides_of(x), strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
-    compiled = _library(dtype, operation)
+    compiled = _library(dtype, operation, job.taps)
     assert compiled is not None
     threads.run(compiled.address(operation), job.arguments.of(x=x, y=y, **arrays), job.items, job.scratch, job.team)
 
@@ -100,66 +121,76 @@ def _job(
     read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
     team = threads_free if read > _SINGLE else 1
     cut = blocks_of(spec, x_strides, dtype, team, sources, fill, limit // (2 * team))
-    turned = y_strides[-1] != size
+    turned, taps = y_strides[-1] != size, _taps(spec)
+    places = cut.places(
+        (*spec.window[:-1], spec.window[-1] // taps.run), (*spec.dilation[:-1], spec.dilation[-1] * taps.run)
+    )
     numbers = {
-        "tap_count": math.prod(spec.window), "channels": spec.channels, "w_step": -(-spec.channels // lanes) * width,
+        "tap_count": len(places), "step": cut.steps[spec.axes - 1], "channels": spec.channels,
+        "segment": spec.out_size[-1] if spec.axes > 1 else 0, "w_step": -(-spec.channels // lanes) * width,
         "y_item": y_strides[0], "y_row": y_strides[1], "turned": int(turned), "plane": y_strides[-1],
     }  # fmt: skip
     tables = {
         "pixels": cut.starts(spec),
-        "taps": cut.places(spec.window, spec.dilation),
+        "taps": places,
         "results": cut.results(spec, y_strides, spec.channels * size, turned),
     }
     scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * size
-    return _Job(Arguments(FIELDS, cut, numbers, tables), cut.count, scratch, team)
+    return _Job(taps, Arguments(FIELDS, cut, numbers, tables), cut.count, scratch, team)
+
+
+def _taps(spec: ConvSpec | PoolSpec) -> _Taps:
+    long = math.prod(spec.window) > SUMMED
+    if spec.dilation[-1] > 1 or spec.stride[-1] not in _STEPS:
+        return _Taps(1, 0, long)
+    run = next((n for n in _RUNS if spec.window[-1] % n == 0), 1)
+    return _Taps(run, spec.stride[-1] if run > 1 else 0, long)
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
-def _heights() -> tuple[int, ...]:
+def _shapes(operation: str) -> dict[int, tuple[int, ...]]:
+    """Results of a tile, and how many vectors of channels: many for a single one, whose sums would wait for another.
+
+    Results are as many as divide the maps of many a network evenly.
+    """
     here = machine()
     assert here is not None
-    return (12, 4, 1) if here.registers == 32 else (8, 4, 1)
+    if here.registers < 32:
+        return {7: (1,), 3: (2, 1), 1: (4, 1)}
+    return {7: (2, 1), 3: (2, 1), 1: (4, 1)} if operation == "multiplied" else {7: (4, 2, 1), 3: (4, 1), 1: (8, 4, 1)}
 
 
-def _library(dtype: str, operation: str) -> Library | None:
-    return library(f"channelwise-{dtype}-{operation}", partial(_make, dtype=dtype, operation=operation))
+def _library(dtype: str, operation: str, taps: _Taps) -> Library | None:
+    name = f"channelwise-{dtype}-{operation}-{taps.run}-{taps.stride}-{taps.long:d}"
+    return library(name, partial(_make, dtype=dtype, operation=operation, taps=taps))
 
 
-def _make(module: ir.Module, *, dtype: str, operation: str) -> tuple[str, ...]:
-    """The task: one block of results, a vector of channels at a time."""
-    whole, part = (
-        {height: _tile(module, dtype, operation, height, masked) for height in _heights()} for masked in (False, True)
-    )
+def _make(module: ir.Module, *, dtype: str, operation: str, taps: _Taps) -> tuple[str, ...]:
+    """The task: one block of results."""
+    shapes = _shapes(operation)
+    tiles = {height: _tiles(module, dtype, operation, taps, height, vectors) for height, vectors in shapes.items()}
     transpose = transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
-    size, lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
     kernel = Kernel(module, operation, ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)
     block = blocks.opened(kernel, given, item, scratch, gather)
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
-
-    def all_pixels(tiles: dict[int, Kernel], channel: Value) -> None:
-        at = channel * size
+    segment = given.segment.equals(0).where(block.pixels, given.segment)  # windows that follow each other
+    with kernel.loop(block.count, step=segment) as first:
 
         def arguments_of(pixel: Value) -> tuple[Operand, ...]:
             return (
-                block.source + at, given.pixels + pixel * 8, given.taps, given.tap_count, given.w + at, given.w_step,
-                y + at, given.results + pixel * 8, given.channels - channel, given.finish, given.bias + at,
+                block.source, given.pixels + (first + pixel) * 8, given.taps, given.tap_count, given.step, given.w,
+                given.w_step, y, given.results + (first + pixel) * 8, given.channels, given.finish, given.bias,
                 given.divisor,
             )  # fmt: skip
 
-        each_tile(kernel, tiles, block.count, arguments_of)
-
-    vectors = given.channels - given.channels % lanes
-    with kernel.loop(vectors, step=lanes) as channel:
-        all_pixels(whole, channel)
-    with kernel.when(vectors < given.channels):
-        all_pixels(part, vectors)
+        each_tile(kernel, tiles, segment, arguments_of)
     with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
-        step = given.channels * size
+        step = given.channels * np.dtype(dtype).itemsize
         kernel.call(
             transpose, y + image * block.pixels * step, step,
             given.y + (block.first + image) * given.y_item + block.row * given.y_row, given.plane, block.pixels,
@@ -170,48 +201,91 @@ def _make(module: ir.Module, *, dtype: str, operation: str) -> tuple[str, ...]:
 
 
 _ARGUMENTS = (
-    "x", "pixels", "taps", "tap_count", "w", "w_step", "y", "results", "width", "finish", "bias", "divisor",
+    "x", "pixels", "taps", "tap_count", "step", "w", "w_step", "y", "results", "channels", "finish", "bias", "divisor",
 )  # fmt: skip
 
 
-def _tile(module: ir.Module, dtype: str, operation: str, height: int, masked: bool) -> Kernel:
-    """Results of `height` windows and one vector of channels; of `masked` ones the first `width` channels."""
-    kernel = Kernel(module, f"tile{height}{'masked' if masked else ''}", _ARGUMENTS)
-    x, pixels, taps, tap_count, w, w_step, y, results, width, finish, bias, divisor = kernel.arguments
-    element, lanes = FLOATS[dtype], lanes_of(dtype)
-    kind, mask = vector(element, lanes), kernel.lanes_below(width, lanes) if masked else None
-    first = -math.inf if operation == "largest" else 0
-    totals = [kernel.variable(kernel.constant(first, kind)) for _ in range(height)]
-    starts = [x + kernel.load(pixels, offset=8 * p) for p in range(height)]
-    weight = kernel.variable(w)
-    with kernel.loop(tap_count) as t:
-        tap = kernel.load(taps, offset=t * 8)
-        factor = kernel.load(weight.get(), kind) if operation == "multiplied" else None
-        for start, total in zip(starts, totals, strict=True):
-            total.set(_merged(kernel, operation, total.get(), take(kernel, start + tap, kind, mask), factor))
-        weight.set(weight.get() + w_step)
-    done = _done(kernel, operation, element, lanes, finish, bias, divisor)
-    for p, total in enumerate(totals):
-        put(kernel, done(total.get()), y + kernel.load(results, offset=8 * p), mask)
+def _tiles(module: ir.Module, dtype: str, operation: str, taps: _Taps, height: int, shapes: tuple[int, ...]) -> Kernel:
+    """All channels of `height` results, by as many vectors at once as there are shapes for."""
+    kernel = Kernel(module, f"tiles{height}", _ARGUMENTS)
+    given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
+    lanes, channel = lanes_of(dtype), kernel.variable(0)
+    for vectors in shapes:
+        with kernel.while_(lambda width=vectors * lanes: channel.get() + width <= given.channels):
+            _tile(kernel, given, dtype, operation, taps, (height, vectors), channel.get(), None)
+            channel.set(channel.get() + vectors * lanes)
+    with kernel.when(channel.get() < given.channels):
+        mask = kernel.lanes_below(given.channels - channel.get(), lanes)
+        _tile(kernel, given, dtype, operation, taps, (height, 1), channel.get(), mask)
     kernel.finish()
     return kernel
 
 
-def _merged(kernel: Kernel, operation: str, total: Value, value: Value, factor: Value | None) -> Value:
-    """A total with one more element of its windows."""
-    if factor is not None:
-        return kernel.fma(value, factor, total)
-    return total + value if operation == "added" else kernel.maximum(total, value)
+def _tile(
+    kernel: Kernel, given: SimpleNamespace, dtype: str, operation: str, taps: _Taps, shape: tuple[int, int],
+    channel: Value, mask: Value | None,
+) -> None:  # fmt: skip
+    """Results times vectors of channels, from a channel on."""
+    size, kind = np.dtype(dtype).itemsize, vector(FLOATS[dtype], lanes_of(dtype))
+    at, (height, vectors), join = channel * size, shape, kernel.maximum if operation == "largest" else operator.add
+    places = [lanes_of(dtype) * size * q for q in range(vectors)]
+    nothing = kernel.constant(-math.inf if operation == "largest" else 0, kind)
+    starts = _starts(kernel, given, taps, height, at)
+
+    def joined(first: Operand, stop: Operand) -> list[list[Variable]]:
+        totals = [[kernel.variable(nothing) for _ in places] for _ in range(height)]
+        with kernel.loop(stop, start=first) as t:
+            tap, weight = kernel.load(given.taps, offset=t * 8), given.w + at + t * taps.run * given.w_step
+            weights = [weight + given.w_step * s for s in range(taps.run)] if operation == "multiplied" else []
+            factors = [[kernel.load(w, kind, place) for place in places] for w in weights]
+            for j, start in enumerate(starts):
+                values = [take(kernel, start + tap + place, kind, mask) for place in places]
+                for (p, s), (q, value) in product(taps.read(j, height), enumerate(values)):
+                    total = totals[p][q]
+                    total.set(kernel.fma(value, factors[s][q], total.get()) if factors else join(total.get(), value))
+        return totals
+
+    if taps.long:
+        totals = [[kernel.variable(nothing) for _ in places] for _ in range(height)]
+        with kernel.loop(given.tap_count, step=SUMMED // taps.run) as first:
+            part = joined(first, kernel.minimum(first + SUMMED // taps.run, given.tap_count))
+            for total, more in zip(chain(*totals), chain(*part), strict=True):
+                total.set(join(total.get(), more.get()))
+    else:
+        totals = joined(0, given.tap_count)
+    targets = [given.y + at + kernel.load(given.results, offset=8 * p) for p in range(height)]
+
+    def store(q: int, done: Callable[[Value], Value]) -> None:
+        for target, row in zip(targets, totals, strict=True):
+            put(kernel, done(row[q].get()), target + places[q], mask)
+
+    for q, place in enumerate(places):
+        _stored(kernel, given, operation, kind, at + place, partial(store, q))
 
 
-def _done(
-    kernel: Kernel, operation: str, element: ir.Type, lanes: int, finish: Value, bias: Value, divisor: Value
-) -> Callable[[Value], Value]:
-    """What makes a result of a total."""
-    if operation == "multiplied":
-        finished, added = Finish(kernel, finish, element, lanes), kernel.load(bias, vector(element, lanes))
-        return lambda total: finished(total, added)
-    if operation == "added":
-        shared = kernel.splat(kernel.load(divisor, element), lanes)
-        return lambda total: total // shared
-    return lambda total: total
+def _starts(kernel: Kernel, given: SimpleNamespace, taps: _Taps, height: int, at: Value) -> list[Value]:
+    """Where the elements of the windows' first taps lie: each window's own, or all that follow the first one's."""
+    if taps.run == 1:
+        return [given.x + at + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
+    first = given.x + at + kernel.load(given.pixels)
+    return [first + given.step * j for j in range((height - 1) * taps.stride + taps.run)]
+
+
+def _stored(
+    kernel: Kernel, given: SimpleNamespace, operation: str, kind: ir.Type, at: Value,
+    store: Callable[[Callable[[Value], Value]], None],
+) -> None:  # fmt: skip
+    """Totals as results, of the channels so many bytes from the first."""
+    if operation == "largest":
+        store(lambda total: total)
+    elif operation == "added":
+        shared = kernel.splat(kernel.load(given.divisor, kind.element), kind.count)
+        store(lambda total: total // shared)
+    else:
+        bias = kernel.load(given.bias + at, kind)
+        with kernel.either(given.finish.equals(0)) as (plain, other):
+            with plain:
+                store(lambda total: total + bias)
+            with other:  # takes half as long as 3 by 3 products
+                finished = Finish(kernel, given.finish, kind.element, kind.count)
+                store(lambda total: finished(total, bias))

@@ -1,0 +1,220 @@
+"""Compiled depthwise convolution and pooling by themselves: every tile, every border, every way that arrays lie."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xpconv
+from cases import MODES, integers, pool_cases
+from engine_cases import reference
+
+pytest.importorskip("llvmlite", reason="the extra fast is not installed")
+
+from xpconv.cpu.compiled import channelwise, threads
+from xpconv.cpu.compiled.build import machine
+from xpconv.engines import agnostic
+from xpconv.engines import numpy as engine
+
+if machine() is None:
+    pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
+
+LIMIT = 1 << 26
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+LAYOUTS = pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+POOLINGS = pytest.mark.parametrize("operation", ["max_pool", "sum_pool"])
+
+
+def depthwise(function, x, w, bias=None, limit=LIMIT, **options):
+    """The kernels' answer to a call of `conv` or `corr` with a filter for each channel."""
+    request = function.request(x, w, bias, **options)
+    (x, w, bias), spec = request.arrays, request.spec
+    y = np.empty(spec.y_shape, x.dtype)
+    channelwise.depthwise(
+        agnostic.channels_last(x, spec.layout), agnostic.weight_last(w, spec.layout), bias, spec,
+        agnostic.channels_last(y, spec.layout), engine._sources, float(request.options["fill_value"]),
+        request.options["activation"], 0.01, limit,
+    )  # fmt: skip
+    return y
+
+
+def pooled(operation, x, window, *divisor, limit=LIMIT, **options):
+    """The kernels' answer to a pooling."""
+    spec = xpconv.max_pool.request(x, window, **options).spec
+    x, y = agnostic.channels_last(x, spec.layout), np.empty(spec.y_shape, x.dtype)
+    divisor = divisor or ((1.0,) if operation == "sum_pool" else ())
+    y_last = agnostic.channels_last(y, spec.layout)
+    getattr(channelwise, operation)(x, y_last, spec.reading, engine._sources, *divisor, limit)
+    return y
+
+
+def defined(operation, x, window, **options):
+    """What the agnostic engine makes of the same pooling."""
+    spec = xpconv.max_pool.request(x, window, **options).spec
+    if operation == "max_pool":
+        return agnostic.max_pool(x, spec, return_indices=False)
+    return agnostic.sum_pool(x, spec)
+
+
+def in_layout(x, w, layout):
+    return (x, w) if layout == "channels_last" else (np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1)))
+
+
+@DTYPES
+@LAYOUTS
+@given(
+    st.integers(1, 40), st.integers(1, 5), st.tuples(st.integers(1, 9), st.integers(1, 33)),
+    st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 11])), st.tuples(*[st.integers(1, 3)] * 4),
+    st.tuples(*[st.integers(0, 3)] * 4), st.sampled_from(MODES), st.booleans(),
+)  # fmt: skip
+def test_depthwise_agrees_with_the_definition(dtype, layout, channels, batch, size, window, steps, padding, mode, flip):
+    rng = np.random.default_rng(channels)
+    stride, dilation, pads = steps[:2], steps[2:], (padding[:2], padding[2:])
+    spans = [(m - 1) * d + 1 for m, d in zip(window, dilation, strict=True)]
+    size = tuple(max(n, span - sum(p)) for n, span, p in zip(size, spans, pads, strict=True))
+    x, w = integers(rng, (batch, *size, channels), dtype), integers(rng, (*window, 1, channels), dtype)
+    x, w = in_layout(x, w, layout)
+    options = {"stride": stride, "dilation": dilation, "padding": pads, "padding_mode": mode, "groups": channels}
+    options |= {"layout": layout, "activation": "relu"} | ({"fill_value": 2} if mode == "constant" else {})
+    function, bias = xpconv.conv if flip else xpconv.corr, integers(rng, (channels,), dtype)
+    expected = reference(function, x, w, bias, **options)
+    np.testing.assert_array_equal(depthwise(function, x, w, bias, **options), expected)
+
+
+@LAYOUTS
+@pytest.mark.parametrize(
+    ("size", "window"), [((70,), (3,)), ((70,), (10,)), ((5, 6, 9), (2, 3, 3)), ((4, 5, 6), (1, 1, 5))]
+)
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_signals_and_volumes_agree_with_the_definition(layout, size, window, padding, stride):
+    rng = np.random.default_rng(2)
+    x, w = integers(rng, (3, *size, 37), "float32"), integers(rng, (*window, 1, 37), "float32")
+    x, w = in_layout(x, w, layout)
+    options = {"groups": 37, "layout": layout, "padding": padding, "stride": stride}
+    np.testing.assert_array_equal(depthwise(xpconv.conv, x, w, **options), reference(xpconv.conv, x, w, **options))
+
+
+@DTYPES
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+def test_the_bias_and_the_activation_are_stored(dtype, layout, activation):
+    rng = np.random.default_rng(3)
+    x, w = in_layout(integers(rng, (2, 9, 11, 35), dtype), integers(rng, (3, 3, 1, 35), dtype), layout)
+    bias, options = integers(rng, (35,), dtype), {"groups": 35, "layout": layout, "activation": activation}
+    expected = reference(xpconv.corr, x, w, bias, **options)
+    np.testing.assert_allclose(depthwise(xpconv.corr, x, w, bias, **options), expected, rtol=1e-6)
+
+
+@POOLINGS
+@DTYPES
+@LAYOUTS
+@given(pool_cases(dtypes=(np.float64,)), st.integers(1, 140), st.integers(1, 5))
+def test_pooling_agrees_with_the_definition(operation, dtype, layout, case, channels, batch):
+    size, options = case.x.shape[1:-1], {**case.options, "layout": layout}
+    x = integers(np.random.default_rng(channels), (batch, *size, channels), dtype)
+    x = x if layout == "channels_last" else np.moveaxis(x, -1, 1)
+    np.testing.assert_array_equal(pooled(operation, x, **options), defined(operation, x, **options))
+
+
+@POOLINGS
+@DTYPES
+@pytest.mark.parametrize("channels", [1, 16, 65])
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), (1, 3, 0), (7, 1, 3)])
+def test_what_is_not_a_number_reaches_only_the_windows_that_read_it(
+    operation, dtype, channels, window, stride, padding
+):
+    options = {"stride": stride, "padding": padding, "window": (1, window)}
+    options["padding"] = ((0, 0), (padding, padding))
+    for column in range(24):
+        for channel in {0, channels // 2, channels - 1}:
+            x = np.ones((1, 1, 24, channels), dtype)
+            x[0, 0, column, channel] = np.nan
+            np.testing.assert_array_equal(pooled(operation, x, **options), defined(operation, x, **options))
+
+
+@DTYPES
+def test_windows_of_minus_infinity_and_of_padding_alone_are_minus_infinity(dtype):
+    x = np.full((1, 6, 30, 20), -np.inf, dtype)
+    x[0, :, 25:] = 3
+    for options in (
+        {"window": (2, 3)},
+        {"window": (2, 2), "dilation": (1, 40), "stride": 1, "padding": ((0, 0), (30, 30))},
+    ):
+        np.testing.assert_array_equal(pooled("max_pool", x, **options), defined("max_pool", x, **options))
+    assert np.isneginf(pooled("max_pool", x, (2, 3))[:, :, :8]).all()
+
+
+@DTYPES
+def test_sums_are_divided_and_not_multiplied_by_the_inverse(dtype):
+    x = np.random.default_rng(5).standard_normal((2, 9, 14, 19)).astype(dtype)
+    sums = pooled("sum_pool", x, (3, 3))
+    np.testing.assert_array_equal(pooled("sum_pool", x, (3, 3), 9.0), sums / np.dtype(dtype).type(9))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, ::-1, ::-1],
+        lambda x: x[:, :, ::2],
+        lambda x: x[..., ::-2],
+        lambda x: x.transpose(3, 2, 1, 0),
+        lambda x: np.broadcast_to(x[:1], x.shape),
+        lambda x: np.broadcast_to(x[:, :, :1], x.shape),
+        lambda x: np.broadcast_to(x[..., :1], x.shape),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_arrays_of_any_strides_are_read(view, padding):
+    rng = np.random.default_rng(4)
+    x = view(integers(rng, (18, 20, 22, 18), "float32"))
+    x.flags.writeable = False
+    w = integers(rng, (3, 3, 1, 18), "float32")[..., : x.shape[-1]][::-1, :, :, ::-1]
+    options = {"padding": padding, "groups": x.shape[-1]}
+    np.testing.assert_array_equal(depthwise(xpconv.corr, x, w, **options), reference(xpconv.corr, x, w, **options))
+    for operation in ("max_pool", "sum_pool"):
+        options = {"window": (3, 3), "padding": padding}
+        np.testing.assert_array_equal(pooled(operation, x, **options), defined(operation, x, **options))
+
+
+@DTYPES
+def test_threads_and_blocks_change_no_bit(monkeypatch, dtype):
+    rng = np.random.default_rng(6)
+    x, w = rng.standard_normal((2, 61, 57, 40)).astype(dtype), rng.standard_normal((3, 5, 1, 40)).astype(dtype)
+    options = {"padding": 2, "groups": 40}
+    y = depthwise(xpconv.corr, x, w, **options)
+    for team in (1, 3):
+        monkeypatch.setattr(threads, "thread_count", lambda team=team: team)
+        for limit in (channelwise.workspace(dtype, xpconv.corr.request(x, w, **options).spec), LIMIT):
+            np.testing.assert_array_equal(depthwise(xpconv.corr, x, w, limit=limit, **options), y)
+
+
+@pytest.mark.parametrize("window", [(150, 134), (151, 131)])
+def test_sums_of_thousands_keep_their_digits(window):
+    x, w = np.full((1, 152, 140, 17), 0.1, np.float32), np.full((*window, 1, 17), 0.1, np.float32)
+    tenth, taps = np.float64(np.float32(0.1)), window[0] * window[1]
+    np.testing.assert_allclose(pooled("sum_pool", x, window, stride=1), taps * tenth, rtol=1e-5)
+    np.testing.assert_allclose(depthwise(xpconv.corr, x, w, groups=17), taps * tenth**2, rtol=1e-5)
+    x[0, 80:, 100, 3] = 5
+    np.testing.assert_array_equal(pooled("max_pool", x, window, stride=1), defined("max_pool", x, window, stride=1))
+
+
+def test_several_callers_at_once_get_their_own_results():
+    rng = np.random.default_rng(7)
+    inputs = [integers(rng, (4, 30 + i, 31, 24), "float32") for i in range(6)]
+    expected = [defined("max_pool", x, (3, 3), padding=1) for x in inputs]
+    wrong = []
+
+    def call(i):
+        for _ in range(20):
+            if not np.array_equal(pooled("max_pool", inputs[i], (3, 3), padding=1), expected[i]):
+                wrong.append(i)
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(len(inputs))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
