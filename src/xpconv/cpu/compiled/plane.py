@@ -25,12 +25,13 @@ from xpconv.spec import Array, ConvSpec, Sizes
 
 FIELDS = (
     "x", "x_item", "x_plane", "x_row", "x_step", "y", "y_item", "y_plane", "y_row", "w", "taps_down", "taps_across",
-    "tap_step", "chunk", "finish", "bias", "channels", "rows", "row_blocks", "out_rows", "columns", "column_blocks",
-    "out_columns", "stride", "dilation", "reach", "overlap", "apart", "shared", "pitch", "in_place", "above", "height",
-    "left", "width", "row_sources", "runs", "run_count", "outside",
+    "tap_step", "chunk", "finish", "bias", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
+    "column_blocks", "out_columns", "stride", "dilation", "reach", "overlap", "apart", "shared", "pitch", "in_place",
+    "above", "height", "left", "width", "row_sources", "runs", "run_count", "outside",
 )  # fmt: skip
 _PLACES = {name: place for place, name in enumerate(FIELDS)}
 _SINGLE = 1_000_000  # products below which handing over costs more than it brings
+_ITEM = 50_000  # products of an item of several planes: taking one takes as long as a small plane
 _WAYS, _SETS = 8, 1024  # rows so many bytes apart meet in few sets of a level 1 cache, each of so many lines
 
 
@@ -113,6 +114,7 @@ def _job(
         "in_place": int(x_strides[-2] == size and not meet), "y_item": y_strides[0], "y_plane": y_strides[-1],
         "y_row": y_strides[-3] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
         "tap_step": spec.dilation[-1] * size, "chunk": max(SUMMED // down, 1), "channels": spec.channels,
+        "planes": spec.batch * spec.channels,
         "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows), "out_rows": out[0], "columns": cut.columns,
         "column_blocks": -(-out[1] // cut.columns), "out_columns": out[1], "stride": stride, "dilation": dilation,
         "reach": (down - 1) * dilation + 1, "overlap": spec.reach[-1] - 1, "apart": apart, "shared": shared,
@@ -122,7 +124,9 @@ def _job(
     tables = _tables(spec, x_strides, dtype, sources, fill)
     numbers |= {name: table.ctypes.data for name, table in tables.items()} | {"run_count": len(tables["runs"])}
     values = np.array([numbers.get(name, 0) for name in FIELDS], np.int64)
-    items = spec.batch * spec.channels * numbers["row_blocks"] * numbers["column_blocks"]
+    planes, parts = numbers["planes"], numbers["row_blocks"] * numbers["column_blocks"]
+    share = max(min(_ITEM * planes // products, planes // (4 * team)), 1) if parts == 1 else 1
+    values[_PLACES["share"]], items = share, -(-planes // share) * parts
     return _Job(values, tables, items, cut.nbytes, team)
 
 
@@ -184,21 +188,36 @@ def _library(dtype: str) -> Library | None:
 
 
 def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
-    """The task: one block of rows and columns of the result of one plane."""
-    gather, shapes = _gather_kernel(module, dtype), _shapes()
-    wide = {height: _tile(module, dtype, height, vectors, masked=False) for height, vectors in shapes.items()}
-    narrow = {height: _tile(module, dtype, height, 1, masked=True) for height in shapes}
+    """The task: one block of rows and columns of the result of a plane, or several small planes."""
+    gather, block = _gather_kernel(module, dtype), _block_kernel(module, dtype)
     kernel = Kernel(module, "planes", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
-    given, size, lanes = kernel.given(arguments, FIELDS), np.dtype(dtype).itemsize, lanes_of(dtype)
+    given, size = kernel.given(arguments, FIELDS), np.dtype(dtype).itemsize
     column, rest = (item % given.column_blocks) * given.columns, item // given.column_blocks
-    row, plane = (rest % given.row_blocks) * given.rows, rest // given.row_blocks
-    image, channel = plane // given.channels, plane % given.channels
+    row, first = (rest % given.row_blocks) * given.rows, (rest // given.row_blocks) * given.share
     rows = kernel.minimum(given.out_rows - row, given.rows)
     columns = kernel.minimum(given.out_columns - column, given.columns)
-    x = given.x + image * given.x_item + channel * given.x_plane
-    source, step = _opened(kernel, given, x, (row, rows), (column, columns), scratch, gather, size)
-    y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
+    with kernel.loop(kernel.minimum(first + given.share, given.planes), start=first) as plane:
+        image, channel = plane // given.channels, plane % given.channels
+        x = given.x + image * given.x_item + channel * given.x_plane
+        source, step = _opened(kernel, given, x, (row, rows), (column, columns), scratch, gather, size)
+        y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
+        kernel.call(block, arguments, channel, source, step, y, rows, columns)
+    kernel.finish()
+    return ("planes",)
+
+
+def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
+    """``block(...)``: all tiles of a block, whose input rows lie a step apart."""
+    shapes, size, lanes = _shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
+    wide = {height: _tile(module, dtype, height, vectors, masked=False) for height, vectors in shapes.items()}
+    last = {
+        height: {q: _tile(module, dtype, height, q, masked=True) for q in (1, 2, vectors)}
+        for height, vectors in shapes.items()
+    }
+    kernel = Kernel(module, "block", ("arguments", "channel", "source", "step", "y", "rows", "columns"))
+    arguments, channel, source, step, y, rows, columns = kernel.arguments
+    given = kernel.given(arguments, FIELDS)
     w, bias = given.w + channel * (given.taps_down * given.taps_across * size), given.bias + channel * size
 
     def all_columns(line: Value, height: int) -> None:
@@ -215,9 +234,10 @@ def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
         with kernel.while_(lambda: now.get() + width <= columns):
             call(wide[height])
             now.set(now.get() + width)
-        with kernel.while_(lambda: now.get() < columns):
-            call(narrow[height])
-            now.set(now.get() + lanes)
+        for vectors, tile in last[height].items():
+            with kernel.when((now.get() < columns) & (columns <= now.get() + vectors * lanes)):
+                call(tile)
+                now.set(columns)
 
     with kernel.loop(given.apart) as phase:  # rows that are so far apart read the same rows of the input
         first, count = kernel.variable(0), (rows - phase + given.apart - 1) // given.apart
@@ -227,7 +247,7 @@ def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
                 all_columns(phase + first.get() * given.apart, height)
                 first.set(first.get() + height)
     kernel.finish()
-    return ("planes",)
+    return kernel
 
 
 def _opened(
@@ -260,7 +280,9 @@ def _gather_kernel(module: ir.Module, dtype: str) -> Kernel:
     names = ("x", "rows", "count", "runs", "run_count", "step", "first", "columns", "outside", "to", "pitch")
     kernel = Kernel(module, "gather", names)
     x, rows, count, runs, run_count, step, first, columns, outside, to, pitch = kernel.arguments
-    stop = first + columns
+    stop, at_once = first + columns, columns < _SHORT // size
+    with kernel.when(at_once):
+        kernel.call(fill, outside, to, count * pitch // size)
     with kernel.loop(count) as row:
         line, target, position = kernel.load(rows, offset=row * 8), to + row * pitch, kernel.variable(0)
         with kernel.loop(run_count) as run:
@@ -269,10 +291,11 @@ def _gather_kernel(module: ir.Module, dtype: str) -> Kernel:
             low, part = (start < first).where(first, start), kernel.variable(0)
             part.set(kernel.minimum(end, stop) - low)
             into, source = target + (low - first) * size, x + line + begin + (low - start) * step
-            with kernel.when(part.get() > 0), kernel.either(line + begin < OUTSIDE // 2) as (padding, inside):
-                with padding:
+            padding = line + begin < OUTSIDE // 2
+            with kernel.when((part.get() > 0) & (padding & at_once).equals(0)), kernel.either(padding) as (yes, no):
+                with yes:
                     kernel.call(fill, outside, into, part.get())
-                with inside, kernel.either(step.equals(size)) as (dense, spread):
+                with no, kernel.either(step.equals(size)) as (dense, spread):
                     with dense:
                         kernel.call(copy, source, into, part.get())
                     with spread, kernel.loop(part.get()) as i:
@@ -280,6 +303,9 @@ def _gather_kernel(module: ir.Module, dtype: str) -> Kernel:
             position.set(end)
     kernel.finish()
     return kernel
+
+
+_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
 
 
 def _size(dtype: str) -> int:
@@ -296,10 +322,11 @@ def _tile(module: ir.Module, dtype: str, height: int, vectors: int, *, masked: b
 
     Every sum is over the taps of a column, column after column, whatever the tile.
     """
-    kernel = Kernel(module, f"tile{height}{'masked' if masked else ''}", _ARGUMENTS)
+    kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}", _ARGUMENTS)
     given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
     element, size, lanes = FLOATS[dtype], _size(dtype), lanes_of(dtype)
-    mask, zeros = kernel.lanes_below(given.width, lanes) if masked else None, kernel.constant(0, vector(element, lanes))
+    masks = [kernel.lanes_below(given.width - lanes * q, lanes) if masked else None for q in range(vectors)]
+    zeros = kernel.constant(0, vector(element, lanes))
     totals = [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
     with kernel.loop(given.taps_across, step=given.chunk) as first:
         sums = [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
@@ -308,7 +335,7 @@ def _tile(module: ir.Module, dtype: str, height: int, vectors: int, *, masked: b
             weight = kernel.variable(given.w + across * given.taps_down * size)
 
             def add(which: Sequence[int]) -> None:
-                values = [take(kernel, row.get() + q * lanes * size, zeros.type, mask) for q in range(vectors)]
+                values = [take(kernel, row.get() + q * lanes * size, zeros.type, mask) for q, mask in enumerate(masks)]
                 for y in which:
                     factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
                     for total, value in zip(sums[y], values, strict=True):
@@ -326,7 +353,7 @@ def _tile(module: ir.Module, dtype: str, height: int, vectors: int, *, masked: b
     finished = Finish(kernel, given.finish, element, lanes)
     bias = kernel.splat(kernel.load(given.bias, element), lanes)
     for y, row_totals in enumerate(totals):
-        for q, total in enumerate(row_totals):
+        for q, (total, mask) in enumerate(zip(row_totals, masks, strict=True)):
             put(kernel, finished(total.get(), bias), given.y + y * given.y_step + q * lanes * size, mask)
     kernel.finish()
     return kernel
