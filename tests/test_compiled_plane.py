@@ -141,6 +141,17 @@ def test_the_bias_and_the_activation_are_stored(activation):
     np.testing.assert_allclose(filtered(xpconv.corr, x, w, bias, **options), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [np.float64(3), np.array([3, 9, 3, 9])[::2], np.ones(2)])
+def test_a_bias_of_another_dtype_or_of_any_strides_is_read(bias):
+    x, w = arrays((9, 40), (3, 3), np.size(bias))
+    expected = reference(xpconv.corr, x, w, **first(len(w))) + np.reshape(bias, (-1, 1, 1)).astype("f")
+    request = xpconv.corr.request(x, w, **first(len(w)))
+    y = np.empty(request.spec.y_shape, "f")
+    x, w, y_last = np.moveaxis(x, 1, -1), agnostic.weight_last(w, "channels_first"), np.moveaxis(y, 1, -1)
+    plane.filter(x, w, bias, request.spec, y_last, engine._sources, 0.0, None, 0.01, LIMIT)
+    np.testing.assert_array_equal(y, expected)
+
+
 @DTYPES
 @pytest.mark.parametrize(("size", "window"), [((200, 300), (5, 7)), ((100_000,), (701,))])
 def test_threads_and_blocks_change_no_bit(monkeypatch, dtype, size, window):

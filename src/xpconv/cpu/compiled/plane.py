@@ -67,7 +67,7 @@ def filter(
     assert compiled is not None
     arrays = {
         "x": x, "y": y, "w": _by_columns(w, spec), "finish": finishing(activation, dtype, leak),
-        "bias": np.zeros(spec.channels, dtype) if bias is None else np.ascontiguousarray(bias),
+        "bias": np.zeros(spec.channels, dtype) if bias is None else np.array(bias, dtype, ndmin=1, order="C"),
     }  # fmt: skip
     arguments = job.values.copy()
     for name, array in arrays.items():
@@ -114,12 +114,12 @@ def _job(
         "in_place": int(x_strides[-2] == size and not meet), "y_item": y_strides[0], "y_plane": y_strides[-1],
         "y_row": y_strides[-3] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
         "tap_step": spec.dilation[-1] * size, "chunk": max(SUMMED // down, 1), "channels": spec.channels,
-        "planes": spec.batch * spec.channels,
-        "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows), "out_rows": out[0], "columns": cut.columns,
-        "column_blocks": -(-out[1] // cut.columns), "out_columns": out[1], "stride": stride, "dilation": dilation,
-        "reach": (down - 1) * dilation + 1, "overlap": spec.reach[-1] - 1, "apart": apart, "shared": shared,
-        "pitch": cut.pitch, "above": above[0][0] if above else 0, "height": spec.size[0] if above else 1,
-        "left": left, "width": spec.size[-1],
+        "planes": spec.batch * spec.channels, "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows),
+        "out_rows": out[0], "columns": cut.columns, "column_blocks": -(-out[1] // cut.columns),
+        "out_columns": out[1], "stride": stride, "dilation": dilation, "reach": (down - 1) * dilation + 1,
+        "overlap": spec.reach[-1] - 1, "apart": apart, "shared": shared, "pitch": cut.pitch,
+        "above": above[0][0] if above else 0, "height": spec.size[0] if above else 1, "left": left,
+        "width": spec.size[-1],
     }  # fmt: skip
     tables = _tables(spec, x_strides, dtype, sources, fill)
     numbers |= {name: table.ctypes.data for name, table in tables.items()} | {"run_count": len(tables["runs"])}
