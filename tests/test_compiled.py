@@ -224,6 +224,22 @@ def _counting(module):
     return ("count",)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be placed on this system")
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="a single processor")
+def test_helpers_leave_the_callers_processor_to_the_caller():
+    allowed = os.sched_getaffinity(0)
+    task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
+    for processor in sorted(allowed)[:2]:
+        team = threads.Team(3)
+        try:
+            os.sched_setaffinity(0, {processor})  # where the caller then is
+        finally:
+            os.sched_setaffinity(0, allowed)
+        team.run(task, np.array([counts.ctypes.data], np.int64).ctypes.data, len(counts), 0, 0)
+        assert all(os.sched_getaffinity(helper.native_id) == allowed - {team.processor} for helper in team._helpers)
+        assert team.processor in allowed
+
+
 def test_compiled_threads_keep_to_the_limit_of_threadpoolctl():
     threadpoolctl = pytest.importorskip("threadpoolctl")
     with threadpoolctl.threadpool_limits(1):

@@ -3,7 +3,8 @@
 A task is a kernel ``task(arguments, item, scratch)``; `run` computes items 0 to n - 1, each by whichever thread takes
 it first, so that what is computed does not depend on the threads. Helpers look for work for a while before they
 sleep, since waking a sleeping thread takes longer than many a call. A call that finds the helpers at work for
-another computes by itself.
+another computes by itself. Helpers keep off their caller's processor: two threads that never sleep look like a fair
+load of one processor to the scheduler, and calls then took up to three times as long for a tenth of a second.
 
 The words of a team, each on a cache line of its own: the job's number, its item to take next together with that
 number, how many items are done, and what the job is. Taking an item compares the number, so that a helper that comes
@@ -12,9 +13,10 @@ late never takes an item of the next job by what it knows of the last.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from threading import Event, Lock, Thread
 from typing import Any
@@ -142,7 +144,7 @@ class Team:
         self.threads = threads
         self.lock = Lock()
         self._functions = _functions()
-        self._job = 0
+        self._job, self.processor = 0, -1  # the caller's processor, which helpers keep off
         self._memory = np.zeros(_WORDS + _LINE // 8, np.int64)
         self._words = -(-self._memory.ctypes.data // _LINE) * _LINE
         self._helpers = [_Helper(self._functions, self._words, number) for number in range(1, threads)]
@@ -150,11 +152,22 @@ class Team:
     def run(self, task: int, arguments: int, items: int, scratch: int, stride: int) -> None:
         """Compute a job with everybody; the caller holds the lock."""
         self._job += 1
+        self._keep_off(_processor_now())
         self._functions.publish(self._words, self._job, task, arguments, items, scratch, stride)
         for helper in self._helpers:
             if helper.asleep:
                 helper.wake.set()
         self._functions.work(self._words, self._job)
+
+    def _keep_off(self, processor: int) -> None:
+        """Leave the caller's processor to the caller, where it is another than the last time."""
+        if processor == self.processor:
+            return
+        self.processor = processor
+        with suppress(OSError):  # a sandbox may forbid it
+            if others := os.sched_getaffinity(0) - {processor}:
+                for helper in self._helpers:
+                    os.sched_setaffinity(helper.native_id, others)
 
 
 class _Helper:
@@ -163,7 +176,9 @@ class _Helper:
     def __init__(self, functions: Any, words: int, number: int) -> None:
         self.asleep, self.wake = False, Event()
         self._functions, self._words, self._number = functions, words, number
-        Thread(target=self._serve, name=f"xpconv-{number}", daemon=True).start()
+        thread = Thread(target=self._serve, name=f"xpconv-{number}", daemon=True)
+        thread.start()
+        self.native_id = thread.native_id or 0
 
     def _serve(self) -> None:
         last = 0
@@ -263,6 +278,19 @@ def thread_count() -> int:
     most = _processors()
     blas = _blas()
     return max(1, min(most, blas.num_threads)) if blas is not None else most
+
+
+@cache
+def _libc() -> Any:
+    """The C library, where it says which processor a thread runs on and lets it be chosen; else None."""
+    libc = ctypes.CDLL(None) if hasattr(os, "sched_setaffinity") else None
+    return libc if hasattr(libc, "sched_getcpu") else None
+
+
+def _processor_now() -> int:
+    """The number of the processor that this thread runs on; -1 where that is not known."""
+    libc = _libc()
+    return -1 if libc is None else libc.sched_getcpu()
 
 
 @cache
