@@ -3,6 +3,7 @@
 import os
 import threading
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,27 +13,22 @@ from hypothesis import strategies as st
 import xpconv
 from cases import conv_cases, integers
 from engine_cases import reference
+from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import threads, tile, weights
+from xpconv.cpu.compiled import threads, tile
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
-from xpconv.engines import agnostic
+from xpconv.cpu.compiled.weights import Packing
 from xpconv.engines import numpy as engine
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
 
 
-def compiled(x, w, bias=None, **options):
-    """The kernels' answer, whatever the plan would take."""
-    request = xpconv.corr.request(x, w, bias, **options)
-    (x, w, bias), spec = request.arrays, request.spec
-    assert engine._takes(x.dtype, spec).filters
-    x, w = agnostic.channels_last(x, spec.layout), agnostic.weight_last(w, spec.layout)
-    return engine._by_kernels("direct", x, w, bias, spec, request.options["fill_value"], request.options["activation"])
+compiled = partial(by_kernels, "direct", xpconv.corr)
 
 
 def _whatever_is_taken(_, method, compiled):
@@ -314,13 +310,20 @@ def test_measured_scratch_memory_keeps_to_the_workspace_limit(x_shape, w_shape, 
     assert most - y.nbytes - packed <= limit + 2**16
 
 
-@pytest.mark.parametrize("filters", [1, 8, 13, 40])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_packed_weights_hold_each_filter_once_and_zeros_beyond_the_last(filters, order):
-    w = np.asarray(np.arange(1, 6 * filters + 1, dtype=np.float32).reshape(6, filters), order=order)
-    shape = tile.shape_for(filters, "float32")
-    rows = np.arange(6, dtype=np.int64)[::-1] * w.strides[0]
-    packed = weights.packed(w, 1, shape, rows, 1)
-    lanes = np.moveaxis(packed, 1, 0).reshape(6, -1)
-    np.testing.assert_array_equal(lanes[:, :filters], w[::-1])
-    assert not lanes[:, filters:].any()
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("arranged", [
+    lambda w: w, lambda w: np.asarray(w, order="F"), lambda w: w[::-1], lambda w: w[:, ::-1], lambda w: w[::2, ::3],
+    lambda w: np.asarray(w, order="F")[::2], lambda w: np.asarray(w, order="F")[::-1], lambda w: w[:1].repeat(9, 0),
+    lambda w: np.broadcast_to(w[:1], (40, w.shape[1])), lambda w: np.asfortranarray(w.reshape(7, -1)).reshape(w.shape),
+])  # fmt: skip
+@pytest.mark.parametrize(("filters", "groups"), [(1, 1), (8, 1), (13, 1), (40, 1), (36, 2), (120, 3)])
+def test_packed_weights_hold_each_filter_once_and_zeros_beyond_the_last(dtype, arranged, filters, groups):
+    w = arranged(np.arange(1, 70 * filters + 1, dtype=dtype).reshape(70, filters))
+    maps = w.shape[1] // groups
+    w, width = w[:, : maps * groups], tile.shape_for(max(maps, 1), dtype).filters
+    order = np.random.default_rng(0).permutation(len(w))
+    packed = Packing(dtype, groups, maps, width, order * w.strides[0], w.strides[1])(w, 2)
+    for group, panels in enumerate(np.split(packed, groups)):
+        lanes = np.moveaxis(panels, 1, 0).reshape(len(w), -1)
+        np.testing.assert_array_equal(lanes[:, :maps], w[order, group * maps : (group + 1) * maps])
+        assert not lanes[:, maps:].any()

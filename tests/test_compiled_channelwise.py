@@ -1,6 +1,7 @@
 """Compiled depthwise convolution and pooling by themselves: every tile, every border, every way that arrays lie."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import xpconv
 from cases import MODES, integers, pool_cases
 from engine_cases import reference
+from kernel_calls import LIMIT, by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
@@ -21,23 +23,12 @@ from xpconv.engines import numpy as engine
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
 
-LIMIT = 1 << 26
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 LAYOUTS = pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
 POOLINGS = pytest.mark.parametrize("operation", ["max_pool", "sum_pool"])
 
 
-def depthwise(function, x, w, bias=None, limit=LIMIT, **options):
-    """The kernels' answer to a call of `conv` or `corr` with a filter for each channel."""
-    request = function.request(x, w, bias, **options)
-    (x, w, bias), spec = request.arrays, request.spec
-    y = np.empty(spec.y_shape, x.dtype)
-    channelwise.depthwise(
-        agnostic.channels_last(x, spec.layout), agnostic.weight_last(w, spec.layout), bias, spec,
-        agnostic.channels_last(y, spec.layout), engine._sources, float(request.options["fill_value"]),
-        request.options["activation"], 0.01, limit,
-    )  # fmt: skip
-    return y
+depthwise = partial(by_kernels, "depthwise")
 
 
 def pooled(operation, x, window, *divisor, limit=LIMIT, **options):

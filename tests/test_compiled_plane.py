@@ -1,6 +1,7 @@
 """Compiled filters of single planes: signals, images of one channel, and every channel of channels-first maps."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import xpconv
 from cases import MODES, integers
 from engine_cases import reference
+from kernel_calls import LIMIT, by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
@@ -21,22 +23,10 @@ from xpconv.engines import numpy as engine
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
 
-LIMIT = 1 << 26
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
-def filtered(function, x, w, bias=None, limit=LIMIT, **options):
-    """The kernels' answer to a call of `conv` or `corr`."""
-    request = function.request(x, w, bias, **options)
-    (x, w, bias), spec = request.arrays, request.spec
-    assert plane.takes(x.dtype.name, spec, limit)
-    y = np.empty(spec.y_shape, x.dtype)
-    plane.filter(
-        agnostic.channels_last(x, spec.layout), agnostic.weight_last(w, spec.layout), bias, spec,
-        agnostic.channels_last(y, spec.layout), engine._sources, float(request.options["fill_value"]),
-        request.options["activation"], 0.01, limit,
-    )  # fmt: skip
-    return y
+filtered = partial(by_kernels, "plane")
 
 
 def assert_as_defined(function, x, w, bias=None, **options):
@@ -145,10 +135,12 @@ def test_the_bias_and_the_activation_are_stored(activation):
 def test_a_bias_of_another_dtype_or_of_any_strides_is_read(bias):
     x, w = arrays((9, 40), (3, 3), np.size(bias))
     expected = reference(xpconv.corr, x, w, **first(len(w))) + np.reshape(bias, (-1, 1, 1)).astype("f")
-    request = xpconv.corr.request(x, w, **first(len(w)))
-    y = np.empty(request.spec.y_shape, "f")
-    x, w, y_last = np.moveaxis(x, 1, -1), agnostic.weight_last(w, "channels_first"), np.moveaxis(y, 1, -1)
-    plane.filter(x, w, bias, request.spec, y_last, engine._sources, 0.0, None, 0.01, LIMIT)
+    x, w, spec = (
+        np.moveaxis(x, 1, -1),
+        agnostic.weight_last(w, "channels_first"),
+        xpconv.corr.request(x, w, **first(len(w))).spec,
+    )
+    y = engine._by_kernels("plane", x, w, bias, spec, 0, None)
     np.testing.assert_array_equal(y, expected)
 
 

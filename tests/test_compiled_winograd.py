@@ -2,6 +2,7 @@
 
 import threading
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xpconv
+from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.activations import LEAK
 from xpconv.cpu.compiled import winograd
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
-from xpconv.engines import agnostic
-from xpconv.engines import numpy as engine
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
@@ -27,20 +26,7 @@ MODES = ("zeros", "constant", "edge", "reflect", "symmetric", "wrap")
 LAYOUTS = ("channels_last", "channels_first")
 
 
-def compiled(function, x, w, bias=None, **options):
-    """The kernels' answer, whatever the plan would take."""
-    request = function.request(x, w, bias, **options)
-    (x, w, bias), spec, limit = request.arrays, request.spec, 1 << 28
-    assert winograd.takes(x.dtype.name, spec, limit)
-    x, w, y = (
-        agnostic.channels_last(x, spec.layout),
-        agnostic.weight_last(w, spec.layout),
-        np.empty(spec.y_shape, x.dtype),
-    )
-    fill, activation = float(request.options["fill_value"]), request.options["activation"]
-    out = agnostic.channels_last(y, spec.layout)
-    winograd.conv(x, w, bias, spec, out, engine._sources, fill, activation, LEAK, limit)
-    return y
+compiled = partial(by_kernels, "winograd")
 
 
 def exact(function, *arrays, **options):

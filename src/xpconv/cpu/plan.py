@@ -23,6 +23,8 @@ _SUMS = 0.9e9  # elements of a product added to others
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
 _READ = 12e9  # elements of windows read, a vector of channels at a time
 _POOLED = 50_000  # elements of windows that NumPy reads while the kernels are being called
+_FILTERED = 50e9  # products of a filter of planes, lanes along the columns
+_PLANES = 3.0e9  # elements of planes read and stored
 _PACKED = 2.0e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
 _STREAMED = 8.0e9  # elements of a transformed weight read from memory
@@ -49,6 +51,7 @@ class Compiled:
 
     filters: int = 0  # that the tiles compute, those that fill them up included; 0 where they do not take it
     depthwise: bool = False
+    plane: bool = False
     winograd: bool = False
 
 
@@ -81,6 +84,7 @@ ROUNDING = ("winograd", "fft")  # methods that round what the definition does no
 _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",
+    "plane": "rows by vectors of columns in registers, of one plane after another",
     "winograd": "tiles of 4 x 4 results transformed in registers",
 }
 
@@ -139,29 +143,40 @@ def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
 def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[str, float]:
     """What each method is expected to take, infinite where it does not apply; only the ratios matter."""
     seconds = {name: cost(spec) for name, cost in _COSTS.items()}
-    if kernel := kernel_for(spec, "direct", compiled):
-        seconds["direct"] = (
-            _depthwise_seconds(spec) if kernel == "depthwise" else _compiled_seconds(spec, compiled.filters)
-        )
-    if kernel_for(spec, "winograd", compiled):
-        seconds["winograd"] = _compiled_winograd_seconds(spec)
+    for method in ("direct", "winograd"):
+        if kernel := kernel_for(spec, method, compiled):
+            seconds[method] = _compiled_seconds(spec, compiled)[kernel]
     return seconds
 
 
 @lru_cache(maxsize=4096)
 def kernel_for(spec: ConvSpec, method: str, compiled: Compiled) -> str:
-    """The compiled kernels that a method is left to, by name; "" for NumPy.
+    """The compiled kernels that a method is left to, by name; "" for NumPy."""
+    seconds = _compiled_seconds(spec, compiled)
+    if method == "winograd":
+        return method if method in seconds else ""
+    seconds.pop("winograd", None)
+    if method != "direct" or not seconds:
+        return ""
+    fastest = min(seconds, key=seconds.__getitem__)
+    return fastest if seconds[fastest] < _direct_seconds(spec) else ""
 
-    A window of one is a single product, which BLAS does at once: there the kernels took 1.4 times as long.
-    """
-    if method == "direct" and compiled.depthwise:
-        return "depthwise" if _depthwise_seconds(spec) < _direct_seconds(spec) else ""
-    if method == "direct" and compiled.filters and math.prod(spec.window) > 1:
-        return "direct" if _compiled_seconds(spec, compiled.filters) < _direct_seconds(spec) else ""
-    return "winograd" if method == "winograd" and compiled.winograd else ""
+
+def _compiled_seconds(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
+    """What each of the compiled kernels is expected to take, where they take the convolution."""
+    seconds = {}
+    if compiled.filters:
+        seconds["direct"] = _tiled_seconds(spec, compiled.filters)
+    if compiled.depthwise:
+        seconds["depthwise"] = _depthwise_seconds(spec)
+    if compiled.plane:
+        seconds["plane"] = _plane_seconds(spec)
+    if compiled.winograd:
+        seconds["winograd"] = _compiled_winograd_seconds(spec)
+    return seconds
 
 
-def _compiled_seconds(spec: ConvSpec, computed: int) -> float:
+def _tiled_seconds(spec: ConvSpec, computed: int) -> float:
     """Products at the machine's full speed, those of the filters that fill up the tiles included."""
     weight = math.prod(spec.window) * spec.channels // spec.groups * computed
     return conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + weight / _PACKED + _CALL
@@ -170,6 +185,12 @@ def _compiled_seconds(spec: ConvSpec, computed: int) -> float:
 def _depthwise_seconds(spec: ConvSpec) -> float:
     """One element read for each product."""
     return conv_operations(spec) / 2 / _READ + _CALL
+
+
+def _plane_seconds(spec: ConvSpec) -> float:
+    """Products at the machine's full speed, and planes read and stored."""
+    moved = spec.batch * spec.channels * (math.prod(spec.size) + math.prod(spec.out_size))
+    return conv_operations(spec) / 2 / _FILTERED + moved / _PLANES + _CALL
 
 
 def pool_is_compiled(spec: PoolSpec) -> bool:

@@ -202,11 +202,12 @@ def _by_kernels(
     out: Array | None = None,
 ) -> Array:  # fmt: skip
     """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
-    y = np.empty(spec.y_shape, x.dtype) if out is None else out
+    y = out if out is not None and (kernel != "plane" or out.strides[-2] == out.itemsize) else None
+    y = np.empty(spec.y_shape, x.dtype) if y is None else y
     stored = activation if activation in _STORED else None
-    _kernels().CONVOLUTIONS[kernel](
-        x, w, bias, spec, channels_last(y, spec.layout), _sources, float(fill.real), stored, LEAK, current_limit()
-    )
+    y_last = y if y is out else channels_last(y, spec.layout)
+    call = _kernels().prepared(kernel, x, w, y_last, spec, _sources, float(fill.real), stored, LEAK, current_limit())
+    call(x, w, bias, y)
     return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
 
 

@@ -77,10 +77,12 @@ class Blocks:
 class Arguments:
     """What a task is told, by name: numbers and tables once, the arrays of a call each time."""
 
-    def __init__(self, names: tuple[str, ...], cut: Blocks, numbers: dict[str, int], tables: dict[str, Array]) -> None:
-        self._kept = cut, tables  # kernels know addresses only
-        addresses = {name: table.ctypes.data for name, table in {**cut.tables, **tables}.items()}
-        values = {**cut.numbers, **numbers, **addresses}
+    def __init__(
+        self, names: tuple[str, ...], numbers: dict[str, int], tables: dict[str, Array], cut: Blocks | None = None
+    ) -> None:
+        numbers, tables = (numbers, tables) if cut is None else (cut.numbers | numbers, cut.tables | tables)
+        self._kept = tables  # kernels know addresses only
+        values = {**numbers, **{name: table.ctypes.data for name, table in tables.items()}}
         self._places = {name: place for place, name in enumerate(names)}
         self._values = np.array([values.get(name, 0) for name in names], np.int64)
 
@@ -181,7 +183,7 @@ def _gathering(
     for source, step in zip(others, strides[2:-1], strict=True):
         places = (line[:, None] + source * step).reshape(-1)
         line = np.where(((line == OUTSIDE)[:, None] | (source < 0)).reshape(-1), OUTSIDE, places)
-    runs = _runs(line, strides[-2])
+    runs = runs_of(line, strides[-2])
     whole = len(runs) == 1 and runs[0, 0] == 0 and (not others or strides[1] == positions * strides[-2])
     outside = np.array([fill], dtype)
     geometry = [
@@ -195,7 +197,7 @@ def _gathering(
     }
 
 
-def _runs(line: Array, step: int) -> Array:
+def runs_of(line: Array, step: int) -> Array:
     """Pairs of a beginning and a length: positions that follow each other by a step, or are all outside."""
     outside = line == OUTSIDE
     breaks = (outside[1:] != outside[:-1]) | (~outside[1:] & (np.diff(line) != step))

@@ -21,9 +21,11 @@ from llvmlite import ir
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library, machine
+from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Finish, each_tile, finishing
+from xpconv.cpu.compiled.weights import Packing, taps_order
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _OWN = (
@@ -55,27 +57,37 @@ class _Taps:
 class _Job:
     """All that does not depend on the arrays' addresses."""
 
-    taps: _Taps
+    address: int
     arguments: Arguments
     items: int
     scratch: int
     team: int
 
+    def __call__(self, **arrays: Array) -> None:
+        threads.run(self.address, self.arguments.of(**arrays), self.items, self.scratch, self.team)
 
-def depthwise(
-    x: Array, w: Array, bias: Array | None, spec: ConvSpec, y: Array, sources: Sources, fill: float,
-    activation: str | None, leak: float, limit: int,
-) -> None:  # fmt: skip
-    """As `direct.conv`, with one channel in each group and one filter."""
-    dtype, lanes = name_of(x.dtype), lanes_of(name_of(x.dtype))
-    width = -(-spec.channels // lanes) * lanes
-    weight, biases = np.zeros((math.prod(spec.window), width), dtype), np.zeros(width, dtype)
-    taps = np.flip(w, axis=tuple(range(spec.axes))) if spec.flip else w
-    weight[:, : spec.channels] = taps.reshape(-1, spec.channels)
-    if bias is not None:
-        biases[: spec.channels] = bias
-    finish = {} if activation is None else {"finish": finishing(activation, dtype, leak)}
-    _run("multiplied", x, y, spec, sources, fill, limit, w=weight, bias=biases, **finish)
+
+class Depthwise:
+    """A convolution with one channel in each group and one filter, prepared."""
+
+    def __init__(self, call: Call) -> None:
+        spec, lanes = call.spec, lanes_of(call.dtype)
+        width = -(-spec.channels // lanes) * lanes
+        order = taps_order(spec, call.w_strides)
+        self._pack = Packing(call.dtype, 1, spec.channels, width, order, call.w_strides[-1])
+        self._pack_bias = Packing(call.dtype, 1, spec.channels, width, np.zeros(1, np.int64), call.itemsize)
+        self._no_bias = np.zeros(width, call.dtype)
+        finish = None if call.activation is None else finishing(call.activation, call.dtype, call.leak)
+        self._job = _job(
+            "multiplied", spec, (call.x_strides, call.y_strides), call.dtype, call.threads, call.sources, call.fill,
+            call.limit,
+        )  # fmt: skip
+        self._finish, self._dtype = {} if finish is None else {"finish": finish}, call.dtype
+
+    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        """Write the result to `y`."""
+        biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._dtype))
+        self._job(x=x, w=self._pack(w), bias=biases, y=y, **self._finish)
 
 
 def max_pool(x: Array, y: Array, spec: PoolSpec, sources: Sources, limit: int) -> None:
@@ -101,23 +113,19 @@ def workspace(dtype: str, spec: ConvSpec | PoolSpec) -> int:
 
 
 def _run(
-    operation: str, x: Array, y: Array, spec: ConvSpec | PoolSpec, sources: Sources, fill: float, limit: int,
-    **arrays: Array,
-) -> None:  # fmt: skip
-    dtype = name_of(x.dtype)
-    job = _job(spec, strides_of(x), strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
-    compiled = _library(dtype, operation, job.taps)
-    assert compiled is not None
-    threads.run(compiled.address(operation), job.arguments.of(x=x, y=y, **arrays), job.items, job.scratch, job.team)
+    operation: str, x: Array, y: Array, spec: PoolSpec, sources: Sources, fill: float, limit: int, **arrays: Array
+) -> None:
+    strides = strides_of(x), strides_of(y)
+    job = _job(operation, spec, strides, name_of(x.dtype), threads.thread_count(), sources, fill, limit)
+    job(x=x, y=y, **arrays)
 
 
 @lru_cache(maxsize=128)
 def _job(
-    spec: ConvSpec | PoolSpec, x_strides: Sizes, y_strides: Sizes, dtype: str, threads_free: int, sources: Sources,
-    fill: float, limit: int,
+    operation: str, spec: ConvSpec | PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, threads_free: int,
+    sources: Sources, fill: float, limit: int,
 ) -> _Job:  # fmt: skip
-    size, lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
-    width = size * lanes
+    (x_strides, y_strides), size, lanes = strides, np.dtype(dtype).itemsize, lanes_of(dtype)
     read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
     team = threads_free if read > _SINGLE else 1
     cut = blocks_of(spec, x_strides, dtype, team, sources, fill, limit // (2 * team))
@@ -127,7 +135,7 @@ def _job(
     )
     numbers = {
         "tap_count": len(places), "step": cut.steps[spec.axes - 1], "channels": spec.channels,
-        "segment": spec.out_size[-1] if spec.axes > 1 else 0, "w_step": -(-spec.channels // lanes) * width,
+        "segment": spec.out_size[-1] if spec.axes > 1 else 0, "w_step": -(-spec.channels // lanes) * lanes * size,
         "y_item": y_strides[0], "y_row": y_strides[1], "turned": int(turned), "plane": y_strides[-1],
     }  # fmt: skip
     tables = {
@@ -136,7 +144,9 @@ def _job(
         "results": cut.results(spec, y_strides, spec.channels * size, turned),
     }
     scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * size
-    return _Job(taps, Arguments(FIELDS, cut, numbers, tables), cut.count, scratch, team)
+    compiled = _library(dtype, operation, taps)
+    assert compiled is not None
+    return _Job(compiled.address(operation), Arguments(FIELDS, numbers, tables, cut), cut.count, scratch, team)
 
 
 def _taps(spec: ConvSpec | PoolSpec) -> _Taps:

@@ -1,107 +1,87 @@
 """Convolution straight from the input: tiles of pixels by filters in registers, no patches copied.
 
 The taps of the last axis and the channels of each are one run where the dilation leaves them side by side. Blocks of
-rows are shared among threads, and the filters of a block where there are too few of them.
+rows are shared among threads, and the filters of a block where there are too few of them. Where all is one block, a
+panel of the weight is packed where it is used, in the thread's own cache.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled import blocks, threads, weights
-from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, grid, strides_of
+from xpconv.cpu.compiled import blocks, threads
+from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
-from xpconv.cpu.compiled.moves import gather_kernel, name_of, transpose_kernel
+from xpconv.cpu.compiled.moves import gather_kernel, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, shape_for, tile_kernels
+from xpconv.cpu.compiled.weights import Packing, pack_kernel, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _OWN = (
     "w", "y", "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "bias",
-    "x_group", "y_item", "y_row", "turned", "filters", "plane",
+    "x_group", "y_item", "y_row", "turned", "filters", "plane", "packing", "packs", "panel_bytes", "own",
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
-SINGLE = 1_000_000  # products below which handing over costs more than it brings
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """All that does not depend on the arrays' addresses."""
+class Direct:
+    """Any convolution, prepared."""
 
-    shape: Shape
-    order: Array  # where each row of the weight lies in its array, in bytes
-    arguments: Arguments
-    no_bias: Array
-    items: int
-    scratch: int
-    team: int
+    def __init__(self, call: Call) -> None:
+        spec, size, maps, self._call = call.spec, call.itemsize, call.spec.filters // call.spec.groups, call
+        shape = shape_for(maps, call.dtype)
+        cut = blocks_of(
+            spec, call.x_strides, call.dtype, call.team, call.sources, call.fill, call.limit // (2 * call.team)
+        )
+        panels = -(-maps // shape.filters)
+        parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(spec.groups * panels, call.team)
+        (windows, whole_run), order = _taps(spec), taps_order(spec, call.w_strides)
+        run = next(n for n in range(min(whole_run, 2 * SUMMED), 0, -1) if whole_run % n == 0)
+        self._pack = Packing(call.dtype, spec.groups, maps, shape.filters, order, call.w_strides[-1])
+        self._pack_bias = Packing(call.dtype, spec.groups, maps, shape.filters, np.zeros(1, np.int64), size)
+        self._no_bias = self._pack_bias(np.zeros(spec.filters, call.dtype))
+        self._items, self._packs = cut.count * parts, cut.count == 1
+        turned, panel_bytes = call.y_strides[-1] != size, len(order) * shape.filters * size
+        scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
+        self._scratch = scratch + int(self._packs) * panel_bytes
+        numbers = {
+            "tap_count": math.prod(windows) * (whole_run // run), "run": run, "groups": spec.groups, "maps": maps,
+            "panels": panels, "parts": parts, "x_group": spec.channels // spec.groups * size,
+            "y_item": call.y_strides[0], "y_row": call.y_strides[1], "turned": int(turned), "filters": spec.filters,
+            "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
+        }  # fmt: skip
+        tables = {
+            "pixels": cut.starts(spec),
+            "taps": (cut.places(windows, spec.dilation)[:, None] + np.arange(0, whole_run, run) * size).reshape(-1),
+            "results": cut.results(spec, call.y_strides, spec.filters * size, turned),
+            "finish": finishing(call.activation, call.dtype, call.leak),
+            "packing": self._pack.arguments,
+        }
+        self._arguments = Arguments(FIELDS, numbers, tables, cut)
+        compiled = _library(call.dtype, shape)
+        assert compiled is not None
+        self._address = compiled.address("conv")
 
-
-def conv(
-    x: Array, w: Array, bias: Array | None, spec: ConvSpec, y: Array, sources: Sources, fill: float,
-    activation: str | None, leak: float, limit: int,
-) -> None:  # fmt: skip
-    """The result of unpadded `x` (N, *size, C) and `w` (*window, C / groups, F), written to `y` (N, *out, F).
-
-    The arrays may lie in memory in any order, `y` in either layout; the kernels read and write them where they are.
-    """
-    dtype = name_of(x.dtype)
-    job = _job(spec, strides_of(x), w.strides, strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
-    compiled = _library(dtype, job.shape)
-    assert compiled is not None
-    weight = weights.packed(w, spec.groups, job.shape, job.order, job.team)
-    biases = job.no_bias if bias is None else weights.panelled(bias, spec.filters, spec.groups, job.shape, dtype)
-    finish = finishing(activation, dtype, leak)
-    arguments = job.arguments.of(x=x, w=weight, y=y, bias=biases, finish=finish)
-    threads.run(compiled.address("conv"), arguments, job.items, job.scratch, job.team)
-
-
-@lru_cache(maxsize=128)
-def _job(
-    spec: ConvSpec, x_strides: Sizes, w_strides: Sizes, y_strides: Sizes, dtype: str, threads_free: int,
-    sources: Sources, fill: float, limit: int,
-) -> _Job:  # fmt: skip
-    size, maps = np.dtype(dtype).itemsize, spec.filters // spec.groups
-    products = spec.batch * math.prod(spec.out_size) * spec.filters * math.prod(spec.window) * spec.channels
-    team = threads_free if products // spec.groups > SINGLE else 1
-    cut = blocks_of(spec, x_strides, dtype, team, sources, fill, limit // (2 * team))
-    shape = shape_for(maps, dtype)
-    panels = spec.groups * -(-maps // shape.filters)
-    parts = 1 if cut.count >= 4 * team or cut.count % team == 0 else min(panels, team)
-    turned = y_strides[-1] != size
-    windows, whole_run, order = _taps(spec, w_strides)
-    run = next(n for n in range(min(whole_run, 2 * SUMMED), 0, -1) if whole_run % n == 0)
-    results = cut.results(spec, y_strides, spec.filters * size, turned)
-    numbers = {
-        "tap_count": math.prod(windows) * (whole_run // run), "run": run, "groups": spec.groups, "maps": maps,
-        "panels": panels // spec.groups, "parts": parts, "x_group": spec.channels // spec.groups * size,
-        "y_item": y_strides[0], "y_row": y_strides[1], "turned": int(turned), "filters": spec.filters,
-        "plane": y_strides[-1],
-    }  # fmt: skip
-    taps = (cut.places(windows, spec.dilation)[:, None] + np.arange(0, whole_run, run) * size).reshape(-1)
-    tables = {"pixels": cut.starts(spec), "taps": taps, "results": results}
-    scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
-    no_bias = weights.panelled(None, spec.filters, spec.groups, shape, dtype)
-    arguments = Arguments(FIELDS, cut, numbers, tables)
-    return _Job(shape, order, arguments, no_bias, cut.count * parts, scratch, team)
+    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        """Write the result to `y`."""
+        team = self._call.team
+        weight = w if self._packs else self._pack(w, team)
+        biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._call.dtype))
+        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
+        threads.run(self._address, arguments, self._items, self._scratch, team)
 
 
-def _taps(spec: ConvSpec, w_strides: Sizes) -> tuple[Sizes, int, Array]:
-    """The window that taps are counted in, the elements of each tap's run, and the order of the weight's rows."""
-    counts, steps, turns = [*spec.window, spec.channels // spec.groups], [], [spec.flip] * spec.axes + [False]
-    start = 0
-    for count, step, turn in zip(counts, w_strides[:-1], turns, strict=True):
-        start += (count - 1) * step if turn else 0
-        steps.append(-step if turn else step)
-    order = start + grid(tuple(counts), steps)
+def _taps(spec: ConvSpec) -> tuple[Sizes, int]:
+    """The window that taps are counted in, and the elements of each tap's run."""
     if spec.groups == 1 and spec.dilation[-1] == 1:
-        return spec.window[:-1], spec.window[-1] * spec.channels, order
-    return spec.window, spec.channels // spec.groups, order
+        return spec.window[:-1], spec.window[-1] * spec.channels
+    return spec.window, spec.channels // spec.groups
 
 
 def computed(dtype: str, spec: ConvSpec, limit: int) -> int:
@@ -127,7 +107,7 @@ def _library(dtype: str, shape: Shape) -> Library | None:
 def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     """The task: one block of results, all filters or a part of them, a panel of the weight at a time."""
     tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
-    gather = gather_kernel(module, dtype, transpose)
+    gather, pack = gather_kernel(module, dtype, transpose), pack_kernel(module, dtype)
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)
@@ -135,12 +115,15 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     block = blocks.opened(kernel, given, item // given.parts, scratch, gather)
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
     part, count = item % given.parts, given.groups * given.panels
-    panel_bytes = given.tap_count * given.run * (shape.filters * size)
     start, stop = (count * part) // given.parts, (count * (part + 1)) // given.parts
+    own = scratch + given.own
     with kernel.loop(stop, start=start) as panel:
         group, first = panel // given.panels, (panel % given.panels) * shape.filters
         x, target = block.source + group * given.x_group, y + (group * given.maps + first) * size
-        w, bias = given.w + panel * panel_bytes, given.bias + panel * (shape.filters * size)
+        with kernel.when(given.packs > 0):
+            kernel.call(pack, given.packing, given.w, panel, own)
+        w = given.packs.equals(1).where(own, given.w + panel * given.panel_bytes)
+        bias = given.bias + panel * (shape.filters * size)
 
         def arguments_of(pixel: Value) -> tuple[Operand, ...]:
             return (

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled import blocks, direct, threads
+from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.call import SINGLE
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
@@ -116,7 +117,7 @@ def _job(
         spec, x_strides, dtype, 1, sources, 0.0, limit, _shape(spec, size, shape.filters * size, limit // 4)
     )
     scratch = cut.images * cut.strip + cut.pixels * shape.filters * size
-    team = min(threads_free, max(limit // 2 // scratch, 1)) if pixels * rows * spec.filters > direct.SINGLE else 1
+    team = min(threads_free, max(limit // 2 // scratch, 1)) if pixels * rows * spec.filters > SINGLE else 1
     panels, sums_bytes = -(-maps // shape.filters), rows * spec.filters * size
     chunks = _chunks(cut, pixels, sums_bytes, limit // 4)
     parts = 1 if chunks >= 4 * team or chunks % team == 0 else min(spec.groups * panels, -(-4 * team // chunks))
@@ -134,7 +135,7 @@ def _job(
         "targets": order.targets(windows, run) * (spec.filters * size),
         "results": cut.results(spec, gy_strides, size, planes),
     }  # fmt: skip
-    return _Job(shape, Arguments(FIELDS, cut, numbers, tables), order, chunks, chunks * parts, scratch, team)
+    return _Job(shape, Arguments(FIELDS, numbers, tables, cut), order, chunks, chunks * parts, scratch, team)
 
 
 def _has_planes(array: Array) -> bool:

@@ -265,6 +265,12 @@ class Kernel:
         )
         self.builder.call(store, [value.raw, pointer, mask.raw])
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for the cache line of an address, which need not be one, to be read soon."""
+        kind = ir.FunctionType(VOID, [_POINTER, I32, I32, I32])
+        words = [ir.Constant(I32, word) for word in (0, 3, 1)]  # to read it, often, as data
+        self.builder.call(self._declared("llvm.prefetch.p0", kind), [self._pointer(address, 0), *words])
+
     def _pointer(self, address: Value, offset: Operand) -> ir.Value:
         pointer = self.builder.inttoptr(address.raw, _POINTER)
         if isinstance(offset, int) and offset == 0:

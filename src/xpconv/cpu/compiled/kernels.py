@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
-from xpconv.cpu.compiled import channelwise, direct, finite, gradients, threads, winograd
+from xpconv.cpu.compiled import channelwise, direct, finite, gradients, plane, threads, winograd
+from xpconv.cpu.compiled.blocks import Sources, strides_of
 from xpconv.cpu.compiled.build import machine
+from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.plan import Compiled
-from xpconv.spec import ConvSpec, PoolSpec
+from xpconv.spec import Array, ConvSpec, PoolSpec
 
-CONVOLUTIONS = {"direct": direct.conv, "depthwise": channelwise.depthwise, "winograd": winograd.conv}
+_CONVOLUTIONS: dict[str, Callable[[Call], Callable[..., None]]] = {
+    "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
+}  # fmt: skip
 grad_weight = gradients.grad_weight
 max_pool, sum_pool, all_finite = channelwise.max_pool, channelwise.sum_pool, finite.finite
 
@@ -21,6 +26,22 @@ max_pool, sum_pool, all_finite = channelwise.max_pool, channelwise.sum_pool, fin
 def available() -> bool:
     """Whether there are kernels for this processor at all."""
     return machine() is not None and threads.available()
+
+
+def prepared(
+    kernel: str, x: Array, w: Array, y: Array, spec: ConvSpec, sources: Sources, fill: float, activation: str | None,
+    leak: float, limit: int,
+) -> Callable[[Array, Array, Array | None, Array], None]:  # fmt: skip
+    """A convolution by the kernels of that name, of arrays ``(x, w, bias, y)`` that lie as these do."""
+    strides = strides_of(x), w.strides, strides_of(y)
+    return _prepared(
+        kernel, Call(spec, *strides, name_of(x.dtype), threads.thread_count(), sources, fill, activation, leak, limit)
+    )
+
+
+@lru_cache(maxsize=256)
+def _prepared(kernel: str, call: Call) -> Callable[[Array, Array, Array | None, Array], None]:
+    return _CONVOLUTIONS[kernel](call)
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
@@ -32,8 +53,11 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
 def _takes(dtype: str, spec: ConvSpec, limit: int, _threads: int) -> Compiled:
     if not _here(dtype):
         return Compiled()
-    depthwise = spec.groups == spec.channels == spec.filters and channelwise.takes(dtype, spec, limit)
-    return Compiled(direct.computed(dtype, spec, limit), depthwise, winograd.takes(dtype, spec, limit))
+    each = spec.groups == spec.channels == spec.filters
+    return Compiled(
+        direct.computed(dtype, spec, limit), each and channelwise.takes(dtype, spec, limit),
+        each and plane.takes(dtype, spec, limit), winograd.takes(dtype, spec, limit),
+    )  # fmt: skip
 
 
 def pools(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:

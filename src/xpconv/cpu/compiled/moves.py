@@ -83,8 +83,8 @@ def transpose_kernel(module: ir.Module, dtype: str) -> Kernel:
     with kernel.loop(whole_columns, step=lanes) as column, kernel.loop(whole_rows, step=lanes) as row:
         here, there = source + row * source_step + column * size, to + column * to_step + row * size
         square = [kernel.load(here + source_step * i, kind) for i in range(lanes)]
-        for i, turned in enumerate(_turned(kernel, square)):
-            kernel.store(turned, there + to_step * i)
+        for i, column_values in enumerate(turned(kernel, square)):
+            kernel.store(column_values, there + to_step * i)
 
     def one_by_one(row: Value, column: Value) -> None:
         value = kernel.load(source + row * source_step + column * size, element)
@@ -98,7 +98,7 @@ def transpose_kernel(module: ir.Module, dtype: str) -> Kernel:
     return kernel
 
 
-def _turned(kernel: Kernel, square: list[Value]) -> list[Value]:
+def turned(kernel: Kernel, square: list[Value]) -> list[Value]:
     """A square transposed: rows of the two halves are interleaved as often as halving the square ends at one row."""
     half = len(square) // 2
     for _ in range(half.bit_length()):

@@ -6,21 +6,22 @@ rows of the tile that read it. Of an input's blocks, those that padding does not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Sources, _runs, strides_of
+from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources, runs_of
 from xpconv.cpu.compiled.build import Library, library, machine
+from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
-from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, name_of, put, take
+from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
 from xpconv.cpu.compiled.tile import SUMMED, Finish, finishing
+from xpconv.cpu.compiled.weights import Packing, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
 FIELDS = (
@@ -29,8 +30,6 @@ FIELDS = (
     "column_blocks", "out_columns", "stride", "dilation", "reach", "overlap", "apart", "shared", "pitch", "in_place",
     "above", "height", "left", "width", "row_sources", "runs", "run_count", "outside",
 )  # fmt: skip
-_PLACES = {name: place for place, name in enumerate(FIELDS)}
-_SINGLE = 1_000_000  # products below which handing over costs more than it brings
 _ITEM = 50_000  # products of an item of several planes: taking one takes as long as a small plane
 _WAYS, _SETS = 8, 1024  # rows so many bytes apart meet in few sets of a level 1 cache, each of so many lines
 
@@ -45,42 +44,42 @@ class _Cut:
     nbytes: int
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """All that does not depend on the arrays' addresses."""
+class Plane:
+    """A convolution with one channel in each group and one filter, the columns of its result side by side, prepared."""
 
-    values: Array  # of all the fields that are known
-    tables: dict[str, Array]  # kept alive here: kernels know addresses
-    items: int
-    scratch: int
-    team: int
+    def __init__(self, call: Call) -> None:
+        spec, dtype = call.spec, call.dtype
+        cut = _cut(spec, dtype, _parts(call), call.limit // (2 * call.team))
+        numbers = _numbers(call, cut)
+        planes, blocks = numbers["planes"], numbers["row_blocks"] * numbers["column_blocks"]
+        share = max(min(_ITEM * planes // call.products, planes // (4 * call.team)), 1) if blocks == 1 else 1
+        self._items, self._scratch, self._call = -(-planes // share) * blocks, cut.nbytes, call
+        tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill)
+        tables["finish"] = finishing(call.activation, dtype, call.leak)
+        self._arguments = Arguments(FIELDS, numbers | {"share": share, "run_count": len(tables["runs"])}, tables)
+        down, across, *_ = _two_axes(spec)
+        by_columns = taps_order(spec, call.w_strides).reshape(down, across).T.reshape(-1)  # as taps are added up
+        self._pack = Packing(dtype, spec.channels, 1, 1, by_columns, call.w_strides[-1])
+        self._no_bias = np.zeros(spec.channels, dtype)
+        compiled = _library(dtype)
+        assert compiled is not None
+        self._address = compiled.address("planes")
 
-
-def filter(
-    x: Array, w: Array, bias: Array | None, spec: ConvSpec, y: Array, sources: Sources, fill: float,
-    activation: str | None, leak: float, limit: int,
-) -> None:  # fmt: skip
-    """As `direct.conv`, with one channel in each group and one filter, and the columns of `y` side by side."""
-    dtype = name_of(x.dtype)
-    job = _job(spec, strides_of(x), strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
-    compiled = _library(dtype)
-    assert compiled is not None
-    arrays = {
-        "x": x, "y": y, "w": _by_columns(w, spec), "finish": finishing(activation, dtype, leak),
-        "bias": np.zeros(spec.channels, dtype) if bias is None else np.array(bias, dtype, ndmin=1, order="C"),
-    }  # fmt: skip
-    arguments = job.values.copy()
-    for name, array in arrays.items():
-        arguments[_PLACES[name]] = array.__array_interface__["data"][0]
-    threads.run(compiled.address("planes"), arguments, job.items, job.scratch, job.team)
+    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        """Write the result to `y`."""
+        weight = self._pack(w)
+        biases = self._no_bias if bias is None else np.ascontiguousarray(bias, self._call.dtype)
+        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
+        threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
-    """Whether the kernels take such a convolution, into a result whose columns lie side by side."""
+    """Whether the kernels take such a convolution here; the columns of its result then lie side by side."""
     if spec.axes > 2 or not spec.groups == spec.channels == spec.filters or spec.input_dilation:
         return False
-    empty = 0 in (spec.batch, spec.channels, *spec.out_size)
-    return not empty and spec.stride[-1] == 1 and workspace(dtype, spec) <= limit and _library(dtype) is not None
+    if 0 in (spec.batch, spec.channels, *spec.out_size) or not (spec.layout == "channels_first" or spec.channels == 1):
+        return False
+    return spec.stride[-1] == 1 and workspace(dtype, spec) <= limit and _library(dtype) is not None
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -88,31 +87,23 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
     return 2 * threads.thread_count() * _cut(spec, dtype, 1, 0).nbytes
 
 
-def _by_columns(w: Array, spec: ConvSpec) -> Array:
-    """Weight (*window, 1, C) as (C, columns, rows), in the order that taps are added in."""
-    taps = w.reshape(1, *w.shape) if spec.axes == 1 else w
-    taps = taps[::-1, ::-1] if spec.flip else taps
-    return np.ascontiguousarray(taps[:, :, 0].transpose(2, 1, 0))
+def _parts(call: Call) -> int:
+    """Blocks that a plane should have at least, so that there is something for everybody."""
+    return -(-2 * call.team // (call.spec.batch * call.spec.channels)) if call.team > 1 else 1
 
 
-@lru_cache(maxsize=128)
-def _job(
-    spec: ConvSpec, x_strides: Sizes, y_strides: Sizes, dtype: str, threads_free: int, sources: Sources, fill: float,
-    limit: int,
-) -> _Job:  # fmt: skip
-    size = np.dtype(dtype).itemsize
-    products = spec.batch * math.prod(spec.out_size) * spec.filters * math.prod(spec.window)
-    team = threads_free if products > _SINGLE else 1
-    cut = _cut(spec, dtype, -(-2 * team // (spec.batch * spec.channels)) if team > 1 else 1, limit // (2 * team))
+def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
+    """What the kernels are told, but for addresses."""
+    spec, size, (x_item, *x_steps, x_plane) = call.spec, call.itemsize, call.x_strides
     down, across, out, (stride, dilation) = _two_axes(spec)
     apart, shared = (dilation // stride, 1) if dilation % stride == 0 else (1, 0)
     *above, (left, _) = spec.padding
-    x_row = x_strides[-3] if spec.axes == 2 else 0
+    x_row = x_steps[0] if spec.axes == 2 else 0
     meet = down > _WAYS and x_row % _SETS == 0  # reading so many such rows at once took a quarter longer
-    numbers = {
-        "x_item": x_strides[0], "x_plane": x_strides[-1], "x_row": x_row, "x_step": x_strides[-2],
-        "in_place": int(x_strides[-2] == size and not meet), "y_item": y_strides[0], "y_plane": y_strides[-1],
-        "y_row": y_strides[-3] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
+    return {
+        "x_item": x_item, "x_plane": x_plane, "x_row": x_row, "x_step": x_steps[-1],
+        "in_place": int(x_steps[-1] == size and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
+        "y_row": call.y_strides[1] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
         "tap_step": spec.dilation[-1] * size, "chunk": max(SUMMED // down, 1), "channels": spec.channels,
         "planes": spec.batch * spec.channels, "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows),
         "out_rows": out[0], "columns": cut.columns, "column_blocks": -(-out[1] // cut.columns),
@@ -121,13 +112,6 @@ def _job(
         "above": above[0][0] if above else 0, "height": spec.size[0] if above else 1, "left": left,
         "width": spec.size[-1],
     }  # fmt: skip
-    tables = _tables(spec, x_strides, dtype, sources, fill)
-    numbers |= {name: table.ctypes.data for name, table in tables.items()} | {"run_count": len(tables["runs"])}
-    values = np.array([numbers.get(name, 0) for name in FIELDS], np.int64)
-    planes, parts = numbers["planes"], numbers["row_blocks"] * numbers["column_blocks"]
-    share = max(min(_ITEM * planes // products, planes // (4 * team)), 1) if parts == 1 else 1
-    values[_PLACES["share"]], items = share, -(-planes // share) * parts
-    return _Job(values, tables, items, cut.nbytes, team)
 
 
 def _two_axes(spec: ConvSpec) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
@@ -165,7 +149,7 @@ def _tables(spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill
     line = np.where(across < 0, OUTSIDE, across * x_strides[-2])
     return {
         "row_sources": np.where(rows < 0, OUTSIDE, rows * (x_strides[-3] if down else 0)),
-        "runs": _runs(line, x_strides[-2]),
+        "runs": runs_of(line, x_strides[-2]),
         "outside": np.array([fill], dtype),
     }
 

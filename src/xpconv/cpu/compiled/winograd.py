@@ -9,21 +9,23 @@ the same kernels. The transformed weight is kept as long as the weight stays as 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import winograd
-from xpconv.cpu.compiled import blocks, threads, weights
-from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, grid, strides_of
+from xpconv.cpu.compiled import blocks, threads
+from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.kept import Kept
-from xpconv.cpu.compiled.moves import gather_kernel, in_vectors, lanes_of, name_of, put, take, transpose_kernel
+from xpconv.cpu.compiled.moves import gather_kernel, in_vectors, lanes_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import Finish, Shape, each_tile, finishing, shape_for, tile_kernels
+from xpconv.cpu.compiled.weights import Packing
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _RESULTS, _EDGE = 4, 6  # of a tile, along an axis
@@ -31,24 +33,13 @@ _POINTS = _EDGE**2
 _OWN = (
     "w", "y", "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels",
     "filters", "panels", "parts", "finish", "plain", "bias", "zeros", "in_row", "in_pixel", "out_row", "out_pixel",
-    "in_plane", "out_plane", "free", "turned", "y_item", "y_row", "plane", "out_line", "last_row",
+    "in_plane", "out_plane", "turned", "y_item", "y_row", "plane", "out_line", "last_row",
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
 _TILE_BYTES = 1 << 20  # of transformed inputs and products that a block takes, about: they should stay in the cache
 _FEWEST, _MOST = 28, 112  # tiles of a block: fewer wait for the weight, more fall out of the cache
 
 _weights = Kept()
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """All that does not depend on the arrays' addresses."""
-
-    shape: Shape
-    arguments: Arguments
-    items: int
-    scratch: int
-    team: int
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
@@ -71,29 +62,62 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
     return team * each * np.dtype(dtype).itemsize
 
 
-def conv(
-    x: Array, w: Array, bias: Array | None, spec: ConvSpec, y: Array, sources: Sources, fill: float,
-    activation: str | None, leak: float, limit: int,
-) -> None:  # fmt: skip
-    """As `direct.conv`, of stride 1 with windows of three on the last two axes, and without groups."""
-    dtype = name_of(x.dtype)
-    job = _job(spec, strides_of(x), strides_of(y), dtype, threads.thread_count(), sources, fill, limit)
-    compiled = _library(dtype, job.shape)
-    assert compiled is not None
-    weight = _weights.of(w, (spec.flip, spec.axes), lambda w: _transformed(w, spec, job.shape, job.team))
-    biases = np.zeros(-(-spec.filters // lanes_of(dtype)) * lanes_of(dtype), dtype)
-    if bias is not None:
-        biases[: spec.filters] = bias
-    arguments = job.arguments.of(x=x, w=weight, y=y, bias=biases, finish=finishing(activation, dtype, leak))
-    threads.run(compiled.address("conv"), arguments, job.items, job.scratch, job.team)
+class Winograd:
+    """A convolution of stride 1 with windows of three on the last two axes and without groups, prepared."""
 
+    def __init__(self, call: Call) -> None:
+        spec, dtype, size, self._call = call.spec, call.dtype, call.itemsize, call
+        self._shape, whole = shape_for(spec.filters, dtype), _whole(spec)
+        sources = partial(_sources_of, spec=spec, sources=call.sources)
+        cut = blocks_of(
+            whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, call.team)
+        )
+        panels = -(-spec.filters // self._shape.filters)
+        parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(panels, call.team)
+        turned = call.y_strides[-1] != size
+        tiles_in, tiles_out = _tile_counts(whole, cut.rows, cut.images)
+        block = _block_strides(spec, call.y_strides, size, turned)
+        lead, line = spec.axes - 2, math.prod(spec.out_size[1:])
+        numbers = {
+            "tap_count": math.prod(spec.window[:lead]), "unit": _unit(whole), "band": _band(whole),
+            "extra": whole.reach[0] - 1 if lead else 0, "channels": spec.channels, "filters": spec.filters,
+            "panels": panels, "parts": parts, "in_row": cut.steps[lead] * spec.dilation[-2],
+            "in_pixel": cut.steps[lead + 1] * spec.dilation[-1], "out_row": block[-3] * spec.dilation[-2],
+            "out_pixel": block[-2] * spec.dilation[-1], "in_plane": tiles_in * spec.channels * size,
+            "out_plane": tiles_out * spec.filters * size, "turned": int(turned), "y_item": call.y_strides[0],
+            "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line, "last_row": spec.out_size[0],
+        }  # fmt: skip
+        tables = _tables(spec, whole, cut, block, size)
+        tables |= {"zeros": np.zeros(self._shape.filters, dtype), "plain": finishing(None, dtype, 1.0)}
+        tables["finish"] = finishing(call.activation, dtype, call.leak)
+        self._arguments = Arguments(FIELDS, numbers, tables, cut)
+        results = cut.images * cut.rows * line * spec.filters * size if turned else 0
+        tiles = _POINTS * (tiles_in * spec.channels + tiles_out * spec.filters) * size
+        self._items, self._scratch = cut.count * parts, cut.images * cut.strip + tiles + results
+        width = -(-spec.filters // lanes_of(dtype)) * lanes_of(dtype)
+        self._pack_bias = Packing(dtype, 1, spec.filters, width, np.zeros(1, np.int64), size)
+        self._no_bias = np.zeros(width, dtype)
+        compiled = _library(dtype, self._shape)
+        assert compiled is not None
+        self._address = compiled.address("conv")
 
-def _transformed(w: Array, spec: ConvSpec, shape: Shape, team: int) -> Array:
-    """The weight as (panels, points, taps C, filters of a tile)."""
-    if spec.flip:
-        w = np.flip(w, axis=tuple(range(spec.axes)))
-    u = winograd.transformed_weight(w, winograd.F4).reshape(-1, spec.filters)
-    return weights.packed(u, 1, shape, np.arange(len(u), dtype=np.int64) * u.strides[0], team)
+    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        """Write the result to `y`."""
+        spec = self._call.spec
+        weight = _weights.of(w, (spec.flip, spec.axes), self._transformed)
+        biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._call.dtype))
+        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
+        threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
+
+    def _transformed(self, w: Array) -> Array:
+        """The weight as (panels, points, taps C, filters of a tile)."""
+        spec = self._call.spec
+        if spec.flip:
+            w = np.flip(w, axis=tuple(range(spec.axes)))
+        u = winograd.transformed_weight(w, winograd.F4).reshape(-1, spec.filters)
+        order = np.arange(len(u), dtype=np.int64) * u.strides[0]
+        pack = Packing(self._call.dtype, 1, spec.filters, self._shape.filters, order, u.strides[-1])
+        return pack(u, self._call.team)
 
 
 # --- Where tiles lie --------------------------------------------------------------------------------------------------
@@ -137,51 +161,6 @@ def _shape(whole: ConvSpec, team: int) -> tuple[int, int]:
         return units * unit, -(-whole.batch // groups)
     cuts = max(1, round(image_tiles / tiles))
     return -(-units // min(cuts, units)) * unit, 1
-
-
-@lru_cache(maxsize=128)
-def _job(
-    spec: ConvSpec, x_strides: Sizes, y_strides: Sizes, dtype: str, threads_free: int, sources: Sources, fill: float,
-    limit: int,
-) -> _Job:  # fmt: skip
-    size, whole = np.dtype(dtype).itemsize, _whole(spec)
-    shape = shape_for(spec.filters, dtype)
-    products = winograd.operations(spec, winograd.F4)[0] // 2
-    team = threads_free if products > _SINGLE else 1
-    cut = blocks_of(
-        whole,
-        x_strides,
-        dtype,
-        team,
-        partial(_sources_of, spec=spec, sources=sources),
-        fill,
-        limit,
-        _shape(whole, team),
-    )
-    panels = -(-spec.filters // shape.filters)
-    parts = 1 if cut.count >= 4 * team or cut.count % team == 0 else min(panels, team)
-    turned = y_strides[-1] != size
-    tiles_in, tiles_out = _tile_counts(whole, cut.rows, cut.images)
-    block = _block_strides(spec, y_strides, size, turned)
-    lead = spec.axes - 2
-    numbers = {
-        "tap_count": math.prod(spec.window[:lead]), "unit": _unit(whole), "band": _band(whole),
-        "extra": whole.reach[0] - 1 if lead else 0, "channels": spec.channels, "filters": spec.filters,
-        "panels": panels, "parts": parts, "in_row": cut.steps[lead] * spec.dilation[-2],
-        "in_pixel": cut.steps[lead + 1] * spec.dilation[-1], "out_row": block[-3] * spec.dilation[-2],
-        "out_pixel": block[-2] * spec.dilation[-1], "in_plane": tiles_in * spec.channels * size,
-        "out_plane": tiles_out * spec.filters * size, "turned": int(turned), "y_item": y_strides[0],
-        "y_row": y_strides[1], "plane": y_strides[-1], "out_line": math.prod(spec.out_size[1:]),
-        "last_row": spec.out_size[0], "free": 0,
-    }  # fmt: skip
-    tables = _tables(spec, whole, cut, block, size)
-    results = cut.images * cut.rows * numbers["out_line"] * spec.filters * size if turned else 0
-    scratch = cut.images * cut.strip + _POINTS * (tiles_in * spec.channels + tiles_out * spec.filters) * size + results
-    tables |= {"zeros": np.zeros(shape.filters, dtype), "plain": finishing(None, dtype, 1.0)}
-    return _Job(shape, Arguments(FIELDS, cut, numbers, tables), cut.count * parts, scratch, team)
-
-
-_SINGLE = 1_000_000  # products below which handing over costs more than it brings
 
 
 def _sources_of(whole: ConvSpec, *, spec: ConvSpec, sources: Sources) -> tuple[Array, ...]:

@@ -1,0 +1,50 @@
+"""A convolution of arrays that lie in memory alike: all that its kernels need to know but where the arrays are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from xpconv.cpu.compiled.blocks import Sources
+from xpconv.spec import ConvSpec, Sizes
+
+SINGLE = 1_000_000  # products below which handing over costs more than it brings
+
+
+@dataclass(frozen=True)
+class Call:
+    """Unpadded x (N, *size, C), w (*window, C / groups, F) and a result (N, *out, F), of any strides, in one dtype.
+
+    What is prepared of it is called with the arrays, in whatever shape, as ``prepared(x, w, bias, y)``.
+    """
+
+    spec: ConvSpec
+    x_strides: Sizes
+    w_strides: Sizes
+    y_strides: Sizes
+    dtype: str
+    threads: int  # that may be taken
+    sources: Sources  # of the padded input's elements
+    fill: float
+    activation: str | None
+    leak: float
+    limit: int  # of scratch memory, in bytes
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def products(self) -> int:
+        """Multiplications of the definition."""
+        spec = self.spec
+        each = math.prod(spec.window) * (spec.channels // spec.groups)
+        return spec.batch * math.prod(spec.out_size) * spec.filters * each
+
+    @property
+    def team(self) -> int:
+        """Threads that it is worth."""
+        return self.threads if self.products > SINGLE else 1
