@@ -1,40 +1,25 @@
 """Filters that are products of filters of one axis: which are found, and that their passes give the definition."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import oracle
-import xpconv
+from single_planes import (
+    BOUNDS,
+    DEFAULT,
+    VIEWS,
+    assert_near,
+    defined,
+    geometry,
+    memory_beside_result,
+    sizes_of,
+    spec_of,
+    values,
+)
 from xpconv.cpu import separable
 
-DEFAULT = 2**26
-BOUNDS = {"float32": 2e-6, "float64": 1e-13, "complex64": 2e-6, "complex128": 1e-13}
 GAUSSIAN = np.exp(-(np.linspace(-2.5, 2.5, 9) ** 2) / 2)
-
-
-geometries = st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
-
-
-def spec_of(x, w, *, flip=False, layout="channels_last", **options):
-    """The spec of padded `x` (N, *size, C) and `w` (*window, 1, C), in that layout."""
-    if layout == "channels_first":
-        x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
-    function = xpconv.conv if flip else xpconv.corr
-    return function.request(
-        x, w, groups=w.shape[-1] if layout == "channels_last" else len(w), layout=layout, **options
-    ).spec
-
-
-def defined(x, w, *, flip=False, stride=1, dilation=1):
-    """The definition in double precision."""
-    axes, wide = x.ndim - 2, "complex128" if x.dtype.kind == "c" else "float64"
-    stride, dilation = (v if isinstance(v, tuple) else (v,) * axes for v in (stride, dilation))
-    geometry = dict(flip=flip, stride=stride, dilation=dilation, pads=((0, 0),) * axes, groups=x.shape[-1])
-    return oracle.conv_by_taps(x.astype(wide), w.astype(wide), None, **geometry)
 
 
 def filtered(x, w, limit=DEFAULT, **options):
@@ -43,18 +28,6 @@ def filtered(x, w, limit=DEFAULT, **options):
     factors = separable.factors(w, spec)
     assert factors is not None
     return separable.conv(x, w, factors, spec, limit)
-
-
-def assert_near(y, expected, bound):
-    assert y.shape == expected.shape
-    if y.size:
-        assert np.abs(y - expected).max() <= bound * np.abs(expected).max()
-
-
-def values(rng, shape, dtype):
-    """Normal numbers, complex where the dtype is."""
-    drawn = rng.standard_normal(shape)
-    return (drawn + 1j * rng.standard_normal(shape) if dtype.startswith("complex") else drawn).astype(dtype)
 
 
 def products(rng, window, channels, count, dtype):
@@ -70,14 +43,13 @@ def products(rng, window, channels, count, dtype):
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @given(
-    st.lists(geometries, min_size=2, max_size=3),
+    st.lists(geometry, min_size=2, max_size=3),
     st.integers(0, 3), st.integers(1, 3), st.booleans(), st.sampled_from(["channels_last", "channels_first"]),
     st.sampled_from([1, 5_000, DEFAULT]),
 )  # fmt: skip
 def test_the_passes_agree_with_the_definition(dtype, axes, batch, channels, flip, layout, limit):
-    more, window, stride, dilation = zip(*axes, strict=True)
-    rng = np.random.default_rng(sum(more) * 100 + batch)
-    size = tuple((m - 1) * d + n for n, m, d in zip(more, window, dilation, strict=True))
+    size, window, stride, dilation = sizes_of(axes)
+    rng = np.random.default_rng(sum(size) * 100 + batch)
     x, w = values(rng, (batch, *size, channels), dtype), products(rng, window, channels, 1, dtype)
     options = dict(flip=flip, stride=stride, dilation=dilation)
     assert_near(filtered(x, w, limit, layout=layout, **options), defined(x, w, **options), BOUNDS[dtype])
@@ -184,14 +156,7 @@ def test_what_is_not_finite_stays_within_its_windows_and_is_what_the_definition_
         assert np.argwhere(~np.isfinite(y)).tolist() == [[1, i, j, 1] for i in range(15, 21) for j in range(24, 31)]
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x[:, ::2, ::3], lambda x: x[..., ::-1],
-        lambda x: np.broadcast_to(x[:, :1], x.shape), lambda x: np.broadcast_to(x[:, :, :1], x.shape),
-        lambda x: x.swapaxes(1, 2), np.asfortranarray,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_inputs_of_any_strides_are_read_and_left_alone(view, channels):
     rng = np.random.default_rng(7)
@@ -219,9 +184,4 @@ def test_the_memory_beside_the_result_keeps_to_the_limit(limit, channels, value)
     x[0, 100, 100] = value
     spec = spec_of(x, w)
     factors = separable.factors(w, spec)
-    separable.conv(x, w, factors, spec, limit)
-    tracemalloc.start()
-    y = separable.conv(x, w, factors, spec, limit)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak - y.nbytes <= limit + 2**15
+    assert memory_beside_result(lambda: separable.conv(x, w, factors, spec, limit)) <= limit + 2**15

@@ -1,0 +1,111 @@
+"""Filters of signals and planes as products with a banded matrix."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from single_planes import (
+    BOUNDS,
+    DEFAULT,
+    VIEWS,
+    assert_near,
+    defined,
+    geometry,
+    memory_beside_result,
+    sizes_of,
+    spec_of,
+    values,
+)
+from xpconv.cpu import signals
+
+
+def filtered(x, w, limit=DEFAULT, **options):
+    return signals.conv(x, w, spec_of(x, w, **options), limit)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@given(
+    st.lists(geometry, min_size=1, max_size=3),
+    st.integers(0, 3), st.integers(1, 3), st.booleans(), st.sampled_from(["channels_last", "channels_first"]),
+    st.sampled_from([1, 5_000, DEFAULT]),
+)  # fmt: skip
+def test_products_agree_with_the_definition(dtype, axes, batch, channels, flip, layout, limit):
+    size, window, stride, dilation = sizes_of(axes)
+    rng = np.random.default_rng(sum(size) * 100 + batch)
+    x, w = values(rng, (batch, *size, channels), dtype), values(rng, (*window, 1, channels), dtype)
+    options = dict(flip=flip, stride=stride, dilation=dilation)
+    assert_near(filtered(x, w, limit, layout=layout, **options), defined(x, w, **options), BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@given(
+    st.sampled_from([1, 3]), st.sampled_from([1, 2]), st.sampled_from(["channels_last", "channels_first"]),
+    st.integers(1, 4000), st.integers(1, 150), st.sampled_from([1, 2, 50]), st.integers(1, 2),
+    st.sampled_from([2_000, 20_000, DEFAULT]),
+)  # fmt: skip
+def test_long_signals_are_cut_in_rows(dtype, stride, dilation, layout, more, m, batch, channels, limit):
+    rng = np.random.default_rng(more * m)
+    size = (more // batch + (m - 1) * dilation + 1,)
+    x, w = values(rng, (batch, *size, channels), dtype), values(rng, (m, 1, channels), dtype)
+    options = dict(stride=stride, dilation=dilation)
+    assert_near(filtered(x, w, limit, layout=layout, **options), defined(x, w, **options), BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(
+    ("size", "window", "stride"),
+    [((40, 700), (5, 5), 1), ((40, 700), (3, 4), (1, 2)), ((257, 30), (15, 9), (2, 1)), ((9, 300, 20), (3, 2, 3), 1)],
+)
+def test_wide_planes_are_copied_some_columns_at_a_time(dtype, size, window, stride):
+    rng = np.random.default_rng(1)
+    x, w = values(rng, (2, *size, 2), dtype), values(rng, (*window, 1, 2), dtype)
+    assert_near(filtered(x, w, stride=stride), defined(x, w, stride=stride), BOUNDS[dtype])
+
+
+def test_whole_numbers_stay_exact():
+    rng = np.random.default_rng(2)
+    for size, window in (((5000,), (31,)), ((70, 80), (7, 5))):
+        x = rng.integers(-99, 99, (2, *size, 1)).astype("float32")
+        w = rng.integers(-9, 9, (*window, 1, 1)).astype("float32")
+        np.testing.assert_array_equal(filtered(x, w), defined(x, w))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_what_is_not_finite_stays_within_its_windows(value, dilation):
+    rng = np.random.default_rng(3)
+    for size, window in (((5000,), (8,)), ((60, 50), (6, 7))):
+        x, w = np.ones((2, *size, 2), "float32"), rng.standard_normal((*window, 1, 2)).astype("float32")
+        w[(1,) * len(window)] = 0
+        x[(1, *(n // 2 for n in size), 1)] = value
+        with np.errstate(over="ignore", invalid="ignore"):
+            y, expected = filtered(x, w, dilation=dilation), defined(x, w, dilation=dilation).astype("float32")
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("size", [(600,), (40, 44)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_inputs_of_any_strides_are_read_and_left_alone(view, size, channels):
+    rng = np.random.default_rng(4)
+    x, w = view(rng.standard_normal((2, *size, channels))), rng.standard_normal((*(5, 4)[: len(size)], 1, channels))
+    before = x.copy()
+    if x.flags.owndata:
+        x.flags.writeable = False
+    assert_near(filtered(x, w), defined(x, w), 1e-13)
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("limit", [2**17, 2**20])
+@pytest.mark.parametrize("size", [(200_000,), (500, 400), (30, 60, 50)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_the_memory_beside_the_result_keeps_to_the_limit(limit, size, channels, value):
+    rng = np.random.default_rng(5)
+    w = rng.standard_normal((*(3, 4, 3)[: len(size)], 1, channels))
+    x = rng.standard_normal((1, *size, channels))
+    x[(0, *(n // 2 for n in size))] = value
+    spec = spec_of(x, w)
+    least = np.dot(signals.row_bytes(spec, 8), (spec.reach[0], 1))
+    assert memory_beside_result(lambda: signals.conv(x, w, spec, limit)) <= max(limit, least) + 2**15
