@@ -34,11 +34,8 @@ depthwise = partial(by_kernels, "depthwise")
 def pooled(operation, x, window, *divisor, limit=LIMIT, **options):
     """The kernels' answer to a pooling."""
     spec = xpconv.max_pool.request(x, window, **options).spec
-    x, y = agnostic.channels_last(x, spec.layout), np.empty(spec.y_shape, x.dtype)
-    divisor = divisor or ((1.0,) if operation == "sum_pool" else ())
-    y_last = agnostic.channels_last(y, spec.layout)
-    getattr(channelwise, operation)(x, y_last, spec.reading, engine._sources, *divisor, limit)
-    return y
+    with xpconv.workspace_limit(limit):
+        return engine._pooled({"max_pool": "largest", "sum_pool": "added"}[operation], x, spec, *divisor)
 
 
 def defined(operation, x, window, **options):

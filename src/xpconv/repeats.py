@@ -136,7 +136,7 @@ def _describe_of(value: Any) -> Callable[[Array], Hashable] | None:
 
 
 def _numpy_array(array: Array) -> Hashable:
-    return "numpy", array.shape, array.dtype
+    return "numpy", array.shape, array.dtype, array.strides
 
 
 def _cupy_array(array: Array) -> Hashable:

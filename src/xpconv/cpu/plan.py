@@ -21,10 +21,9 @@ _WEIGHTS = 0.3e9  # elements of a weight transformed
 _PASSES = 2.0e9  # elements added to the result
 _SUMS = 0.9e9  # elements of a product added to others
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
-_READ = 12e9  # elements of windows read, a vector of channels at a time
-_POOLED = 50_000  # elements of windows that NumPy reads while the kernels are being called
+_READ = 20e9  # elements of windows read, a vector of channels at a time
+_POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
 _FILTERED = 50e9  # products of a filter of planes, lanes along the columns
-_PLANES = 3.0e9  # elements of planes read and stored
 _PACKED = 2.0e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
 _STREAMED = 8.0e9  # elements of a transformed weight read from memory
@@ -32,7 +31,7 @@ _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 
 # Seconds, of one array operation.
 _TAP = 4.5e-6
-_CALL = 50e-6  # of the compiled kernels: weights packed, tables found, threads asked
+_CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
 _GROUP = 10e-6
 _SPECTRUM = 50e-6
 
@@ -179,7 +178,9 @@ def _compiled_seconds(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
 def _tiled_seconds(spec: ConvSpec, computed: int) -> float:
     """Products at the machine's full speed, those of the filters that fill up the tiles included."""
     weight = math.prod(spec.window) * spec.channels // spec.groups * computed
-    return conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + weight / _PACKED + _CALL
+    joined = spec.window[-1] if spec.groups == 1 and spec.dilation[-1] == 1 else 1
+    taps = 1 + 1.5 / (joined * spec.channels // spec.groups)  # each is found in a table
+    return taps * conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + weight / _PACKED + _CALL
 
 
 def _depthwise_seconds(spec: ConvSpec) -> float:
@@ -188,9 +189,8 @@ def _depthwise_seconds(spec: ConvSpec) -> float:
 
 
 def _plane_seconds(spec: ConvSpec) -> float:
-    """Products at the machine's full speed, and planes read and stored."""
-    moved = spec.batch * spec.channels * (math.prod(spec.size) + math.prod(spec.out_size))
-    return conv_operations(spec) / 2 / _FILTERED + moved / _PLANES + _CALL
+    """Products at the machine's full speed."""
+    return conv_operations(spec) / 2 / _FILTERED + _CALL
 
 
 def pool_is_compiled(spec: PoolSpec) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -40,6 +41,7 @@ from xpconv.engines.agnostic import (
     weight_last,
 )
 from xpconv.plan import Arrays, Plan, conv_operations
+from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
 
@@ -138,6 +140,74 @@ _DIRECT = {  # what is done to the whole result at once
 }
 
 
+# --- Repeated calls ---------------------------------------------------------------------------------------------------
+
+
+def replay(request: Request) -> Callable[..., Any] | None:
+    """A function of the request's arrays that computes it again with nothing left to decide; None where NumPy does.
+
+    It answers NotImplemented where something has to be decided after all: fewer threads are free, or a result is not
+    finite. Arrays that lack axes stand for themselves: the axes add nothing to where their elements lie.
+    """
+    prepare = {"conv": _replay_conv, "max_pool": _replay_pool, "sum_pool": _replay_pool, "avg_pool": _replay_pool}
+    x: Any = request.arrays[0]
+    if request.operation not in prepare or x.dtype.char not in "fd":
+        return None
+    return prepare[request.operation](x, request)
+
+
+def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
+    w, spec, options = request.arrays[1], request.spec, request.options
+    method, activation = _conv_plan(x, spec, options["method"]).method, options["activation"]
+    kernel = kernel_for(spec, method, _takes(x.dtype, spec))
+    if not kernel:
+        return None
+    rounding = options["method"] == "auto" and method in ROUNDING
+    stored = activation if activation in _STORED and not rounding else None
+    finish = None if activation == stored else ACTIVATIONS[activation]
+    x, w_index = channels_last(x, spec.layout), request.lift[1]
+    y = np.empty(spec.y_shape, x.dtype)
+    call = _prepared(
+        kernel, x, weight_last(w, spec.layout), channels_last(y, spec.layout), spec, options["fill_value"], stored
+    )
+    shape, dtype, kernels = y[request.drop].shape, x.dtype, _kernels()
+    threads = kernels.thread_count()
+
+    def again(x: Array, w: Array, bias: Array | None) -> Any:
+        if kernels.thread_count() != threads:
+            return NotImplemented
+        y = np.empty(shape, dtype)
+        call(x, w if kernel != "winograd" else weight_last(w[w_index], spec.layout), bias, y)
+        if rounding and not _finite(y):
+            return NotImplemented
+        return y if finish is None else finish(y)
+
+    return again
+
+
+def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
+    spec, options = request.spec, request.options
+    divisor = _shared_divisor(spec, **options) if request.operation == "avg_pool" else 1.0
+    if options.get("return_indices") or divisor is None or not _pooled_by_kernels(x.dtype, spec):
+        return None
+    y = np.empty(spec.y_shape, x.dtype)
+    call = _prepared_pooling("largest" if request.operation == "max_pool" else "added", x, y, spec, divisor)
+    shape, dtype, kernels = y[request.drop].shape, x.dtype, _kernels()
+    threads = kernels.thread_count()
+
+    def again(x: Array) -> Any:
+        if kernels.thread_count() != threads:
+            return NotImplemented
+        y = np.empty(shape, dtype)
+        call(x, y)
+        return y
+
+    return again
+
+
+# --- Plans ------------------------------------------------------------------------------------------------------------
+
+
 def _conv_plan(x: Array, spec: ConvSpec, method: str) -> Plan:
     limit = current_limit()
     return conv_plan(spec, _itemsize(x), _spectral(x), method, limit, _takes(x.dtype, spec))
@@ -202,13 +272,23 @@ def _by_kernels(
     out: Array | None = None,
 ) -> Array:  # fmt: skip
     """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
-    y = out if out is not None and (kernel != "plane" or out.strides[-2] == out.itemsize) else None
-    y = np.empty(spec.y_shape, x.dtype) if y is None else y
+    if out is not None and kernel == "plane" and out.strides[-2] != out.itemsize:
+        out = None  # its columns do not lie side by side
+    y = np.empty(spec.y_shape, x.dtype) if out is None else out
     stored = activation if activation in _STORED else None
-    y_last = y if y is out else channels_last(y, spec.layout)
-    call = _kernels().prepared(kernel, x, w, y_last, spec, _sources, float(fill.real), stored, LEAK, current_limit())
-    call(x, w, bias, y)
+    y_last = channels_last(y, spec.layout) if out is None else out
+    _prepared(kernel, x, w, y_last, spec, fill, stored)(x, w, bias, y)
     return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
+
+
+def _prepared(
+    kernel: str, x: Array, w: Array, y: Array, spec: ConvSpec, fill: complex, activation: str | None
+) -> Callable[..., None]:
+    """The kernels' call for channels-last arrays that lie as these do."""
+    call: Callable[..., None] = _kernels().prepared(
+        kernel, x, w, y, spec, _sources, float(fill.real), activation, LEAK, current_limit()
+    )
+    return call
 
 
 _STORED = ("relu", "leaky_relu")  # activations that the kernels apply as they store
@@ -392,7 +472,7 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
     if _pooled_by_kernels(x.dtype, spec):
-        return _pooled("max_pool", x, spec)
+        return _pooled("largest", x, spec)
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
     return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
 
@@ -400,7 +480,7 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
     """By the compiled kernels, or running sums, axis by axis."""
     if _pooled_by_kernels(x.dtype, spec):
-        return _pooled("sum_pool", x, spec, 1.0)
+        return _pooled("added", x, spec)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
@@ -411,12 +491,19 @@ def _pooled_by_kernels(dtype: Any, spec: PoolSpec) -> bool:
     return compiled is not None and pool_is_compiled(spec) and compiled.pools(dtype, spec, current_limit())
 
 
-def _pooled(operation: str, x: Array, spec: PoolSpec, *divisor: float) -> Array:
+def _pooled(operation: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
     """By a pooling of the compiled kernels, which read `x` where it lies and pad on the way."""
     y = np.empty(spec.y_shape, x.dtype)
-    x_last, y_last = (channels_last(a, spec.layout) for a in (x, y))
-    getattr(_kernels(), operation)(x_last, y_last, spec.reading, _sources, *divisor, current_limit())
+    _prepared_pooling(operation, x, y, spec, divisor)(x, y)
     return y
+
+
+def _prepared_pooling(operation: str, x: Array, y: Array, spec: PoolSpec, divisor: float) -> Callable[..., None]:
+    x, y = (channels_last(a, spec.layout) for a in (x, y))
+    call: Callable[..., None] = _kernels().prepared_pooling(
+        operation, x, y, spec.reading, _sources, divisor, current_limit()
+    )
+    return call
 
 
 def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
@@ -434,16 +521,19 @@ def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
 
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The sums, divided: where all windows are divided by the same, as they are stored."""
-    shared = divisor or math.prod(spec.window)
-    if (divisor or _counts_all(spec, count_include_pad)) and _pooled_by_kernels(x.dtype, spec):
-        return _pooled("sum_pool", x, spec, shared)
+    shared = _shared_divisor(spec, count_include_pad, divisor)
+    if shared is not None and _pooled_by_kernels(x.dtype, spec):
+        return _pooled("added", x, spec, shared)
     return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
 
 
-def _counts_all(spec: PoolSpec, count_include_pad: bool) -> bool:
-    """Whether every window counts all its elements."""
+def _shared_divisor(spec: PoolSpec, count_include_pad: bool, divisor: float | None) -> float | None:
+    """What the sums of all windows are divided by; None where some count fewer elements than others."""
+    if divisor:
+        return divisor
     counts = (spec.counts(axis, count_include_pad) for axis in range(spec.axes))
-    return all(set(count) == {m} for count, m in zip(counts, spec.window, strict=True))
+    whole = all(set(count) == {m} for count, m in zip(counts, spec.window, strict=True))
+    return math.prod(spec.window) if whole else None
 
 
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from xpconv.cpu.compiled.address import address_of
 from xpconv.cpu.compiled.ir import Kernel, Value
 from xpconv.cpu.compiled.moves import OUTSIDE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
@@ -90,7 +91,7 @@ class Arguments:
         """The integers for one call on these arrays, which the caller keeps alive."""
         values = self._values.copy()
         for name, array in arrays.items():
-            values[self._places[name]] = array.__array_interface__["data"][0]  # faster than array.ctypes.data
+            values[self._places[name]] = address_of(array)
         return values
 
 

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, product
 from types import SimpleNamespace
 
@@ -19,11 +19,11 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import blocks, threads
-from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
+from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
-from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
+from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Finish, each_tile, finishing
 from xpconv.cpu.compiled.weights import Packing, taps_order
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
@@ -90,14 +90,23 @@ class Depthwise:
         self._job(x=x, w=self._pack(w), bias=biases, y=y, **self._finish)
 
 
-def max_pool(x: Array, y: Array, spec: PoolSpec, sources: Sources, limit: int) -> None:
-    """The largest element of every window of `x` (N, *size, C), a NaN where there is one; padding never wins."""
-    _run("largest", x, y, spec, sources, -math.inf, limit)
+class Pooling:
+    """Of every window of x (N, *size, C) the "largest" element, a NaN where there is one, or all "added" and divided.
 
+    Padding never wins and adds nothing. It is called with arrays that lie as the strides say, in whatever shape.
+    """
 
-def sum_pool(x: Array, y: Array, spec: PoolSpec, sources: Sources, divisor: float, limit: int) -> None:
-    """The sum of every window of `x` (N, *size, C), divided."""
-    _run("added", x, y, spec, sources, 0.0, limit, divisor=np.array([divisor], x.dtype))
+    def __init__(
+        self, operation: str, spec: PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, threads_free: int,
+        sources: Sources, divisor: float, limit: int,
+    ) -> None:  # fmt: skip
+        outside = -math.inf if operation == "largest" else 0.0
+        self._job = _job(operation, spec, strides, dtype, threads_free, sources, outside, limit)
+        self._divisor = np.array([divisor], dtype)
+
+    def __call__(self, x: Array, y: Array) -> None:
+        """Write the result to `y`."""
+        self._job(x=x, y=y, divisor=self._divisor)
 
 
 def takes(dtype: str, spec: ConvSpec | PoolSpec, limit: int) -> bool:
@@ -112,15 +121,6 @@ def workspace(dtype: str, spec: ConvSpec | PoolSpec) -> int:
     return 2 * threads.thread_count() * rows * spec.channels * np.dtype(dtype).itemsize
 
 
-def _run(
-    operation: str, x: Array, y: Array, spec: PoolSpec, sources: Sources, fill: float, limit: int, **arrays: Array
-) -> None:
-    strides = strides_of(x), strides_of(y)
-    job = _job(operation, spec, strides, name_of(x.dtype), threads.thread_count(), sources, fill, limit)
-    job(x=x, y=y, **arrays)
-
-
-@lru_cache(maxsize=128)
 def _job(
     operation: str, spec: ConvSpec | PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, threads_free: int,
     sources: Sources, fill: float, limit: int,

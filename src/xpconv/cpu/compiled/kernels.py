@@ -20,7 +20,7 @@ _CONVOLUTIONS: dict[str, Callable[[Call], Callable[..., None]]] = {
     "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
 }  # fmt: skip
 grad_weight = gradients.grad_weight
-max_pool, sum_pool, all_finite = channelwise.max_pool, channelwise.sum_pool, finite.finite
+all_finite, thread_count = finite.finite, threads.thread_count
 
 
 def available() -> bool:
@@ -42,6 +42,19 @@ def prepared(
 @lru_cache(maxsize=256)
 def _prepared(kernel: str, call: Call) -> Callable[[Array, Array, Array | None, Array], None]:
     return _CONVOLUTIONS[kernel](call)
+
+
+def prepared_pooling(
+    operation: str, x: Array, y: Array, spec: PoolSpec, sources: Sources, divisor: float, limit: int
+) -> Callable[[Array, Array], None]:
+    """The "largest" of windows, or all "added" and divided, of arrays ``(x, y)`` that lie as these do."""
+    strides = strides_of(x), strides_of(y)
+    return _prepared_pooling(
+        operation, spec, strides, name_of(x.dtype), threads.thread_count(), sources, divisor, limit
+    )
+
+
+_prepared_pooling = lru_cache(maxsize=128)(channelwise.Pooling)
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from threading import Event, Lock, Thread
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.compiled.address import address_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel, Value
 
@@ -208,36 +208,34 @@ def run(task: int, arguments: np.ndarray, items: int, scratch_bytes: int, thread
     """
     stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
     team = _team_of(threads) if threads > 1 and items > 1 else None
-    if team is not None and team.lock.acquire(blocking=False):
-        try:
-            with _scratch(stride * team.threads) as scratch:
-                team.run(task, arguments.ctypes.data, items, _aligned(scratch), stride)
-        finally:
+    if team is not None and not team.lock.acquire(blocking=False):
+        team = None
+    scratch, place = _scratch(stride if team is None else stride * threads)
+    try:
+        if team is None:
+            _functions().serial(task, address_of(arguments), items, place)
+        else:
+            team.run(task, address_of(arguments), items, place, stride)
+    finally:
+        if team is not None:
             team.lock.release()
-        return
-    with _scratch(stride) as scratch:
-        _functions().serial(task, arguments.ctypes.data, items, _aligned(scratch))
+        if scratch.size <= _MOST_SPARE and len(_spare) < 2:
+            _spare.append(scratch)
 
 
 _spare: list[np.ndarray] = []  # memory of calls that have ended; the next take it, page faults and all behind it
 _MOST_SPARE = 1 << 25  # bytes of one of them
 
 
-@contextmanager
-def _scratch(nbytes: int) -> Iterator[np.ndarray]:
+def _scratch(nbytes: int) -> tuple[np.ndarray, int]:
+    """So much memory, and where its first cache line begins."""
     try:
         memory = _spare.pop()
     except IndexError:
         memory = np.empty(0, np.uint8)
     if memory.size < nbytes + _LINE:
         memory = np.empty(nbytes + _LINE, np.uint8)
-    yield memory
-    if memory.size <= _MOST_SPARE and len(_spare) < 2:
-        _spare.append(memory)
-
-
-def _aligned(scratch: np.ndarray) -> int:
-    return -(-scratch.ctypes.data // _LINE) * _LINE
+    return memory, -(-address_of(memory) // _LINE) * _LINE
 
 
 def _team_of(threads: int) -> Team:

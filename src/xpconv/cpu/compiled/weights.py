@@ -8,9 +8,10 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
+from xpconv.cpu.compiled.address import address_of
 from xpconv.cpu.compiled.blocks import grid
 from xpconv.cpu.compiled.build import library
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import lanes_of, put, take, turned
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -55,8 +56,7 @@ class Packing:
     def __call__(self, w: Array, team: int = 1) -> Array:
         """The weight at the address of `w`, packed by as many threads as are worth it."""
         packed, arguments = np.empty(self._shape, self._dtype), self.arguments.copy()
-        arguments[0] = w.__array_interface__["data"][0]
-        arguments[1] = packed.__array_interface__["data"][0]
+        arguments[:2] = address_of(w), address_of(packed)
         threads.run(self._address, arguments, self._items, 0, team if packed.size > _SINGLE else 1)
         return packed
 
@@ -104,7 +104,7 @@ def pack_kernel(module: ir.Module, dtype: str) -> Kernel:
                 stored = None if whole else kernel.lanes_below(given.width - f, lanes)
                 put(kernel, take(kernel, here + f * size, kind, read), there + f * size, stored)
 
-    def one_by_one(i: Value, begin: Value) -> None:
+    def one_by_one(i: Value, begin: Operand) -> None:
         """The filters of a row from one on."""
         here, there = row(i)
         with kernel.loop(given.width, start=begin) as f, kernel.either(f < filters) as (some, none):
@@ -121,8 +121,8 @@ def pack_kernel(module: ir.Module, dtype: str) -> Kernel:
             square = turned(kernel, [take(kernel, here + given.step * j, kind, None) for j in range(lanes)])
             for j, values in enumerate(square):
                 kernel.store(values, to + kernel.load(given.places, offset=(i + j) * 8) + f * size)
-        with kernel.loop(lanes) as j:
-            one_by_one(i + j, whole)
+        with kernel.loop(lanes) as more:
+            one_by_one(i + more, whole)
 
     with kernel.either(given.step.equals(size)) as (dense, spread):
         with dense, kernel.either((filters % lanes).equals(0) & filters.equals(given.width)) as (whole, part):
@@ -131,15 +131,15 @@ def pack_kernel(module: ir.Module, dtype: str) -> Kernel:
             with part:
                 in_lanes(whole=False)
         with spread:
-            now = kernel.variable(0)
-            with kernel.while_(lambda: now.get() < given.row_count):
-                i = now.get()
+            position = kernel.variable(0)
+            with kernel.while_(lambda: position.get() < given.row_count):
+                i = position.get()
                 with kernel.either(kernel.load(given.squares, offset=i * 8).equals(1)) as (together, apart):
                     with together:
                         squares(i)
-                        now.set(i + lanes)
+                        position.set(i + lanes)
                     with apart:
-                        one_by_one(i, kernel.constant(0))
-                        now.set(i + 1)
+                        one_by_one(i, 0)
+                        position.set(i + 1)
     kernel.finish()
     return kernel

@@ -1,0 +1,122 @@
+"""Calls that the compiled kernels repeat: the short way must not be told from the long one."""
+
+import numpy as np
+import pytest
+
+import xpconv
+from cases import integers
+from xpconv.dispatch import run
+
+pytest.importorskip("llvmlite", reason="the extra fast is not installed")
+
+from xpconv.cpu.compiled import address, threads
+from xpconv.cpu.compiled.build import machine
+from xpconv.engines import numpy as engine
+
+if machine() is None:
+    pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
+
+LAYERS = {
+    "direct": ((2, 24, 24, 16), (5, 5, 16, 24), {"stride": 2}),
+    "one by one": ((2, 24, 24, 16), (1, 1, 16, 24), {}),
+    "groups": ((2, 24, 24, 16), (3, 3, 4, 32), {"groups": 4, "padding": 1}),
+    "depthwise": ((2, 24, 24, 32), (3, 3, 1, 32), {"groups": 32, "padding": 1}),
+    "plane": ((40, 60), (5, 7), {"padding": "same"}),
+    "signal": ((400,), (31,), {"padding": "full"}),
+    "winograd": ((2, 40, 40, 64), (3, 3, 64, 64), {"padding": 1}),
+}
+
+
+def kernels_of(function, *arrays, **options):
+    """The compiled kernels that a call is left to."""
+    request = function.request(*arrays, **options)
+    x, spec = request.arrays[0], request.spec
+    return engine.kernel_for(spec, engine._conv_plan(x, spec, "auto").method, engine._takes(x.dtype, spec))
+
+
+def check(function, arrays, **options):
+    """Each of several calls with arrays that lie alike, the later ones repeated."""
+    repeat = engine.replay(function.request(*arrays[0], **options))
+    assert repeat is not None
+    for each in arrays:
+        expected = run(function.request(*each, **options))
+        y = function(*each, **options)
+        np.testing.assert_array_equal(y, expected)
+        assert y.strides == expected.strides
+        np.testing.assert_array_equal(repeat(*function.request(*each, **options).given), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_convolutions(name, activation, layout, dtype):
+    x_shape, w_shape, options = LAYERS[name]
+    rng, function = np.random.default_rng(0), xpconv.conv1d if len(x_shape) == 1 else xpconv.conv2d
+    options, arrays = {**options, "activation": activation}, []
+    for biased in (True, True, True):
+        x, w = integers(rng, x_shape, dtype), integers(rng, w_shape, dtype)
+        bias = integers(rng, (), dtype) if len(x_shape) < 3 else integers(rng, w_shape[-1:], dtype)
+        if len(x_shape) == 4 and layout == "channels_first":
+            x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+            options["layout"] = layout
+        arrays.append((x, w, bias if biased and len(x_shape) == 4 else None))
+    kernel = kernels_of(function, *arrays[0], **options)
+    assert kernel == {"one by one": "direct", "groups": "direct", "signal": "plane"}.get(name, name) or (
+        name == "depthwise" and kernel == "plane"  # channels first
+    )
+    check(function, arrays, **options)
+
+
+@pytest.mark.parametrize("pool", ["max_pool2d", "sum_pool2d", "avg_pool2d"])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_poolings(pool, layout):
+    rng = np.random.default_rng(0)
+    arrays = [(integers(rng, (2, 32, 32, 32), "float32"), 3) for _ in range(3)]
+    function = getattr(xpconv, pool)
+    for x, window in arrays:
+        expected = run(function.request(x, window, stride=2, layout=layout))
+        np.testing.assert_array_equal(function(x, window, stride=2, layout=layout), expected)
+    assert engine.replay(function.request(*arrays[0], stride=2, layout=layout)) is not None
+    padded = xpconv.avg_pool2d.request(arrays[0][0], 3, padding=1, count_include_pad=False)
+    assert engine.replay(padded) is None  # windows are divided by different numbers
+
+
+def test_arrays_that_lie_otherwise_are_another_call():
+    rng = np.random.default_rng(1)
+    whole, w = integers(rng, (2, 48, 48, 32), "float32"), integers(rng, (5, 5, 16, 24), "float32")
+    views = [whole[:, ::2, ::2, :16], whole[:, :24, 24:, 16:], whole[::-1, 23::-1, :24, ::2], whole[:, :24, :24, :16]]
+    kernels = [w, np.asarray(w, order="F"), w[::-1, :, ::-1], np.broadcast_to(w[:1, :1], w.shape)]
+    for x in views:
+        for kernel in kernels:
+            expected = xpconv.conv2d(x.copy(), kernel.copy())
+            for _ in range(2):
+                np.testing.assert_array_equal(xpconv.conv2d(x, kernel), expected)
+
+
+def test_a_value_that_is_not_finite_is_decided_anew():
+    x, w = np.ones((2, 40, 40, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
+    assert xpconv.explain(xpconv.conv2d, x, w).method == "winograd"
+    repeat = engine.replay(xpconv.conv2d.request(x, w, activation="relu"))
+    x[1, 5, 6, 7] = np.nan
+    assert repeat(x, w, None) is NotImplemented
+    for _ in range(2):
+        y = xpconv.conv2d(x, w, activation="relu")
+        assert np.isnan(y[1, 3:6, 4:7]).all()
+        assert np.isfinite(y).sum() == y.size - 9 * 64
+
+
+def test_a_repeated_call_keeps_to_the_threads_that_are_free(monkeypatch):
+    x, w = np.ones((2, 24, 24, 16), np.float32), np.ones((5, 5, 16, 24), np.float32)
+    repeat = engine.replay(xpconv.conv2d.request(x, w))
+    assert repeat(x, w, None) is not NotImplemented
+    monkeypatch.setattr(engine._kernels(), "thread_count", lambda: threads.thread_count() + 1)
+    assert repeat(x, w, None) is NotImplemented
+
+
+def test_addresses_are_those_that_numpy_tells():
+    whole = np.arange(24.0).reshape(4, 6)
+    views = [whole, whole[1:, ::-2], whole[:0], whole.T, np.array(3), np.broadcast_to(whole[:1], (3, 6))]
+    for view in views:
+        assert address.address_of(view) == address._told(view) == view.ctypes.data
+    assert address.address_of is address._read  # on CPython, which has NumPy's arrays in memory as C does
