@@ -16,6 +16,7 @@ from xpconv.spec import Array, ConvSpec
 
 _BLOCK_BYTES = 1 << 21  # of a block of rows: with an eighth, products of few rows take twice as long
 _ROWS = 8  # results of a column that one product makes: with 16 as much time, with 32 twice
+_FEWEST_ROWS = 32  # of a block, where the limit of memory lets it
 _VECTOR_BYTES = 64  # results of a row that one product makes, where the filter is short
 
 Filtered = Callable[[Array, slice, Array], None]  # a block of the padded planes, its channels, where results go
@@ -27,7 +28,7 @@ def by_blocks(x: Array, w: Array, spec: ConvSpec, limit: int, row_bytes: tuple[i
     `row_bytes` is what a row of the input and a row of the result take beside them. Zeros of a band spread what is not
     finite, so a block whose results are not all finite is computed again from `w` (*window, 1, C) tap by tap.
     """
-    y, kernel = _empty(spec, x.dtype), offsets_first(w, spec)
+    y, kernel = empty(spec, x.dtype), offsets_first(w, spec)
     planes, results = np.moveaxis(x, -1, 1), np.moveaxis(y, -1, 1)
     for images, channels, rows in _blocks(spec, row_bytes, limit):
         first, last = rows.start * spec.stride[0], (rows.stop - 1) * spec.stride[0] + spec.reach[0]
@@ -36,14 +37,14 @@ def by_blocks(x: Array, w: Array, spec: ConvSpec, limit: int, row_bytes: tuple[i
         out = here if here.strides[-1] == here.itemsize else np.empty(here.shape, here.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             filtered(source, channels, out)
-        if not _finite(out):
+        if not finite(out):
             _tap_by_tap(source, kernel[channels], spec, out)
         if out is not here:
             here[...] = out
     return y
 
 
-def _empty(spec: ConvSpec, dtype: np.dtype) -> Array:
+def empty(spec: ConvSpec, dtype: np.dtype) -> Array:
     """A result (N, *out, C) that lies in memory as the spec's layout wants it."""
     y = np.empty(spec.y_shape, dtype)
     return y if spec.layout == "channels_last" else np.moveaxis(y, 1, -1)
@@ -57,13 +58,17 @@ def offsets_first(w: Array, spec: ConvSpec) -> Array:
 
 def _blocks(spec: ConvSpec, row_bytes: tuple[int, int], limit: int) -> Iterator[tuple[slice, slice, slice]]:
     """Images, channels and rows of the result: as many as what they take stays close, at least one row."""
-    budget, (read, written), height = min(limit, _BLOCK_BYTES), row_bytes, spec.out_size[0]
-    shared = read * (spec.reach[0] - spec.stride[0])
-    rows = max(1, (budget - shared) // (read * spec.stride[0] + written))
+    (read, written), (stride, reach), height = row_bytes, (spec.stride[0], spec.reach[0]), spec.out_size[0]
+
+    def rows_within(nbytes: int) -> int:
+        return (nbytes - read * (reach - stride)) // (read * stride + written)
+
+    close = min(limit, _BLOCK_BYTES)
+    rows = max(1, rows_within(close), min(rows_within(limit), _FEWEST_ROWS))
     rows = min(rows - rows % _ROWS or rows, height)
-    plane = max(read * ((rows - 1) * spec.stride[0] + spec.reach[0]) + written * rows, 1)
-    channels = max(1, min(spec.channels, budget // plane))
-    images = max(1, min(spec.batch, budget // (plane * channels)))
+    plane = read * ((rows - 1) * stride + reach) + written * rows
+    channels = max(1, min(spec.channels, close // plane))
+    images = max(1, min(spec.batch, close // (plane * channels)))
     for n in range(0, spec.batch, images):
         for c in range(0, spec.channels, channels):
             for row in range(0, height, rows):
@@ -80,7 +85,7 @@ def _for_blas(x: Array) -> Array:
     return x if apart and x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
 
 
-def _finite(y: Array) -> bool:
+def finite(y: Array) -> bool:
     """Whether all values are, by their sum, which is read faster but may overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(y.sum()) or np.isfinite(y).all())
