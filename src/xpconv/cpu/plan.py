@@ -24,9 +24,9 @@ _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond t
 _READ = 20e9  # elements of windows read, a vector of channels at a time
 _POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
 _FILTERED = 50e9  # products of a filter of planes, lanes along the columns
-_PACKED = 2.0e9  # elements of a weight put into the tiles' order
+_PACKED = 2.7e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
-_STREAMED = 8.0e9  # elements of a transformed weight read from memory
+_STREAMED = 4.0e9  # elements of a weight read from memory: transformed, and itself twice, to be compared
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 
 # Seconds, of one array operation.
@@ -202,7 +202,7 @@ def _compiled_winograd_seconds(spec: ConvSpec) -> float:
     """Products at the machine's full speed, tiles to transform, and the transformed weight to read."""
     points, taps = winograd.F4.points**2, math.prod(spec.window[:-2])
     products, _ = winograd.operations(spec, winograd.F4)
-    weight = points * taps * spec.channels * spec.filters
+    weight = (points + 2 * 9) * taps * spec.channels * spec.filters
     transformed = products // (2 * taps * spec.channels * spec.filters) * (spec.channels + spec.filters)
     return products / _COMPILED + transformed / _REGISTERED + weight / _STREAMED + _CALL
 

@@ -80,15 +80,11 @@ def _convolved(
 
     It is written to `out`, channels last and of any strides, where that is given.
     """
-    chosen, compiled = _conv_plan(x, spec, method).method, _takes(x.dtype, spec)
-    rounding = method == "auto" and chosen in ROUNDING
-    with np.errstate(over="ignore", invalid="ignore") if rounding else nullcontext():
-        y = _summed(chosen, compiled, x, w, bias, spec, fill_value, None if rounding else activation, out)
-    if rounding:
-        if not _finite(y):  # one value of a tile or of a spectrum that is not would spread over all of it
-            exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
-            y = _summed(exact, compiled, x, w, bias, spec, fill_value, None, out)
-        y = y if activation is None else ACTIVATIONS[activation](y)
+    chosen, compiled, careful = _conv_plan(x, spec, method).method, _takes(x.dtype, spec), method == "auto"
+    y = _summed(chosen, compiled, x, w, bias, spec, fill_value, activation, out, careful=careful)
+    if y is None:
+        exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
+        y = _summed(exact, compiled, x, w, bias, spec, fill_value, activation, out)
     if out is not None:
         if y is not out:
             out[...] = y
@@ -98,12 +94,19 @@ def _convolved(
 
 def _summed(
     method: str, compiled: Compiled, x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex,
-    activation: str | None, out: Array | None,
-) -> Array:  # fmt: skip
-    """By the method's kernels, which pad and finish as they go, in `out` if there is one, or by NumPy."""
+    activation: str | None, out: Array | None, *, careful: bool = False,
+) -> Any:  # fmt: skip
+    """By the method's kernels, which pad and finish as they go, in `out` if there is one, or by NumPy.
+
+    A `careful` answer is None where a value that is not finite would have spread over a tile or a spectrum.
+    """
     if kernel := kernel_for(spec, method, compiled):
-        return _by_kernels(kernel, x, w, bias, spec, fill, activation, out)
-    y = _ALGORITHMS[method](surrounded(x, spec, fill), w, spec)
+        return _by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
+    careful = careful and method in ROUNDING
+    with np.errstate(over="ignore", invalid="ignore") if careful else nullcontext():
+        y = _ALGORITHMS[method](surrounded(x, spec, fill), w, spec)
+    if careful and not _finite(y):
+        return None
     return epilogue(y, bias, activation, spec.layout, x.dtype)
 
 
@@ -162,14 +165,12 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     kernel = kernel_for(spec, method, _takes(x.dtype, spec))
     if not kernel:
         return None
-    rounding = options["method"] == "auto" and method in ROUNDING
-    stored = activation if activation in _STORED and not rounding else None
+    careful = options["method"] == "auto"
+    stored = activation if activation in _STORED else None
     finish = None if activation == stored else ACTIVATIONS[activation]
     x, w_index = channels_last(x, spec.layout), request.lift[1]
-    y = np.empty(spec.y_shape, x.dtype)
-    call = _prepared(
-        kernel, x, weight_last(w, spec.layout), channels_last(y, spec.layout), spec, options["fill_value"], stored
-    )
+    y, w_last = np.empty(spec.y_shape, x.dtype), weight_last(w, spec.layout)
+    call = _prepared(kernel, x, w_last, channels_last(y, spec.layout), spec, options["fill_value"], stored)
     shape, dtype, kernels = y[request.drop].shape, x.dtype, _kernels()
     threads = kernels.thread_count()
 
@@ -177,8 +178,8 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
         if kernels.thread_count() != threads:
             return NotImplemented
         y = np.empty(shape, dtype)
-        call(x, w if kernel != "winograd" else weight_last(w[w_index], spec.layout), bias, y)
-        if rounding and not _finite(y):
+        usable = call(x, weight_last(w[w_index], spec.layout), bias, y)
+        if careful and not usable:
             return NotImplemented
         return y if finish is None else finish(y)
 
@@ -269,23 +270,25 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
 
 def _by_kernels(
     kernel: str, x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex, activation: str | None,
-    out: Array | None = None,
-) -> Array:  # fmt: skip
+    out: Array | None = None, *, careful: bool = False,
+) -> Any:  # fmt: skip
     """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
     if out is not None and kernel == "plane" and out.strides[-2] != out.itemsize:
         out = None  # its columns do not lie side by side
     y = np.empty(spec.y_shape, x.dtype) if out is None else out
     stored = activation if activation in _STORED else None
     y_last = channels_last(y, spec.layout) if out is None else out
-    _prepared(kernel, x, w, y_last, spec, fill, stored)(x, w, bias, y)
+    usable = _prepared(kernel, x, w, y_last, spec, fill, stored)(x, w, bias, y)
+    if careful and not usable:
+        return None
     return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
 
 
 def _prepared(
     kernel: str, x: Array, w: Array, y: Array, spec: ConvSpec, fill: complex, activation: str | None
-) -> Callable[..., None]:
+) -> Callable[..., bool]:
     """The kernels' call for channels-last arrays that lie as these do."""
-    call: Callable[..., None] = _kernels().prepared(
+    call: Callable[..., bool] = _kernels().prepared(
         kernel, x, w, y, spec, _sources, float(fill.real), activation, LEAK, current_limit()
     )
     return call

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from xpconv.cpu.compiled.blocks import Sources
-from xpconv.spec import ConvSpec, Sizes
+from xpconv.spec import Array, ConvSpec, Sizes
+
+Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
+"""Of ``(x, w, bias, y)``, of which all but `w` may have lost axes of one element: writes the result to `y`, and tells
+whether it can be used: where False, a value that is not finite may have spread beyond the windows that hold it."""
 
 SINGLE = 1_000_000  # products below which handing over costs more than it brings
 
@@ -17,7 +23,7 @@ SINGLE = 1_000_000  # products below which handing over costs more than it bring
 class Call:
     """Unpadded x (N, *size, C), w (*window, C / groups, F) and a result (N, *out, F), of any strides, in one dtype.
 
-    What is prepared of it is called with the arrays, in whatever shape, as ``prepared(x, w, bias, y)``.
+    What is prepared of it, a `Prepared`, is called with the arrays.
     """
 
     spec: ConvSpec

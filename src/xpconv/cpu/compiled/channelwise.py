@@ -84,10 +84,11 @@ class Depthwise:
         )  # fmt: skip
         self._finish, self._dtype = {} if finish is None else {"finish": finish}, call.dtype
 
-    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        """Write the result to `y`."""
+    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
+        """Write the result to `y`, where no value reaches further than its windows."""
         biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._dtype))
         self._job(x=x, w=self._pack(w), bias=biases, y=y, **self._finish)
+        return True
 
 
 class Pooling:

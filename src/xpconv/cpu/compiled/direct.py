@@ -68,13 +68,14 @@ class Direct:
         assert compiled is not None
         self._address = compiled.address("conv")
 
-    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        """Write the result to `y`."""
+    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
+        """Write the result to `y`, where no value reaches further than its windows."""
         team = self._call.team
         weight = w if self._packs else self._pack(w, team)
         biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._call.dtype))
         arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
         threads.run(self._address, arguments, self._items, self._scratch, team)
+        return True
 
 
 def _taps(spec: ConvSpec) -> tuple[Sizes, int]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cache
 from threading import Lock
 
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.compiled import threads
+from xpconv.cpu.compiled.address import address_of
 from xpconv.cpu.compiled.build import library
 from xpconv.cpu.compiled.ir import I64, Kernel, vector
 from xpconv.spec import Array
@@ -71,19 +72,25 @@ def _as_it_lies(array: Array) -> Array:
 
 def _same(first: Array, second: Array) -> bool:
     """Whether two arrays of one shape and dtype, both contiguous, hold the same bytes: NaN is NaN, -0 is not 0."""
-    return not _differs()(first.ctypes.data, second.ctypes.data, first.nbytes)
-
-
-@cache
-def _differs() -> Callable[[int, int, int], int]:
     compiled = library("kept", _make)
     assert compiled is not None
-    return compiled.function("differs", 3, returns=True)
+    found = np.zeros(-(-first.nbytes // _CHUNK), np.int64)
+    arguments = np.array([address_of(first), address_of(second), first.nbytes, address_of(found)], np.int64)
+    team = threads.thread_count() if len(found) > 1 else 1
+    threads.run(compiled.address("differs"), arguments, len(found), 0, team)
+    return not found.any()
+
+
+_CHUNK = 1 << 18  # bytes of an item
 
 
 def _make(module: ir.Module) -> tuple[str, ...]:
-    kernel = Kernel(module, "differs", ("first", "second", "nbytes"), returns=True)
-    first, second, nbytes = kernel.arguments
+    """The task: the bits that differ in a chunk."""
+    kernel = Kernel(module, "differs", ("arguments", "item", "scratch"))
+    arguments, item, _ = kernel.arguments
+    given = kernel.given(arguments, ("first", "second", "nbytes", "found"))
+    first, second = given.first + item * _CHUNK, given.second + item * _CHUNK
+    nbytes = kernel.minimum(given.nbytes - item * _CHUNK, _CHUNK)
     kind, size = vector(I64, _WORDS), 8 * _WORDS
     whole, found = nbytes - nbytes % size, kernel.variable(kernel.constant(0, kind))
     with kernel.loop(whole, step=size) as i:
@@ -92,5 +99,6 @@ def _make(module: ir.Module) -> tuple[str, ...]:
     with kernel.loop(nbytes, start=whole, step=4) as i:  # floats of four bytes or of eight
         pair = [kernel.load_small(address + i) for address in (first, second)]
         rest.set(rest.get() | (pair[0] ^ pair[1]))
-    kernel.finish(rest.get())
+    kernel.store(rest.get(), given.found + item * 8)
+    kernel.finish()
     return ("differs",)

@@ -10,13 +10,13 @@ import numpy as np
 from xpconv.cpu.compiled import channelwise, direct, finite, gradients, plane, threads, winograd
 from xpconv.cpu.compiled.blocks import Sources, strides_of
 from xpconv.cpu.compiled.build import machine
-from xpconv.cpu.compiled.call import Call
+from xpconv.cpu.compiled.call import Call, Prepared
 from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.plan import Compiled
 from xpconv.spec import Array, ConvSpec, PoolSpec
 
-_CONVOLUTIONS: dict[str, Callable[[Call], Callable[..., None]]] = {
+_CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
     "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
 }  # fmt: skip
 grad_weight = gradients.grad_weight
@@ -31,7 +31,7 @@ def available() -> bool:
 def prepared(
     kernel: str, x: Array, w: Array, y: Array, spec: ConvSpec, sources: Sources, fill: float, activation: str | None,
     leak: float, limit: int,
-) -> Callable[[Array, Array, Array | None, Array], None]:  # fmt: skip
+) -> Prepared:  # fmt: skip
     """A convolution by the kernels of that name, of arrays ``(x, w, bias, y)`` that lie as these do."""
     strides = strides_of(x), w.strides, strides_of(y)
     return _prepared(
@@ -40,7 +40,7 @@ def prepared(
 
 
 @lru_cache(maxsize=256)
-def _prepared(kernel: str, call: Call) -> Callable[[Array, Array, Array | None, Array], None]:
+def _prepared(kernel: str, call: Call) -> Prepared:
     return _CONVOLUTIONS[kernel](call)
 
 

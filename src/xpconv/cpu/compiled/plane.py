@@ -65,12 +65,13 @@ class Plane:
         assert compiled is not None
         self._address = compiled.address("planes")
 
-    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        """Write the result to `y`."""
+    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
+        """Write the result to `y`, where no value reaches further than its windows."""
         weight = self._pack(w)
         biases = self._no_bias if bias is None else np.ascontiguousarray(bias, self._call.dtype)
         arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
         threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
+        return True
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:

@@ -34,10 +34,14 @@ _OWN = (
     "w", "y", "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels",
     "filters", "panels", "parts", "finish", "plain", "bias", "zeros", "in_row", "in_pixel", "out_row", "out_pixel",
     "in_plane", "out_plane", "turned", "y_item", "y_row", "plane", "out_line", "last_row",
+    "found",
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
 _TILE_BYTES = 1 << 20  # of transformed inputs and products that a block takes, about: they should stay in the cache
+_STREAMED = 1 << 21  # elements of a transformed weight that no core's cache holds
 _FEWEST, _MOST = 28, 112  # tiles of a block: fewer wait for the weight, more fall out of the cache
+
+_FOUND_BYTES = 64  # of each item, for itself
 
 _weights = Kept()
 
@@ -101,13 +105,15 @@ class Winograd:
         assert compiled is not None
         self._address = compiled.address("conv")
 
-    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        """Write the result to `y`."""
+    def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
+        """Write the result to `y`; whether all of it is finite: what is not has spread over its tiles."""
         spec = self._call.spec
         weight = _weights.of(w, (spec.flip, spec.axes), self._transformed)
         biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._call.dtype))
-        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
+        found = np.zeros((self._items, _FOUND_BYTES // self._call.itemsize), self._call.dtype)
+        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases, found=found)
         threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
+        return not found.any()
 
     def _transformed(self, w: Array) -> Array:
         """The weight as (panels, points, taps C, filters of a tile)."""
@@ -155,6 +161,8 @@ def _shape(whole: ConvSpec, team: int) -> tuple[int, int]:
     unit, band = _unit(whole), _band(whole)
     units = whole.out_size[0] // unit
     image_tiles = units * band
+    if whole.batch * image_tiles <= _MOST and _POINTS * whole.channels * whole.filters > _STREAMED:
+        return units * unit, whole.batch  # threads share the filters: the weight is read from memory once
     if image_tiles <= tiles:
         groups = max(-(-whole.batch * image_tiles // tiles), 1)
         groups = min(-(-groups // team) * team, whole.batch)
@@ -267,7 +275,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
         kernel.call(
             back, products + (t * given.filters + first) * size, given.out_plane,
             y + kernel.load(place) + first * size, given.out_row, given.out_pixel, width, kernel.load(place, offset=8),
-            kernel.load(place, offset=16), given.finish, given.bias + first * size,
+            kernel.load(place, offset=16), given.finish, given.bias + first * size, given.found + item * _FOUND_BYTES,
         )  # fmt: skip
     with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
         rows = kernel.minimum(given.last_row - block.row, block.rows)
@@ -323,11 +331,15 @@ def _forward(module: ir.Module, dtype: str) -> Kernel:
 
 
 def _back(module: ir.Module, dtype: str) -> Kernel:
-    """``back``: ``phi(A^T m A + bias)`` of a tile, of which so many rows and columns are stored."""
-    names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias")
+    """``back``: ``phi(A^T m A + bias)`` of a tile, of which so many rows and columns are stored.
+
+    Zero times every value is added to what was `found`, which stays zero as long as all are finite.
+    """
+    names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias", "found")
     kernel = Kernel(module, "back", names)
-    m, plane, y, row, pixel, filters, rows, columns, finish, bias = kernel.arguments
+    m, plane, y, row, pixel, filters, rows, columns, finish, bias, found = kernel.arguments
     kind = vector(FLOATS[dtype], lanes_of(dtype))
+    zeros, seen = kernel.constant(0, kind), kernel.variable(kernel.load(found, kind))
     finished = Finish(kernel, finish, FLOATS[dtype], lanes_of(dtype))
 
     def body(at: Value, mask: Value | None) -> None:
@@ -339,13 +351,16 @@ def _back(module: ir.Module, dtype: str) -> Kernel:
         ]
         added = kernel.load(bias + at, kind)
         for i in range(_RESULTS):
-            values = [finished(value, added) for value in _output_transform(kernel, [part[i] for part in parts])]
+            values = _output_transform(kernel, [part[i] for part in parts])
+            for value in values:
+                seen.set(kernel.fma(value, zeros, seen.get()))
             with kernel.when(rows > i):
                 for j, value in enumerate(values):
                     with kernel.when(columns > j):
-                        put(kernel, value, y + at + row * i + pixel * j, mask)
+                        put(kernel, finished(value, added), y + at + row * i + pixel * j, mask)
 
     in_vectors(kernel, dtype, filters, body)
+    kernel.store(seen.get(), found)
     kernel.finish()
     return kernel
 
