@@ -227,3 +227,24 @@ def test_large_windows_take_no_longer_than_they_must():
     spread = xpconv.conv_transpose2d(image, kernel)
     np.testing.assert_allclose(spread, xpconv.conv2d(image, kernel, padding="full"), atol=1e-8)
     np.testing.assert_allclose(xpconv.sum_pool2d(image, 61, stride=1), 61 * 61)
+
+
+@pytest.mark.parametrize("method", ["auto", "gemm", "direct", "winograd", "fft"])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(
+    "view", [lambda o: o, lambda o: o[::-1, :, ::-1], lambda o: np.empty((*o.shape, 2), o.dtype)[..., 1]]
+)
+def test_a_result_is_written_where_it_is_wanted(method, layout, view):
+    rng = np.random.default_rng(0)
+    x, w, bias = rng.standard_normal((2, 20, 21, 8)), rng.standard_normal((3, 3, 8, 6)), rng.standard_normal(6)
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    options = {"padding": 1, "layout": layout, "activation": "tanh", "method": method}
+    expected = xpconv.corr(x, w, bias, **options)
+    out = view(np.full(expected.shape, np.nan))
+    assert xpconv.corr(x, w, bias, out=out, **options) is out
+    np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
+    x[1, 4, 4, 4] = np.nan
+    np.testing.assert_array_equal(
+        np.isnan(xpconv.corr(x, w, bias, out=out, **options)), np.isnan(xpconv.corr(x, w, bias, **options))
+    )

@@ -41,7 +41,7 @@ from xpconv.engines.agnostic import (
     weight_last,
 )
 from xpconv.plan import Arrays, Plan, conv_operations
-from xpconv.request import Request
+from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
 from xpconv.workspace import current_limit
 
@@ -72,6 +72,23 @@ def conv(
     )  # fmt: skip
 
 
+def into(request: Request) -> bool:
+    """Write a convolution's result where the user wants it, if it is one that can be written there at once.
+
+    New memory is not only filled but cleared by the system first: of 100 MB in 7 ms, where Winograd took 53.
+    """
+    out, spec, options = request.out, request.spec, request.options
+    if request.operation != "conv" or request.then is not None or request.drop != WHOLE:
+        return False
+    arrays: Any = request.arrays
+    (x, w, bias), chosen = arrays, {name: options[name] for name in ("fill_value", "activation", "method")}
+    if type(out) is not np.ndarray or (out.shape, out.dtype) != (spec.y_shape, x.dtype):
+        return False
+    x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
+    _convolved(x, w, bias, spec, out.dtype, out=channels_last(out, spec.layout), **chosen)
+    return True
+
+
 def _convolved(
     x: Array, w: Array, bias: Array | None, spec: ConvSpec, dtype: Any, *, fill_value: complex = 0,
     activation: str | None = None, method: str = "auto", out: Array | None = None,
@@ -87,7 +104,7 @@ def _convolved(
         y = _summed(exact, compiled, x, w, bias, spec, fill_value, activation, out)
     if out is not None:
         if y is not out:
-            out[...] = y
+            out[...] = channels_last(y, spec.layout)
         return out
     return np.ascontiguousarray(y.astype(dtype, copy=False))
 
@@ -273,8 +290,8 @@ def _by_kernels(
     out: Array | None = None, *, careful: bool = False,
 ) -> Any:  # fmt: skip
     """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
-    if out is not None and kernel == "plane" and out.strides[-2] != out.itemsize:
-        out = None  # its columns do not lie side by side
+    if out is not None and not _is_written_by(kernel, out):
+        out = None
     y = np.empty(spec.y_shape, x.dtype) if out is None else out
     stored = activation if activation in _STORED else None
     y_last = channels_last(y, spec.layout) if out is None else out
@@ -282,6 +299,12 @@ def _by_kernels(
     if careful and not usable:
         return None
     return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
+
+
+def _is_written_by(kernel: str, y: Array) -> bool:
+    """Whether kernels write a channels-last result that lies so: channels side by side, or all planes dense."""
+    planes = np.moveaxis(y, -1, 1).flags.c_contiguous
+    return planes or (y.strides[-2] if kernel == "plane" else y.strides[-1]) == y.itemsize
 
 
 def _prepared(

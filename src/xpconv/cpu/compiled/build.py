@@ -123,7 +123,10 @@ def _object_code(text: str) -> bytes:
 
 @cache
 def _jit() -> Any:
-    return binding.create_lljit_compiler(_target_machine())
+    """LLVM's newer linker: the older one puts code and its constants where it finds room, and where they came to lie
+    more than 2 GB apart an assertion of LLVM's ended the process.
+    """
+    return binding.create_lljit_compiler(_target_machine(), use_jit_link=True)
 
 
 def _target_machine() -> Any:
