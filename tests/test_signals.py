@@ -1,5 +1,7 @@
 """Filters of signals and planes as products with a banded matrix."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from single_planes import (
     spec_of,
     values,
 )
-from xpconv.cpu import signals
+from xpconv.cpu import banded, signals
 
 
 def filtered(x, w, limit=DEFAULT, **options):
@@ -61,6 +63,25 @@ def test_wide_planes_are_copied_some_columns_at_a_time(dtype, size, window, stri
     rng = np.random.default_rng(1)
     x, w = values(rng, (2, *size, 2), dtype), values(rng, (*window, 1, 2), dtype)
     assert_near(filtered(x, w, stride=stride), defined(x, w, stride=stride), BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("size", [(100_000,), (300, 400)])
+def test_no_product_is_so_large_that_blas_shares_it_among_threads(size, monkeypatch):
+    rng = np.random.default_rng(6)
+    window = (300,) if len(size) == 1 else (15, 15)
+    x, w = values(rng, (1, *size, 1), "float32"), values(rng, (*window, 1, 1), "float32")
+    products, matmul = [], np.matmul
+
+    def counted(a, b, out):
+        products.append(math.prod(a.shape[-2:]) * b.shape[-1])
+        return matmul(a, b, out=out)
+
+    monkeypatch.setattr(np, "matmul", counted)
+    monkeypatch.setattr(banded, "_tap_by_tap", pytest.fail)  # it would make good what the products leave out
+    y = filtered(x, w)
+    assert 2**17 < max(products) <= 2**18
+    monkeypatch.undo()
+    assert_near(y, defined(x, w), 2e-6)
 
 
 def test_whole_numbers_stay_exact():

@@ -17,7 +17,8 @@ from xpconv.spec import Array, ConvSpec
 _BLOCK_BYTES = 1 << 21  # of a block of rows: with an eighth, products of few rows take twice as long
 _ROWS = 8  # results of a column that one product makes: with 16 as much time, with 32 twice
 _FEWEST_ROWS = 32  # of a block, where the limit of memory lets it
-_VECTOR_BYTES = 64  # results of a row that one product makes, where the filter is short
+_VECTOR_BYTES = 64  # results of a row that one product makes: with twice as many a fifth more time
+_PRODUCTS = 1 << 18  # of one call of BLAS: OpenBLAS shares more among threads, and waits for those that are busy
 
 Filtered = Callable[[Array, slice, Array], None]  # a block of the padded planes, its channels, where results go
 
@@ -110,9 +111,8 @@ def matrix(taps: Array, results: int, stride: int, dilation: int) -> Array:
 
 
 def row_band(taps: Array, results: int, stride: int, dilation: int) -> Array:
-    """Taps (C, m) for `across`, for rows of that many results: the longer the filter, the more at once."""
-    at_once = max(_VECTOR_BYTES // taps.itemsize, 1 << (taps.shape[-1] // 16).bit_length())
-    return matrix(taps, min(at_once, results), stride, dilation)
+    """Taps (C, m) for `across`, for rows of that many results."""
+    return matrix(taps, min(_VECTOR_BYTES // taps.itemsize, results), stride, dilation)
 
 
 def column_band(taps: Array, results: int, stride: int, dilation: int) -> Array:
@@ -126,10 +126,10 @@ def across(x: Array, band: Array, step: int, out: Array) -> None:
     span, results = band.shape[-2:]
     tiles, rest = divmod(out.shape[-1], results)
     end = tiles * results
-    np.matmul(_tiled(x, -1, tiles, results * step, span), band[:, np.newaxis], out=_tiled(out, -1, tiles, results))
+    _product(_tiled(x, -1, tiles, results * step, span), band[:, np.newaxis], _tiled(out, -1, tiles, results))
     if rest:
         band = band[:, : span - (results - rest) * step, :rest]
-        np.matmul(x[..., end * step : end * step + band.shape[-2]], band, out=out[..., end:])
+        _product(x[..., end * step : end * step + band.shape[-2]], band, out[..., end:])
 
 
 def down(x: Array, band: Array, step: int, out: Array) -> None:
@@ -138,10 +138,23 @@ def down(x: Array, band: Array, step: int, out: Array) -> None:
     results, span = band.shape[-2:]
     tiles, rest = divmod(out.shape[-2], results)
     end = tiles * results
-    np.matmul(band[:, np.newaxis], _tiled(x, -2, tiles, results * step, span), out=_tiled(out, -2, tiles, results))
+    _product(band[:, np.newaxis], _tiled(x, -2, tiles, results * step, span), _tiled(out, -2, tiles, results))
     if rest:
         band = band[..., :rest, : span - (results - rest) * step]
-        np.matmul(band, x[..., end * step : end * step + band.shape[-1], :], out=out[..., end:, :])
+        _product(band, x[..., end * step : end * step + band.shape[-1], :], out[..., end:, :])
+
+
+def _product(a: Array, b: Array, out: Array) -> None:
+    """Matrices `a` (..., m, k) times `b` (..., k, n), some rows or columns at a time."""
+    (rows, inner), columns = a.shape[-2:], b.shape[-1]
+    if rows > columns:
+        some = max(1, _PRODUCTS // (inner * columns))
+        for k in range(0, rows, some):
+            np.matmul(a[..., k : k + some, :], b, out=out[..., k : k + some, :])
+    else:
+        some = max(1, _PRODUCTS // (rows * inner))
+        for k in range(0, columns, some):
+            np.matmul(a, b[..., k : k + some], out=out[..., k : k + some])
 
 
 def _tiled(x: Array, axis: int, tiles: int, step: int, length: int | None = None) -> Array:
