@@ -60,9 +60,10 @@ class Direct:
             "pixels": cut.starts(spec),
             "taps": (cut.places(windows, spec.dilation)[:, None] + np.arange(0, whole_run, run) * size).reshape(-1),
             "results": cut.results(spec, call.y_strides, spec.filters * size, turned),
-            "finish": finishing(call.activation, call.dtype, call.leak),
             "packing": self._pack.arguments,
         }
+        if call.activation is not None:
+            tables["finish"] = finishing(call.activation, call.dtype, call.leak)
         self._arguments = Arguments(FIELDS, numbers, tables, cut)
         compiled = _library(call.dtype, shape)
         assert compiled is not None

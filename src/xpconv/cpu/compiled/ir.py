@@ -175,6 +175,10 @@ class Kernel:
         place.align = 64
         return place
 
+    def memory(self, kind: ir.Type, count: int) -> Value:
+        """The address of so many values on the stack, which the compiler keeps there."""
+        return Value(self, self.builder.ptrtoint(self.reserve(kind, count), I64))
+
     def minimum(self, first: Value, second: Operand) -> Value:
         """The smaller integer."""
         second = self._value(second)

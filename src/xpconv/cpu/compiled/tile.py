@@ -6,7 +6,7 @@ taps and results in tables, so that any number of axes, stride and dilation, for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -70,10 +70,9 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
     kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
     sums = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
-    totals = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
-    added = kernel.variable(kernel.constant(0))
+    aside = _Aside(kernel, sums, kind)
     starts = [given.x + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
-    weight = kernel.variable(given.w)
+    weight, added = kernel.variable(given.w), kernel.variable(0)
     with kernel.loop(given.tap_count) as t:
         tap = kernel.load(given.taps, offset=t * 8)
         rows = [start + tap for start in starts]
@@ -86,34 +85,74 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
                     total.set(kernel.fma(value, factor, total.get()))
             weight.set(here + given.w_step)
         added.set(added.get() + given.run)
-        with kernel.when(added.get() >= SUMMED):
-            for whole, total in _pairs(totals, sums):
-                whole.set(whole.get() + total.get())
-                total.set(kernel.constant(0, kind))
+        with kernel.when((added.get() >= SUMMED) & (t + 1 < given.tap_count)):
+            aside.put()
             added.set(kernel.constant(0))
-    for whole, total in _pairs(totals, sums):
-        total.set(total.get() + whole.get())
-    finished = Finish(kernel, given.finish, element, shape.lanes)
+    aside.take()
     biases = [kernel.load(given.bias, kind, place) for place in places]
-    results = [[finished(total.get(), bias) for total, bias in zip(row_sums, biases, strict=True)] for row_sums in sums]
     targets = [given.y + kernel.load(given.results, offset=8 * p) for p in range(height)]
-    with kernel.either(given.width >= shape.filters) as (whole, part):
-        with whole:
-            for target, row in zip(targets, results, strict=True):
-                for place, result in zip(places, row, strict=True):
-                    kernel.store(result, target, place)
-        with part:
-            masks = [kernel.lanes_below(given.width - shape.lanes * q, shape.lanes) for q in range(shape.vectors)]
-            for target, row in zip(targets, results, strict=True):
-                for place, result, mask in zip(places, row, masks, strict=True):
-                    kernel.store_lanes(result, target, mask, place)
+    with kernel.either(given.finish.equals(0)) as (plain, other):
+        with plain:
+            _store(kernel, given, shape, targets, sums, lambda total, q: total + biases[q])
+        with other:
+            finished = Finish(kernel, given.finish, element, shape.lanes)
+            _store(kernel, given, shape, targets, sums, lambda total, q: finished(total, biases[q]))
     kernel.finish()
     return kernel
 
 
-def _pairs(first: list[list[Variable]], second: list[list[Variable]]) -> Iterator[tuple[Variable, Variable]]:
-    for row, other in zip(first, second, strict=True):
-        yield from zip(row, other, strict=True)
+class _Aside:
+    """Where sums are put so that thousands are not added one by one: memory, since registers are full of sums."""
+
+    def __init__(self, kernel: Kernel, sums: list[list[Variable]], kind: ir.Type) -> None:
+        self._kernel, self._kind, self._sums = kernel, kind, [total for row in sums for total in row]
+        self._place, self._bytes = kernel.memory(kind, len(self._sums)), kind.count * _size(kind)
+        self._used = kernel.variable(0)
+
+    def put(self) -> None:
+        """Add the sums to what is there, and begin them anew."""
+        kernel = self._kernel
+        with kernel.either(self._used.get().equals(0)) as (first, later):
+            with first:
+                for i, total in enumerate(self._sums):
+                    kernel.store(total.get(), self._place, i * self._bytes)
+            with later:
+                for i, total in enumerate(self._sums):
+                    there = kernel.load(self._place, self._kind, i * self._bytes)
+                    kernel.store(there + total.get(), self._place, i * self._bytes)
+        for total in self._sums:
+            total.set(kernel.constant(0, self._kind))
+        self._used.set(kernel.constant(1))
+
+    def take(self) -> None:
+        """Add what is there to the sums."""
+        kernel = self._kernel
+        with kernel.when(self._used.get() > 0):
+            for i, total in enumerate(self._sums):
+                total.set(kernel.load(self._place, self._kind, i * self._bytes) + total.get())
+
+
+def _size(kind: ir.Type) -> int:
+    return 4 if isinstance(kind.element, ir.FloatType) else 8
+
+
+def _store(
+    kernel: Kernel, given: SimpleNamespace, shape: Shape, targets: list[Value], sums: list[list[Variable]],
+    done: Callable[[Value, int], Value],
+) -> None:  # fmt: skip
+    """The results, of which the first `width` filters count."""
+    lane_bytes = shape.lanes * _size(sums[0][0].get().type)
+    results = [[done(total.get(), q) for q, total in enumerate(row)] for row in sums]
+    with kernel.either(given.width >= shape.filters) as (whole, part):
+        with whole:
+            for target, row in zip(targets, results, strict=True):
+                for q, result in enumerate(row):
+                    kernel.store(result, target, q * lane_bytes)
+        with part:
+            masks = [kernel.lanes_below(given.width - shape.lanes * q, shape.lanes) for q in range(shape.vectors)]
+            for target, row in zip(targets, results, strict=True):
+                for q, (result, mask) in enumerate(zip(row, masks, strict=True)):
+                    kernel.store_lanes(result, target, mask, q * lane_bytes)
 
 
 class Finish:
@@ -132,7 +171,7 @@ class Finish:
 
 @cache
 def finishing(activation: str | None, dtype: str, leak: float) -> np.ndarray:
-    """The slope and the floor of an activation: of "relu", "leaky_relu" or none."""
+    """The slope and the floor of an activation: of "relu", "leaky_relu" or none, which tiles know by no address too."""
     slope, floor = {None: (1, -np.inf), "relu": (1, 0), "leaky_relu": (leak, -np.inf)}[activation]
     return np.array([slope, floor], dtype)
 

@@ -32,7 +32,7 @@ _RESULTS, _EDGE = 4, 6  # of a tile, along an axis
 _POINTS = _EDGE**2
 _OWN = (
     "w", "y", "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels",
-    "filters", "panels", "parts", "finish", "plain", "bias", "zeros", "in_row", "in_pixel", "out_row", "out_pixel",
+    "filters", "panels", "parts", "finish", "bias", "zeros", "in_row", "in_pixel", "out_row", "out_pixel",
     "in_plane", "out_plane", "turned", "y_item", "y_row", "plane", "out_line", "last_row",
     "found",
 )  # fmt: skip
@@ -92,7 +92,7 @@ class Winograd:
             "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line, "last_row": spec.out_size[0],
         }  # fmt: skip
         tables = _tables(spec, whole, cut, block, size)
-        tables |= {"zeros": np.zeros(self._shape.filters, dtype), "plain": finishing(None, dtype, 1.0)}
+        tables["zeros"] = np.zeros(self._shape.filters, dtype)
         tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, numbers, tables, cut)
         results = cut.images * cut.rows * line * spec.filters * size if turned else 0
@@ -304,7 +304,7 @@ def _multiply(
         def arguments_of(tile: Value) -> tuple[Operand, ...]:
             return (
                 x, given.pixels + tile * 8, given.taps, given.tap_count, given.channels, w, shape.filters * size, y,
-                given.rows_out + tile * 8, width, given.plain, given.zeros,
+                given.rows_out + tile * 8, width, 0, given.zeros,
             )  # fmt: skip
 
         each_tile(kernel, tiles, count, arguments_of)
