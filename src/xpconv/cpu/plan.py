@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.cpu import winograd
+from xpconv.cpu import overlap, winograd
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
+from xpconv.workspace import DEFAULT_LIMIT
 
 # Per second, of one core; only ratios matter. Fitted to what benchmarks/methods.py measured with NumPy 2.4 on an AMD
 # Zen 3, where they are right within a factor of two.
@@ -28,12 +29,16 @@ _PACKED = 2.7e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
 _STREAMED = 4.0e9  # elements of a weight read from memory: transformed, and itself twice, to be compared
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
+_TILED = 5.5e9  # of those of tiles that stay in the cache
+_BANDED = 1.0e9  # elements of signals, or rows of planes, given to products with a band
+_SHIFTED = 3.3e9  # elements of planes copied side by side
 
 # Seconds, of one array operation.
 _TAP = 4.5e-6
 _CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
 _GROUP = 10e-6
 _SPECTRUM = 50e-6
+_BANDS = 80e-6
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,16 @@ def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple
     """What NumPy computes at a time, and the bytes that it takes beside a padded input."""
     if method == "gemm":
         return tiling(spec, itemsize, limit)
+    if method == "direct" and is_banded(spec):
+        return "blocks of rows, each a product with a band of the taps", limit
     if method == "direct":
         return "the whole result, tap by tap", spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
     if method == "winograd":
         size = winograd.transform_for(spec).results
         return f"blocks of tiles of {size} x {size} results", winograd.workspace(spec, itemsize, limit)
+    if is_cut(spec):
+        lengths = " x ".join(map(str, overlap.tile_lengths(spec, limit)))
+        return f"tiles of {lengths} elements, which overlap", overlap.workspace(spec, limit)
     return "the whole result", _spectra_bytes(spec)
 
 
@@ -118,7 +128,7 @@ def spectra_plan(spec: ConvSpec, side: str) -> Plan | None:
         adjoint, usual, otherwise = spec.input_adjoint, "phases", _phases_seconds(spec)
     else:
         adjoint, usual, otherwise = spec.weight_adjoint, "gemm", _gemm_seconds(spec)
-    seconds = _fft_seconds(adjoint)
+    seconds = _whole_fft_seconds(adjoint)
     if seconds >= otherwise:
         return None
     reason = f"the least expected time: fft of the adjoint {seconds:.2g} s, {usual} {otherwise:.2g} s"
@@ -208,6 +218,41 @@ def _compiled_winograd_seconds(spec: ConvSpec) -> float:
 
 
 def _direct_seconds(spec: ConvSpec) -> float:
+    """By whichever NumPy does of them: tap by tap, or of single planes by products with a band of the taps."""
+    return min(_taps_seconds(spec), _banded_seconds(spec))
+
+
+@lru_cache(maxsize=4096)
+def is_banded(spec: ConvSpec) -> bool:
+    """Whether NumPy filters single planes by bands of the taps."""
+    return _banded_seconds(spec) < _taps_seconds(spec)
+
+
+def _banded_seconds(spec: ConvSpec) -> float:
+    """Elements given to the products, and the products, most of which are with zeros; infinite where groups are wide.
+
+    A signal's rows are read where they lie, a plane's are copied once for every place that a window has in a row.
+    """
+    if not spec.groups == spec.channels == spec.filters:
+        return math.inf
+    results = spec.batch * math.prod(spec.out_size) * spec.channels
+    if spec.axes == 1:
+        return results * (1 / _BANDED + 2 * (spec.reach[0] + 16) / _PRODUCTS) + _BANDS
+    places = math.prod(spec.window[1:])
+    products = 2 * places * (7 + spec.reach[0]) / _PRODUCTS
+    return results * (1 / _BANDED + places / _SHIFTED + products) + _BANDS
+
+
+def may_separate(spec: ConvSpec) -> bool:
+    """Whether it is worth looking whether a weight is a sum of few products of filters of one axis each."""
+    single = spec.groups == spec.channels == spec.filters
+    return single and spec.axes > 1 and min(spec.window) > 1 and conv_operations(spec) > _SEPARATED
+
+
+_SEPARATED = 2_000_000  # operations that take as long as to look
+
+
+def _taps_seconds(spec: ConvSpec) -> float:
     """One pass over the result per tap; where a group has several channels, of products that a matrix makes."""
     taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
     if spec.groups == spec.channels:
@@ -223,6 +268,23 @@ def _gemm_seconds(spec: ConvSpec) -> float:
 
 
 def _fft_seconds(spec: ConvSpec) -> float:
+    """By whichever NumPy does of them: the whole input, or of single planes tiles that overlap."""
+    return min(_whole_fft_seconds(spec), _cut_fft_seconds(spec))
+
+
+@lru_cache(maxsize=4096)
+def is_cut(spec: ConvSpec) -> bool:
+    """Whether single planes are transformed in tiles."""
+    return _cut_fft_seconds(spec) < _whole_fft_seconds(spec)
+
+
+def _cut_fft_seconds(spec: ConvSpec) -> float:
+    if not spec.groups == spec.channels == spec.filters:
+        return math.inf
+    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _SPECTRUM
+
+
+def _whole_fft_seconds(spec: ConvSpec) -> float:
     """Transforms of input, kernel and result, and the products at every frequency."""
     plane = math.prod(spec.padded_size)
     maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups

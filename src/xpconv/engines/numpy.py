@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu import winograd
+from xpconv.cpu import overlap, running, separable, signals, winograd
 from xpconv.cpu.plan import (
     ROUNDING,
     Compiled,
     Tile,
     conv_plan,
+    is_banded,
+    is_cut,
     kernel_for,
+    may_separate,
     pool_is_compiled,
     row_bytes,
     spectra_plan,
@@ -119,7 +122,7 @@ def _summed(
     """
     if kernel := kernel_for(spec, method, compiled):
         return _by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
-    careful = careful and method in ROUNDING
+    careful = careful and method in ROUNDING and not (method == "fft" and _in_tiles(x, spec))
     with np.errstate(over="ignore", invalid="ignore") if careful else nullcontext():
         y = _ALGORITHMS[method](surrounded(x, spec, fill), w, spec)
     if careful and not _finite(y):
@@ -273,7 +276,11 @@ def _itemsize(x: Array) -> int:
 
 
 def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """One pass over the result per tap: a broadcast product for groups of one channel."""
+    """Sums of products: of single planes by their axes or by bands, else one pass over the result per tap."""
+    if x.dtype.char in _IN_BLAS and is_banded(spec):
+        if may_separate(spec) and (factors := separable.factors(w, spec)):
+            return separable.conv(x, w, factors, spec, current_limit())
+        return signals.conv(x, w, spec, current_limit())
     if spec.groups != spec.channels:
         return agnostic.total(
             agnostic.product_of_groups(tap(x, spec, o), agnostic.weight_at(w, spec, o), spec.groups) for o in spec.taps
@@ -283,6 +290,18 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
     for o in spec.taps:
         y += tap(x, spec, o)[..., None] * agnostic.weight_at(w, spec, o).reshape(spec.channels, multiplier)
     return y.reshape(spec.batch, *spec.out_size, spec.filters)
+
+
+_IN_BLAS = "fdFD"  # dtypes that it multiplies
+
+
+def _fft(x: Array, w: Array, spec: ConvSpec) -> Array:
+    return overlap.conv(x, w, spec, current_limit()) if _in_tiles(x, spec) else fft.conv(x, w, spec)
+
+
+def _in_tiles(x: Array, spec: ConvSpec) -> bool:
+    """Whether spectra are those of tiles, which are computed again one by one where they are not finite."""
+    return x.dtype.char in _IN_BLAS and is_cut(spec)
 
 
 def _by_kernels(
@@ -413,7 +432,7 @@ def windows(x: Array, spec: Windows) -> Array:
     return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
 
 
-_ALGORITHMS = {"direct": _direct, "gemm": _gemm, "winograd": _winograd, "fft": fft.conv}
+_ALGORITHMS = {"direct": _direct, "gemm": _gemm, "winograd": _winograd, "fft": _fft}
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
@@ -533,15 +552,11 @@ def _prepared_pooling(operation: str, x: Array, y: Array, spec: PoolSpec, diviso
 
 
 def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
-    """Padded `x` with the taps of every window merged: those of one axis after those of the other, in place."""
-    geometry = zip(spec.window, spec.stride, spec.dilation, spec.out_size, strict=True)
-    for axis, (m, s, d, n) in enumerate(geometry, start=1):
-        before = (slice(None),) * axis
-        taps = (x[(*before, slice(k * d, k * d + (n - 1) * s + 1, s))] for k in range(m))
-        y = next(taps).copy()
-        for tap_values in taps:
-            merge(y, tap_values, out=y)
-        x = y
+    """Padded `x` with the elements of every window merged: those of one axis after those of the other."""
+    geometry = zip(spec.window, spec.dilation, spec.stride, spec.out_size, strict=True)
+    for axis, (size, step, stride, results) in enumerate(geometry, start=1):
+        x = running.merged_windows(x, size, step, stride, axis, merge, current_limit())
+        x = x[(*(slice(None),) * axis, slice(results))]  # windows that begin beyond the end are none
     return x
 
 
