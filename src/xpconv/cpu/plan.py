@@ -39,6 +39,7 @@ _CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads aske
 _GROUP = 10e-6
 _SPECTRUM = 50e-6
 _BANDS = 80e-6
+_LOOP = 3e-6
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple
     """What NumPy computes at a time, and the bytes that it takes beside a padded input."""
     if method == "gemm":
         return tiling(spec, itemsize, limit)
-    if method == "direct" and is_banded(spec):
-        return "blocks of rows, each a product with a band of the taps", limit
+    if method == "direct" and direct_by(spec) != "taps":
+        return _DIRECT[direct_by(spec)], limit if direct_by(spec) == "bands" else 0
     if method == "direct":
         return "the whole result, tap by tap", spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
     if method == "winograd":
@@ -218,14 +219,27 @@ def _compiled_winograd_seconds(spec: ConvSpec) -> float:
 
 
 def _direct_seconds(spec: ConvSpec) -> float:
-    """By whichever NumPy does of them: tap by tap, or of single planes by products with a band of the taps."""
-    return min(_taps_seconds(spec), _banded_seconds(spec))
+    """By what NumPy does of them the fastest."""
+    return min(cost(spec) for cost in _DIRECT_COSTS.values())
 
 
 @lru_cache(maxsize=4096)
-def is_banded(spec: ConvSpec) -> bool:
-    """Whether NumPy filters single planes by bands of the taps."""
-    return _banded_seconds(spec) < _taps_seconds(spec)
+def direct_by(spec: ConvSpec) -> str:
+    """How NumPy sums the products: by a pass for each of the "taps", by "bands" of them, or by its own "loop"."""
+    return min(_DIRECT_COSTS, key=lambda name: _DIRECT_COSTS[name](spec))
+
+
+_DIRECT = {"bands": "blocks of rows, each a product with a band of the taps", "loop": "NumPy's own loop"}
+
+
+def _loop_seconds(spec: ConvSpec) -> float:
+    """Of one signal, by `numpy.correlate`, which is quick for few taps; infinite for anything else."""
+    if spec.axes > 1 or (spec.batch, spec.channels, spec.filters, *spec.stride, *spec.dilation) != (1, 1, 1, 1, 1):
+        return math.inf
+    return spec.out_size[0] * (0.3e-9 * spec.window[0] if spec.window[0] <= _FEW_TAPS else 18e-9) + _LOOP
+
+
+_FEW_TAPS = 11
 
 
 def _banded_seconds(spec: ConvSpec) -> float:
@@ -258,6 +272,9 @@ def _taps_seconds(spec: ConvSpec) -> float:
     if spec.groups == spec.channels:
         return taps * (results / _PASSES + _TAP)
     return taps * (results / _SUMS + _TAP) + conv_operations(spec) / _PRODUCTS + taps * spec.groups * _TAP
+
+
+_DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
 
 
 def _gemm_seconds(spec: ConvSpec) -> float:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu import overlap, running, separable, signals, winograd
+from xpconv.cpu import overlap, running, separable, signals, small, winograd
 from xpconv.cpu.plan import (
     ROUNDING,
     Compiled,
     Tile,
     conv_plan,
-    is_banded,
+    direct_by,
     is_cut,
     kernel_for,
     may_separate,
@@ -184,7 +184,7 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     method, activation = _conv_plan(x, spec, options["method"]).method, options["activation"]
     kernel = kernel_for(spec, method, _takes(x.dtype, spec))
     if not kernel:
-        return None
+        return _replay_by_numpy(x, method, request)
     careful = options["method"] == "auto"
     stored = activation if activation in _STORED else None
     finish = None if activation == stored else ACTIVATIONS[activation]
@@ -202,6 +202,29 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
         if careful and not usable:
             return NotImplemented
         return y if finish is None else finish(y)
+
+    return again
+
+
+def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
+    """A small one, whose sums NumPy makes in one go."""
+    spec, options = request.spec, request.options
+    loop = method == "direct" and direct_by(spec) == "loop"
+    patches = spec.batch * spec.out_size[0] * row_bytes(spec, x.dtype.itemsize)
+    at_once = loop or (method == "gemm" and spec.groups == 1 and patches <= current_limit())
+    is_small = conv_operations(spec) < 2 * small.MOST and spec.padding_mode in ("zeros", "constant")
+    if not (is_small and at_once):
+        return None
+    pad, multiply = small.padding(spec, x.dtype, options["fill_value"]), small.product(spec, x.dtype)
+    (x_index, w_index), drop = request.lift, request.drop
+    plain = options["activation"] is None and spec.layout == "channels_last"
+
+    def again(x: Array, w: Array, bias: Array | None) -> Array:
+        x, w = pad(channels_last(x[x_index], spec.layout)), weight_last(w[w_index], spec.layout)
+        y = small.correlation(x, w, spec) if loop else multiply(x, w)
+        if not plain or bias is not None:
+            y = np.ascontiguousarray(epilogue(y, bias, options["activation"], spec.layout, y.dtype))
+        return y[drop]
 
     return again
 
@@ -277,7 +300,9 @@ def _itemsize(x: Array) -> int:
 
 def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
     """Sums of products: of single planes by their axes or by bands, else one pass over the result per tap."""
-    if x.dtype.char in _IN_BLAS and is_banded(spec):
+    if direct_by(spec) == "loop":
+        return small.correlation(x, w, spec)
+    if x.dtype.char in _IN_BLAS and direct_by(spec) == "bands":
         if may_separate(spec) and (factors := separable.factors(w, spec)):
             return separable.conv(x, w, factors, spec, current_limit())
         return signals.conv(x, w, spec, current_limit())

@@ -1,0 +1,93 @@
+"""Small convolutions that NumPy repeats: the short way must not be told from the long one."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xpconv
+from cases import conv_cases, first, integers, weight_first
+from xpconv.cpu import plan, small
+from xpconv.dispatch import run
+from xpconv.engines import numpy as engine
+
+
+@pytest.fixture(autouse=True)
+def numpy_alone(monkeypatch):
+    monkeypatch.setattr(engine, "_compiled", lambda: None)
+
+
+def check(function, arrays, **options):
+    """Whether a call was repeated, and if so as the long way computes it."""
+    request = function.request(*arrays, **options)
+    repeat = engine.replay(request)
+    if repeat is None:
+        return False
+    expected = run(request)
+    y = repeat(*request.given)
+    np.testing.assert_array_equal(y, expected)
+    assert y.dtype == expected.dtype
+    assert y.shape == expected.shape
+    assert not any(a is not None and np.shares_memory(y, a) for a in arrays)
+    return True
+
+
+@given(conv_cases(dtypes=(np.float32, np.float64)), st.sampled_from(["auto", "gemm"]), st.booleans())
+def test_whatever_is_repeated_is_what_the_long_way_computes(case, method, channels_first):
+    x, w = (first(case.x), weight_first(case.w)) if channels_first else (case.x, case.w)
+    layout = "channels_first" if channels_first else "channels_last"
+    options = {**case.options, "layout": layout, "fill_value": case.fill, "method": method}
+    check(getattr(xpconv, case.function), (x, w, case.bias), **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("x_shape", "w_shape", "options"), [
+    ((1, 8, 8, 1), (3, 3, 1, 4), {"padding": 1}),
+    ((2, 9, 8, 3), (3, 2, 3, 4), {"stride": (2, 1), "dilation": (1, 3), "padding": ((0, 2), (3, 1))}),
+    ((2, 9, 8, 3), (3, 2, 3, 4), {"padding": 1, "padding_mode": "constant", "fill_value": 2.5}),
+    ((50,), (5,), {"padding": "same"}),
+    ((50,), (5,), {"padding": "full", "padding_mode": "constant", "fill_value": -3}),
+    ((50,), (50,), {}),
+    ((9, 2), (3, 2, 4), {}),
+])  # fmt: skip
+def test_small_layers_and_signals_are_repeated(x_shape, w_shape, options, activation, dtype):
+    rng = np.random.default_rng(0)
+    for function in (xpconv.conv1d, xpconv.corr1d) if len(x_shape) < 4 else (xpconv.conv2d, xpconv.corr2d):
+        x, w = integers(rng, x_shape, dtype), integers(rng, w_shape, dtype)
+        assert check(function, (x, w), activation=activation, **options)
+        turned = x[::-1], np.asarray(w, order="F")
+        assert check(function, turned, activation=activation, **options)
+
+
+def test_what_is_large_or_read_by_other_rules_takes_the_long_way():
+    x, w = np.ones((1, 8, 8, 2)), np.ones((3, 3, 2, 4))
+    assert check(xpconv.conv2d, (x, w))
+    assert not check(xpconv.conv2d, (x, w), padding=1, padding_mode="wrap")
+    assert not check(xpconv.conv2d, (x, w[:, :, :1]), groups=2)
+    assert not check(xpconv.conv2d, (np.ones((1, 80, 80, 2)), np.ones((9, 9, 2, 4))))
+    with xpconv.workspace_limit(36 * 18 * 8 - 1):
+        assert not check(xpconv.conv2d, (x, w))  # the patches of all results at once
+
+
+def test_one_signal_is_left_to_numpys_loop_where_that_is_quickest():
+    def by(n, m, **options):
+        spec = xpconv.conv1d.request(np.ones(n), np.ones(m), **options).spec
+        return plan.direct_by(spec)
+
+    assert by(1_000, 5) == by(50, 50) == by(1_000_000, 3) == "loop"
+    assert by(1_000_000, 31) == "bands"
+    assert by(1_000_000, 5, stride=2) != "loop"
+    assert by(1_000_000, 5, dilation=2) != "loop"
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float32", "complex64", "longdouble"])
+def test_the_loop_is_the_definition_in_every_dtype(dtype):
+    rng = np.random.default_rng(3)
+    x, w = integers(rng, 40, dtype), integers(rng, 7, dtype)
+    if dtype == "complex64":
+        x, w = x + 1j * integers(rng, 40, dtype), w - 2j * integers(rng, 7, dtype)
+    spec = xpconv.conv1d.request(x, w).spec
+    y = small.correlation(x[None, :, None], w[:, None, None], spec)[0, :, 0]
+    np.testing.assert_array_equal(y, np.convolve(x, w, "valid"))
+    assert y.dtype == x.dtype
