@@ -120,3 +120,24 @@ def test_addresses_are_those_that_numpy_tells():
     for view in views:
         assert address.address_of(view) == address._told(view) == view.ctypes.data
     assert address.address_of is address._read  # on CPython, which has NumPy's arrays in memory as C does
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("function", [xpconv.global_avg_pool, xpconv.global_max_pool])
+@pytest.mark.parametrize("shape", [(3, 7, 7, 96), (1, 300, 40), (2, 3, 4, 5, 32), (2, 60, 70, 9)])
+def test_poolings_of_whole_maps(shape, function, keepdims, dtype):
+    x = integers(np.random.default_rng(0), shape, dtype)
+    x[0, 0, ..., 3] = np.nan
+    assert engine.replay(function.request(x, keepdims=keepdims)) is not None
+    assert xpconv.explain(function, x).engine == "numpy"
+    axes = tuple(range(1, x.ndim - 1))
+    for array in (x, x[::-1, ::-1], x):
+        y = function(array, keepdims=keepdims)
+        reduced = array.max if function is xpconv.global_max_pool else array.mean
+        expected = reduced(axes, keepdims=keepdims)
+        assert y.dtype == x.dtype
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+        first = np.moveaxis(array, -1, 1)
+        y = function(first, keepdims=keepdims, layout="channels_first")
+        np.testing.assert_allclose(y, np.moveaxis(expected, -1, 1) if keepdims else expected, rtol=1e-5, atol=1e-6)

@@ -45,7 +45,7 @@ from xpconv.engines.agnostic import (
 )
 from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.request import WHOLE, Request
-from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Windows
+from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Sizes, Windows
 from xpconv.workspace import current_limit
 
 METHODS = ("auto", "direct", "gemm", "winograd", "fft")
@@ -142,14 +142,20 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
         return spectra
     if operation == "conv_grad_weight" and x is not None and _gradient_by_kernels(x.dtype, spec):
         return Plan("direct", "by tiles of channels and filters", "compiled: blocks of pixels, added in registers")
+    if operation in ("global_max_pool", "global_avg_pool"):
+        by_kernels = x is not None and _pooled_by_kernels(x.dtype, _whole_maps(tuple(x.shape), spec))
+        return Plan("direct", "every map at once", _POOLING_TILE) if by_kernels else None
     if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
         return None
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, _itemsize(x), current_limit())
         return Plan("gemm", "patches, transposed, times gy", tile, workspace)
     if operation in ("max_pool", "sum_pool", "avg_pool") and x is not None and _pooled_by_kernels(x.dtype, spec):
-        return Plan("direct", _DIRECT[operation], "compiled: results by a vector of channels in registers")
+        return Plan("direct", _DIRECT[operation], _POOLING_TILE)
     return Plan("direct", _DIRECT[operation])
+
+
+_POOLING_TILE = "compiled: results by a vector of channels in registers"
 
 
 _DIRECT = {  # what is done to the whole result at once
@@ -172,7 +178,8 @@ def replay(request: Request) -> Callable[..., Any] | None:
     It answers NotImplemented where something has to be decided after all: fewer threads are free, or a result is not
     finite. Arrays that lack axes stand for themselves: the axes add nothing to where their elements lie.
     """
-    prepare = {"conv": _replay_conv, "max_pool": _replay_pool, "sum_pool": _replay_pool, "avg_pool": _replay_pool}
+    pools = ("max_pool", "sum_pool", "avg_pool", "global_max_pool", "global_avg_pool")
+    prepare = {"conv": _replay_conv, **dict.fromkeys(pools, _replay_pool)}
     x: Any = request.arrays[0]
     if request.operation not in prepare or x.dtype.char not in "fd":
         return None
@@ -230,13 +237,12 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
 
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
-    spec, options = request.spec, request.options
-    divisor = _shared_divisor(spec, **options) if request.operation == "avg_pool" else 1.0
-    if options.get("return_indices") or divisor is None or not _pooled_by_kernels(x.dtype, spec):
+    spec, divisor, shape = _pooling(x, request)
+    if request.options.get("return_indices") or divisor is None or not _pooled_by_kernels(x.dtype, spec):
         return None
-    y = np.empty(spec.y_shape, x.dtype)
-    call = _prepared_pooling("largest" if request.operation == "max_pool" else "added", x, y, spec, divisor)
-    shape, dtype, kernels = y[request.drop].shape, x.dtype, _kernels()
+    operation = "largest" if "max_pool" in request.operation else "added"
+    call = _prepared_pooling(operation, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
+    dtype, kernels = x.dtype, _kernels()
     threads = kernels.thread_count()
 
     def again(x: Array) -> Any:
@@ -247,6 +253,16 @@ def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
         return y
 
     return again
+
+
+def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]:
+    """The windows, what all their sums are divided by, and the shape of the result."""
+    spec, options = request.spec, request.options
+    if request.operation in ("global_max_pool", "global_avg_pool"):
+        spec = _whole_maps(tuple(x.shape), spec)
+        return spec, math.prod(spec.size), spec.y_shape if options["keepdims"] else (spec.batch, spec.channels)
+    divisor = _shared_divisor(spec, **options) if request.operation == "avg_pool" else 1.0
+    return spec, divisor, np.empty(spec.y_shape, x.dtype)[request.drop].shape
 
 
 # --- Plans ------------------------------------------------------------------------------------------------------------
@@ -600,6 +616,33 @@ def _shared_divisor(spec: PoolSpec, count_include_pad: bool, divisor: float | No
     counts = (spec.counts(axis, count_include_pad) for axis in range(spec.axes))
     whole = all(set(count) == {m} for count, m in zip(counts, spec.window, strict=True))
     return math.prod(spec.window) if whole else None
+
+
+def global_max_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
+    """Of maps whose channels are last by the compiled kernels."""
+    return _pooled_whole("largest", x, axes, keepdims)
+
+
+def global_avg_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
+    """Of maps whose channels are last by the compiled kernels."""
+    return _pooled_whole("added", x, axes, keepdims)
+
+
+def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
+    spec = _whole_maps(tuple(x.shape), axes)
+    if not _pooled_by_kernels(x.dtype, spec):
+        return NotImplemented  # the agnostic engine's reduction is what NumPy would do
+    y = _pooled(operation, x, spec, math.prod(spec.size) if operation == "added" else 1.0)
+    return y if keepdims else y.reshape(spec.batch, spec.channels)
+
+
+@lru_cache(maxsize=128)
+def _whole_maps(shape: Sizes, axes: Sizes) -> PoolSpec:
+    """The pooling of maps over all of their axes."""
+    layout = "channels_last" if axes[0] == 1 else "channels_first"
+    size, channels = tuple(shape[axis] for axis in axes), shape[-1 if axes[0] == 1 else 1]
+    ones, none = (1,) * len(axes), ((0, 0),) * len(axes)
+    return PoolSpec(layout, shape[0], channels, size, window=size, stride=ones, dilation=ones, padding=none)
 
 
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
