@@ -574,7 +574,12 @@ def sum_pool(x: Array, spec: PoolSpec) -> Array:
 
 def _pooled_by_kernels(dtype: Any, spec: PoolSpec) -> bool:
     compiled = _compiled()
+    if spec.layout == "channels_first" and spec.window == spec.size and math.prod(spec.size) > _LONG_PLANE:
+        return False
     return compiled is not None and pool_is_compiled(spec) and compiled.pools(dtype, spec, current_limit())
+
+
+_LONG_PLANE = 1024  # elements, side by side, that NumPy reduces faster than kernels turn them
 
 
 def _pooled(operation: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
