@@ -2,7 +2,7 @@
 
 import xpconv
 from xpconv.engines import agnostic
-from xpconv.engines import numpy as engine
+from xpconv.engines import compiled as compiled_calls
 
 LIMIT = 1 << 28
 
@@ -14,14 +14,14 @@ def by_kernels(kernel, function, x, w, bias=None, limit=LIMIT, **options):
     x, w = agnostic.channels_last(x, spec.layout), agnostic.weight_last(w, spec.layout)
     with xpconv.workspace_limit(limit):
         assert kernel == "depthwise" or takes(kernel, x.dtype, spec)  # which also compute few channels, slowly
-        return engine._by_kernels(
+        return compiled_calls.by_kernels(
             kernel, x, w, bias, spec, request.options["fill_value"], request.options["activation"]
         )
 
 
 def takes(kernel, dtype, spec):
     """Whether the kernels of that name take the convolution."""
-    taken = engine._takes(dtype, spec)
+    taken = compiled_calls.takes(dtype, spec)
     return {
         "direct": taken.filters > 0, "depthwise": taken.depthwise, "plane": taken.plane, "winograd": taken.winograd
     }[kernel]  # fmt: skip

@@ -22,7 +22,7 @@ from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.weights import Packing
-from xpconv.engines import numpy as engine
+from xpconv.engines import compiled as compiled_calls
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
@@ -40,7 +40,7 @@ def _whatever_is_taken(_, method, compiled):
 @pytest.fixture
 def kernels_take_all(monkeypatch):
     """Whatever the kernels can compute they do, however small."""
-    monkeypatch.setattr(engine, "kernel_for", _whatever_is_taken)
+    monkeypatch.setattr(compiled_calls, "kernel_for", _whatever_is_taken)
 
 
 @pytest.mark.usefixtures("kernels_take_all")
@@ -243,7 +243,7 @@ def test_compiled_threads_keep_to_the_limit_of_threadpoolctl():
 
 
 def test_without_the_compiled_kernels_numpy_answers(monkeypatch):
-    monkeypatch.setattr(engine, "_compiled", lambda: None)
+    monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
     x, w = np.ones((2, 30, 30, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
     assert not xpconv.explain(xpconv.conv2d, x, w).tile.startswith("compiled")
     np.testing.assert_allclose(xpconv.conv2d(x, w), np.full((2, 28, 28, 64), 576, np.float32), rtol=3e-5)

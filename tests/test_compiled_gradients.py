@@ -14,6 +14,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 from xpconv.activations import LEAK
 from xpconv.cpu.compiled import gradients, kernels, threads
 from xpconv.engines import agnostic
+from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
 
 if not kernels.available():
@@ -61,7 +62,7 @@ def input_gradient(gy, w, spec, bias=None, activation=None):
 def weight_gradient(x, gy, spec, limit=LIMIT):
     """In the spec's layout."""
     x, gy = (agnostic.channels_last(a, spec.layout) for a in (x, gy))
-    return agnostic.as_weight(gradients.grad_weight(x, gy, spec, engine._sources, limit), spec)
+    return agnostic.as_weight(gradients.grad_weight(x, gy, spec, compiled_calls.sources, limit), spec)
 
 
 def assert_near(gx, wanted):
@@ -187,6 +188,5 @@ def test_the_weight_gradient_keeps_to_a_limit_of_memory(monkeypatch):
     np.testing.assert_array_equal(weight_gradient(x, gy, spec, limit), wanted)
     assert max(asked) <= limit // 2
     sums = wanted.nbytes
-    assert gradients._job(spec, x.strides, gy.strides, "float32", 4, engine._sources, limit).chunks * sums <= max(
-        limit // 4, sums
-    )
+    job = gradients._job(spec, x.strides, gy.strides, "float32", 4, compiled_calls.sources, limit)
+    assert job.chunks * sums <= max(limit // 4, sums)

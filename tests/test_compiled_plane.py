@@ -18,7 +18,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 from xpconv.cpu.compiled import plane, threads
 from xpconv.cpu.compiled.build import machine
 from xpconv.engines import agnostic
-from xpconv.engines import numpy as engine
+from xpconv.engines import compiled as compiled_calls
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
@@ -140,7 +140,7 @@ def test_a_bias_of_another_dtype_or_of_any_strides_is_read(bias):
         agnostic.weight_last(w, "channels_first"),
         xpconv.corr.request(x, w, **first(len(w))).spec,
     )
-    y = engine._by_kernels("plane", x, w, bias, spec, 0, None)
+    y = compiled_calls.by_kernels("plane", x, w, bias, spec, 0, None)
     np.testing.assert_array_equal(y, expected)
 
 

@@ -11,6 +11,8 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu.compiled import address, threads
 from xpconv.cpu.compiled.build import machine
+from xpconv.engines import compiled as compiled_calls
+from xpconv.engines import methods
 from xpconv.engines import numpy as engine
 
 if machine() is None:
@@ -31,7 +33,7 @@ def kernels_of(function, *arrays, **options):
     """The compiled kernels that a call is left to."""
     request = function.request(*arrays, **options)
     x, spec = request.arrays[0], request.spec
-    return engine.kernel_for(spec, engine._conv_plan(x, spec, "auto").method, engine._takes(x.dtype, spec))
+    return compiled_calls.kernel_of(x.dtype, spec, methods.planned(x, spec, "auto").method)
 
 
 def check(function, arrays, **options):
@@ -110,7 +112,7 @@ def test_a_repeated_call_keeps_to_the_threads_that_are_free(monkeypatch):
     x, w = np.ones((2, 24, 24, 16), np.float32), np.ones((5, 5, 16, 24), np.float32)
     repeat = engine.replay(xpconv.conv2d.request(x, w))
     assert repeat(x, w, None) is not NotImplemented
-    monkeypatch.setattr(engine._kernels(), "thread_count", lambda: threads.thread_count() + 1)
+    monkeypatch.setattr(compiled_calls.kernels(), "thread_count", lambda: threads.thread_count() + 1)
     assert repeat(x, w, None) is NotImplemented
 
 

@@ -7,6 +7,8 @@ import pytest
 
 import xpconv
 from xpconv.cpu.plan import conv_plan, row_bytes, tiles
+from xpconv.engines import compiled as compiled_calls
+from xpconv.engines import methods
 from xpconv.engines import numpy as engine
 from xpconv.spec import conv_spec
 
@@ -31,10 +33,10 @@ def test_an_explanation_counts_operations_and_bytes():
 @pytest.mark.parametrize("method", ["direct", "gemm", "winograd", "fft"])
 def test_the_method_explained_is_the_method_run(method, monkeypatch):
     ran = []
-    monkeypatch.setattr(engine, "_compiled", lambda: None)  # those are told by their tile, and tested with it
-    for name, algorithm in engine._ALGORITHMS.items():
+    monkeypatch.setattr(compiled_calls, "kernels", lambda: None)  # those are told by their tile, and tested with it
+    for name, algorithm in methods.ALGORITHMS.items():
         monkeypatch.setitem(
-            engine._ALGORITHMS, name, lambda *args, name=name, run=algorithm: (ran.append(name), run(*args))[1]
+            methods.ALGORITHMS, name, lambda *args, name=name, run=algorithm: (ran.append(name), run(*args))[1]
         )
     assert xpconv.explain(xpconv.conv2d, *LAYER, method=method).method == method
     xpconv.conv2d(*LAYER, method=method)
@@ -42,7 +44,7 @@ def test_the_method_explained_is_the_method_run(method, monkeypatch):
 
 
 def test_auto_takes_patches_for_few_channels_taps_for_depthwise_and_spectra_for_large_windows(monkeypatch):
-    monkeypatch.setattr(engine, "_compiled", lambda: None)  # which methods NumPy itself has
+    monkeypatch.setattr(compiled_calls, "kernels", lambda: None)  # which methods NumPy itself has
     image = np.zeros((512, 512), np.float32)
     stem = np.zeros((1, 224, 224, 3), np.float32), np.zeros((7, 7, 3, 64), np.float32)
     assert xpconv.explain(xpconv.conv2d, *stem, stride=2, padding=3).method == "gemm"
@@ -92,7 +94,7 @@ def test_explain_works_for_every_kind_of_operation():
 
 
 def test_gradients_tell_their_tiles_and_methods_and_who_computes_groups(monkeypatch):
-    monkeypatch.setattr(engine, "_compiled", lambda: None)
+    monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
     x, gy = LAYER[0], np.zeros((2, 26, 26, 32), np.float32)
     with xpconv.workspace_limit(10**6):
         plan = xpconv.explain(xpconv.conv_grad_weight, x, gy, window=(3, 3))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import xpconv
 from cases import integers
 from engine_cases import reference
-from xpconv.engines import numpy as engine
+from xpconv.engines import compiled as compiled_calls
 
 axes = st.tuples(
     st.integers(1, 13), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 4), st.integers(0, 3)
@@ -18,11 +18,13 @@ axes = st.tuples(
 @pytest.fixture(params=["numpy", "compiled"])
 def side(request, monkeypatch):
     if request.param == "numpy":
-        monkeypatch.setattr(engine, "_compiled", lambda: None)
-    elif engine._compiled() is None:
+        monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
+    elif compiled_calls.kernels() is None:
         pytest.skip("the extra fast is not installed")
     else:
-        monkeypatch.setattr(engine, "kernel_for", lambda _s, m, c: "direct" if m == "direct" and c.filters else "")
+        monkeypatch.setattr(
+            compiled_calls, "kernel_for", lambda _, m, c: "direct" if m == "direct" and c.filters else ""
+        )
 
 
 def geometry(drawn):

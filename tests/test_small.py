@@ -9,12 +9,13 @@ import xpconv
 from cases import conv_cases, first, integers, weight_first
 from xpconv.cpu import plan, small
 from xpconv.dispatch import run
+from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
 
 
 @pytest.fixture(autouse=True)
 def numpy_alone(monkeypatch):
-    monkeypatch.setattr(engine, "_compiled", lambda: None)
+    monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
 
 
 def check(function, arrays, **options):

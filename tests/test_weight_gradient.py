@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import xpconv
 from cases import integers
 from engine_cases import reference
-from xpconv.engines import numpy as engine
+from xpconv.engines import compiled as compiled_calls
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
@@ -25,7 +25,7 @@ MODES = ("zeros", "edge", "wrap", "symmetric")
 
 @pytest.fixture(autouse=True)
 def however_small(monkeypatch):
-    monkeypatch.setattr(engine, "_LARGE_GRADIENT", 0)
+    monkeypatch.setattr(compiled_calls, "_LARGE_GRADIENT", 0)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])

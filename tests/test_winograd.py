@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import xpconv
 from xpconv.cpu import winograd
-from xpconv.engines import numpy as engine
+from xpconv.engines import compiled as compiled_calls
 
 
 def exact(function, x, w, **options):
@@ -26,8 +26,8 @@ def assert_near(y, expected, bound):
 def side(request, monkeypatch):
     """NumPy alone, or with the compiled kernels."""
     if request.param == "numpy":
-        monkeypatch.setattr(engine, "_compiled", lambda: None)
-    elif engine._compiled() is None:
+        monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
+    elif compiled_calls.kernels() is None:
         pytest.skip("the extra fast is not installed")
     return request.param
 
@@ -35,7 +35,7 @@ def side(request, monkeypatch):
 @pytest.fixture
 def alone(monkeypatch):
     """NumPy, without the compiled kernels."""
-    monkeypatch.setattr(engine, "_compiled", lambda: None)
+    monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
 
 
 sizes = st.tuples(st.integers(3, 17), st.integers(3, 17))

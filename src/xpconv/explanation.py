@@ -26,10 +26,10 @@ class Explanation:
     >>> print(xpconv.explain(xpconv.conv1d, [1.0, 2.0, 3.0], [1.0, -1.0], method="direct"))
     conv on the numpy engine
       method      direct: asked for
-      tile        the whole result, tap by tap
+      tile        NumPy's own loop
       operations  8
       bytes moved 56
-      workspace   16 bytes
+      workspace   0 bytes
     """
 
     operation: str

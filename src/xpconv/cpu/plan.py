@@ -67,7 +67,9 @@ def conv_plan(
     """The plan for one forward convolution; `spectral` says whether the dtype bears a spectrum's rounding."""
     seconds = expected_seconds(spec, compiled)
     if method == "auto":
-        candidates = {name: s for name, s in seconds.items() if s < math.inf and (spectral or name not in ROUNDING)}
+        exact = min(s for name, s in seconds.items() if name not in ROUNDING)
+        worth = _WORTH * exact if spectral else 0.0
+        candidates = {name: s for name, s in seconds.items() if s < (worth if name in ROUNDING else math.inf)}
         method = min(candidates, key=candidates.__getitem__)
         reason = "the least expected time: " + ", ".join(f"{name} {s:.2g} s" for name, s in candidates.items())
         reason += "; gemm where a value is not finite" if method in ROUNDING else ""
@@ -86,6 +88,7 @@ def conv_plan(
 
 
 ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
+_WORTH = 0.75  # of the time of a method that does not, that one of these may take at most
 _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",

@@ -1,0 +1,166 @@
+"""The compiled kernels, called on NumPy arrays: what they take, and the calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache, lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from xpconv.activations import ACTIVATIONS, LEAK
+from xpconv.cpu.plan import Compiled, kernel_for, pool_is_compiled
+from xpconv.engines.agnostic import channels_last, padding_source
+from xpconv.plan import conv_operations
+from xpconv.spec import Array, ConvSpec, PoolSpec
+from xpconv.workspace import current_limit
+
+
+@cache
+def kernels() -> ModuleType | None:
+    """The compiled kernels; None without the extra "fast"."""
+    try:
+        from xpconv.cpu.compiled import kernels as present
+    except ImportError:
+        return None
+    return present
+
+
+def _present() -> ModuleType:
+    """The compiled kernels, where a plan has found them."""
+    present = kernels()
+    assert present is not None
+    return present
+
+
+def thread_count() -> int:
+    """How many threads their calls may take now: none without them."""
+    present = kernels()
+    return 0 if present is None else present.thread_count()
+
+
+@cache  # NumPy makes a dtype's name anew each time
+def _summed_in(dtype: Any) -> str:
+    """The name of the dtype that sums are kept in."""
+    return "float32" if dtype.name in ("float16", "bfloat16") else dtype.name
+
+
+# --- Convolution ------------------------------------------------------------------------------------------------------
+
+
+def takes(dtype: Any, spec: ConvSpec) -> Compiled:
+    """What the compiled kernels take of the convolution."""
+    present = kernels()
+    return Compiled() if present is None else present.takes(_summed_in(dtype), spec, current_limit())
+
+
+def kernel_of(dtype: Any, spec: ConvSpec, method: str) -> str:
+    """The kernels that a method is left to, by name; "" for NumPy."""
+    return kernel_for(spec, method, takes(dtype, spec))
+
+
+def by_kernels(
+    kernel: str, x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex, activation: str | None,
+    out: Array | None = None, *, careful: bool = False,
+) -> Any:  # fmt: skip
+    """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
+    if out is not None and not _is_written_by(kernel, out):
+        out = None
+    y = np.empty(spec.y_shape, x.dtype) if out is None else out
+    stored = activation if activation in STORED else None
+    y_last = channels_last(y, spec.layout) if out is None else out
+    usable = prepared(kernel, x, w, y_last, spec, fill, stored)(x, w, bias, y)
+    if careful and not usable:
+        return None
+    return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
+
+
+def _is_written_by(kernel: str, y: Array) -> bool:
+    """Whether kernels write a channels-last result that lies so: channels side by side, or all planes dense."""
+    planes = np.moveaxis(y, -1, 1).flags.c_contiguous
+    return planes or (y.strides[-2] if kernel == "plane" else y.strides[-1]) == y.itemsize
+
+
+def prepared(
+    kernel: str, x: Array, w: Array, y: Array, spec: ConvSpec, fill: complex, activation: str | None
+) -> Callable[..., bool]:
+    """The kernels' call for channels-last arrays that lie as these do."""
+    call: Callable[..., bool] = _present().prepared(
+        kernel, x, w, y, spec, sources, float(fill.real), activation, LEAK, current_limit()
+    )
+    return call
+
+
+STORED = ("relu", "leaky_relu")  # activations that the kernels apply as they store
+
+
+@lru_cache(maxsize=128)
+def sources(spec: ConvSpec | PoolSpec) -> tuple[Array, ...]:
+    """For each spatial axis where the elements of the padded input come from, -1 for the padding's own."""
+    if spec.padding_mode not in ("zeros", "constant"):
+        pairs = zip(spec.size, spec.padding, strict=True)
+        return tuple(padding_source(np, n, *pads, spec.padding_mode) for n, pads in pairs)
+    steps = getattr(spec, "input_dilation", ()) or (1,) * spec.axes
+    sources = []
+    for n, step, (before, after) in zip(spec.size, steps, spec.padding, strict=True):
+        end = (n - 1) * step + 1
+        places = np.arange(-before, max(end, 0) + after)
+        sources.append(np.where((places >= 0) & (places < end) & (places % step == 0), places // step, -1))
+    return tuple(sources)
+
+
+def takes_gradient(dtype: Any, spec: ConvSpec) -> bool:
+    present, large = kernels(), conv_operations(spec) > _LARGE_GRADIENT
+    return large and present is not None and present.takes_weight_gradient(_summed_in(dtype), spec, current_limit())
+
+
+def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
+    """The gradient of the weight by offset of the window, (*window, C / groups, F), of channels-last arrays."""
+    return _present().grad_weight(x, gy, spec, sources, current_limit())
+
+
+_LARGE_GRADIENT = 200_000  # operations that BLAS does while the kernels are being called
+
+
+# --- Pooling, and what is not finite ----------------------------------------------------------------------------------
+
+
+def takes_pooling(dtype: Any, spec: PoolSpec) -> bool:
+    present = kernels()
+    if spec.layout == "channels_first" and spec.window == spec.size and math.prod(spec.size) > _LONG_PLANE:
+        return False
+    return present is not None and pool_is_compiled(spec) and present.pools(dtype, spec, current_limit())
+
+
+_LONG_PLANE = 1024  # elements, side by side, that NumPy reduces faster than kernels turn them
+
+
+def pooled(operation: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
+    """By a pooling of the compiled kernels, which read `x` where it lies and pad on the way."""
+    y = np.empty(spec.y_shape, x.dtype)
+    prepared_pooling(operation, x, y, spec, divisor)(x, y)
+    return y
+
+
+def prepared_pooling(operation: str, x: Array, y: Array, spec: PoolSpec, divisor: float) -> Callable[..., None]:
+    x, y = (channels_last(a, spec.layout) for a in (x, y))
+    call: Callable[..., None] = _present().prepared_pooling(
+        operation, x, y, spec.reading, sources, divisor, current_limit()
+    )
+    return call
+
+
+def finite(y: Array) -> bool:
+    """Whether all values are: by all threads, or by their sum, which is read faster but may overflow."""
+    present = kernels()
+    if present is not None and y.dtype.char in "fd" and present.available() and _is_contiguous(y):
+        return present.all_finite(y)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(y.sum()) or np.isfinite(y).all())
+
+
+def _is_contiguous(y: Array) -> bool:
+    """Whether nothing lies between the elements of `y`, channels last or first."""
+    return y.flags.c_contiguous or np.moveaxis(y, -1, 1).flags.c_contiguous

@@ -1,0 +1,109 @@
+"""NumPy's own methods for a convolution, of padded channels-last arrays, and the plan that chooses among them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from xpconv.cpu import overlap, separable, signals, small, winograd
+from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, may_separate, row_bytes, tiles
+from xpconv.dtypes import kind_of
+from xpconv.engines import agnostic, compiled, fft
+from xpconv.engines.agnostic import tap
+from xpconv.plan import Plan
+from xpconv.spec import Array, ConvSpec, Windows
+from xpconv.workspace import current_limit
+
+
+def planned(x: Array, spec: ConvSpec, method: str) -> Plan:
+    limit = current_limit()
+    return conv_plan(spec, itemsize(x), is_spectral(x), method, limit, compiled.takes(x.dtype, spec))
+
+
+def is_spectral(x: Array) -> bool:
+    """Whether spectra, which are computed in double precision, keep what the dtype promises."""
+    return kind_of(x) != "integral" and x.dtype.char not in "gG"
+
+
+def itemsize(x: Array) -> int:
+    """Bytes of an element in the dtype that sums are kept in."""
+    return max(x.dtype.itemsize, 4) if kind_of(x) == "real floating" else x.dtype.itemsize
+
+
+def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """Sums of products: of single planes by their axes or by bands, else one pass over the result per tap."""
+    if direct_by(spec) == "loop":
+        return small.correlation(x, w, spec)
+    if x.dtype.char in _IN_BLAS and direct_by(spec) == "bands":
+        if may_separate(spec) and (factors := separable.factors(w, spec)):
+            return separable.conv(x, w, factors, spec, current_limit())
+        return signals.conv(x, w, spec, current_limit())
+    if spec.groups != spec.channels:
+        return agnostic.total(
+            agnostic.product_of_groups(tap(x, spec, o), agnostic.weight_at(w, spec, o), spec.groups) for o in spec.taps
+        )
+    multiplier = spec.filters // spec.channels
+    y = np.zeros((spec.batch, *spec.out_size, spec.channels, multiplier), dtype=x.dtype)
+    for o in spec.taps:
+        y += tap(x, spec, o)[..., None] * agnostic.weight_at(w, spec, o).reshape(spec.channels, multiplier)
+    return y.reshape(spec.batch, *spec.out_size, spec.filters)
+
+
+_IN_BLAS = "fdFD"  # dtypes that it multiplies
+
+
+def _fft(x: Array, w: Array, spec: ConvSpec) -> Array:
+    return overlap.conv(x, w, spec, current_limit()) if in_tiles(x, spec) else fft.conv(x, w, spec)
+
+
+def in_tiles(x: Array, spec: ConvSpec) -> bool:
+    """Whether spectra are those of tiles, which are computed again one by one where they are not finite."""
+    return x.dtype.char in _IN_BLAS and is_cut(spec)
+
+
+def gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """im2col, never whole: the patches of one tile are copied side by side and multiplied at once."""
+    if spec.flip:
+        w = np.flip(w, axis=tuple(range(spec.axes)))
+    per_group, maps = spec.channels // spec.groups, spec.filters // spec.groups
+    length = math.prod(spec.window) * per_group
+    y = np.empty((spec.batch, *spec.out_size, spec.filters), dtype=x.dtype)
+    for group in range(spec.groups):
+        columns = windows(x[..., group * per_group : (group + 1) * per_group], spec)
+        weight = w[..., group * maps : (group + 1) * maps].reshape(length, maps)
+        for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
+            patches = patches_of(columns, tile, spec, length)
+            result = y[tile.images, tile.rows]
+            if spec.groups == 1:
+                np.matmul(patches, weight, out=result.reshape(len(patches), maps))  # a view: whole rows lie together
+            else:
+                result[..., group * maps : (group + 1) * maps] = (patches @ weight).reshape(*result.shape[:-1], maps)
+            del patches  # before the next tile's are made
+    return y
+
+
+def patches_of(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array:
+    """The patches of one tile, copied side by side: (positions, length)."""
+    block = columns[tile.images, tile.rows]
+    return block.reshape(math.prod(block.shape[: spec.axes + 1]), length)
+
+
+def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
+    return winograd.conv(x, w, spec, current_limit())
+
+
+def windows(x: Array, spec: Windows) -> Array:
+    """A view of padded `x` as (N, *out, *window, C), without a copy."""
+    steps = x.strides[1:-1]
+    strides = (
+        x.strides[0],
+        *(step * s for step, s in zip(steps, spec.stride, strict=True)),
+        *(step * d for step, d in zip(steps, spec.dilation, strict=True)),
+        x.strides[-1],
+    )
+    shape = (x.shape[0], *spec.out_size, *spec.window, x.shape[-1])
+    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
+
+
+ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _fft}

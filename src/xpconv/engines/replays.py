@@ -1,0 +1,130 @@
+"""NumPy calls that are repeated: prepared once for all arrays that lie alike, with nothing left to decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from xpconv.activations import ACTIVATIONS
+from xpconv.cpu import small
+from xpconv.cpu.plan import direct_by, row_bytes
+from xpconv.engines import compiled
+from xpconv.engines.agnostic import channels_last, epilogue, weight_last
+from xpconv.engines.methods import planned
+from xpconv.plan import conv_operations
+from xpconv.request import Request
+from xpconv.spec import Array, PoolSpec, Sizes
+from xpconv.workspace import current_limit
+
+
+def replay(request: Request) -> Callable[..., Any] | None:
+    """A function of the request's arrays that computes it again with nothing left to decide; None where NumPy does.
+
+    It answers NotImplemented where something has to be decided after all: fewer threads are free, or a result is not
+    finite. Arrays that lack axes stand for themselves: the axes add nothing to where their elements lie.
+    """
+    pools = ("max_pool", "sum_pool", "avg_pool", "global_max_pool", "global_avg_pool")
+    prepare = {"conv": _replay_conv, **dict.fromkeys(pools, _replay_pool)}
+    x: Any = request.arrays[0]
+    if request.operation not in prepare or x.dtype.char not in "fd":
+        return None
+    return prepare[request.operation](x, request)
+
+
+def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
+    w, spec, options = request.arrays[1], request.spec, request.options
+    method, activation = planned(x, spec, options["method"]).method, options["activation"]
+    kernel = compiled.kernel_of(x.dtype, spec, method)
+    if not kernel:
+        return _replay_by_numpy(x, method, request)
+    careful = options["method"] == "auto"
+    stored = activation if activation in compiled.STORED else None
+    finish = None if activation == stored else ACTIVATIONS[activation]
+    x, w_index = channels_last(x, spec.layout), request.lift[1]
+    y, w_last = np.empty(spec.y_shape, x.dtype), weight_last(w, spec.layout)
+    call = compiled.prepared(kernel, x, w_last, channels_last(y, spec.layout), spec, options["fill_value"], stored)
+    shape, dtype, threads = y[request.drop].shape, x.dtype, compiled.thread_count()
+
+    def again(x: Array, w: Array, bias: Array | None) -> Any:
+        if compiled.thread_count() != threads:
+            return NotImplemented
+        y = np.empty(shape, dtype)
+        usable = call(x, weight_last(w[w_index], spec.layout), bias, y)
+        if careful and not usable:
+            return NotImplemented
+        return y if finish is None else finish(y)
+
+    return again
+
+
+def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
+    """A small one, whose sums NumPy makes in one go."""
+    spec, options = request.spec, request.options
+    loop = method == "direct" and direct_by(spec) == "loop"
+    patches = spec.batch * spec.out_size[0] * row_bytes(spec, x.dtype.itemsize)
+    at_once = loop or (method == "gemm" and spec.groups == 1 and patches <= current_limit())
+    is_small = conv_operations(spec) < 2 * small.MOST and spec.padding_mode in ("zeros", "constant")
+    if not (is_small and at_once):
+        return None
+    pad, multiply = small.padding(spec, x.dtype, options["fill_value"]), small.product(spec, x.dtype)
+    (x_index, w_index), drop = request.lift, request.drop
+    plain = options["activation"] is None and spec.layout == "channels_last"
+
+    def again(x: Array, w: Array, bias: Array | None) -> Array:
+        x, w = pad(channels_last(x[x_index], spec.layout)), weight_last(w[w_index], spec.layout)
+        y = small.correlation(x, w, spec) if loop else multiply(x, w)
+        if not plain or bias is not None:
+            y = np.ascontiguousarray(epilogue(y, bias, options["activation"], spec.layout, y.dtype))
+        return y[drop]
+
+    return again
+
+
+def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
+    spec, divisor, shape = _pooling(x, request)
+    if request.options.get("return_indices") or divisor is None or not compiled.takes_pooling(x.dtype, spec):
+        return None
+    operation = "largest" if "max_pool" in request.operation else "added"
+    call = compiled.prepared_pooling(operation, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
+    dtype, threads = x.dtype, compiled.thread_count()
+
+    def again(x: Array) -> Any:
+        if compiled.thread_count() != threads:
+            return NotImplemented
+        y = np.empty(shape, dtype)
+        call(x, y)
+        return y
+
+    return again
+
+
+def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]:
+    """The windows, what all their sums are divided by, and the shape of the result."""
+    spec, options = request.spec, request.options
+    if request.operation in ("global_max_pool", "global_avg_pool"):
+        spec = whole_maps(tuple(x.shape), spec)
+        return spec, math.prod(spec.size), spec.y_shape if options["keepdims"] else (spec.batch, spec.channels)
+    divisor = shared_divisor(spec, **options) if request.operation == "avg_pool" else 1.0
+    return spec, divisor, np.empty(spec.y_shape, x.dtype)[request.drop].shape
+
+
+def shared_divisor(spec: PoolSpec, count_include_pad: bool, divisor: float | None) -> float | None:
+    """What the sums of all windows are divided by; None where some count fewer elements than others."""
+    if divisor:
+        return divisor
+    counts = (spec.counts(axis, count_include_pad) for axis in range(spec.axes))
+    whole = all(set(count) == {m} for count, m in zip(counts, spec.window, strict=True))
+    return math.prod(spec.window) if whole else None
+
+
+@lru_cache(maxsize=128)
+def whole_maps(shape: Sizes, axes: Sizes) -> PoolSpec:
+    """The pooling of maps over all of their axes."""
+    layout = "channels_last" if axes[0] == 1 else "channels_first"
+    size, channels = tuple(shape[axis] for axis in axes), shape[-1 if axes[0] == 1 else 1]
+    ones, none = (1,) * len(axes), ((0, 0),) * len(axes)
+    return PoolSpec(layout, shape[0], channels, size, window=size, stride=ones, dilation=ones, padding=none)
