@@ -25,6 +25,7 @@ _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond t
 _READ = 20e9  # elements of windows read, a vector of channels at a time
 _POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
 _FILTERED = 50e9  # products of a filter of planes, lanes along the columns
+_PASSED = 0.5e9  # elements of planes read and stored
 _PACKED = 2.7e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
 _STREAMED = 4.0e9  # elements of a weight read from memory: transformed, and itself twice, to be compared
@@ -92,7 +93,7 @@ _WORTH = 0.75  # of the time of a method that does not, that one of these may ta
 _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",
-    "plane": "rows by vectors of columns in registers, of one plane after another",
+    "plane": "rows by vectors of columns in registers, plane after plane; along both axes where the weight is a product",
     "winograd": "tiles of 4 x 4 results transformed in registers",
 }
 
@@ -267,6 +268,14 @@ def may_separate(spec: ConvSpec) -> bool:
 
 
 _SEPARATED = 2_000_000  # operations that take as long as to look
+
+
+def passes_pay(spec: ConvSpec, products: int = 1) -> bool:
+    """Whether the compiled kernels filter planes along both axes, so many times, faster than at once."""
+    if spec.axes != 2 or not may_separate(spec):
+        return False
+    (down, across), passed = spec.window, _FILTERED / _PASSED
+    return down * across + passed > products * (down + across + 2 * passed)
 
 
 def _taps_seconds(spec: ConvSpec) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu.plan import Compiled, kernel_for, pool_is_compiled
-from xpconv.engines.agnostic import channels_last, padding_source
+from xpconv.cpu import separable
+from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled
+from xpconv.engines.agnostic import channels_last, epilogue, padding_source
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec, PoolSpec
 from xpconv.workspace import current_limit
@@ -75,6 +77,46 @@ def by_kernels(
     if careful and not usable:
         return None
     return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
+
+
+def by_axes(
+    x: Array, w: Array, bias: Array | None, spec: ConvSpec, fill: complex, activation: str | None, out: Array | None
+) -> Array | None:
+    """Planes filtered along columns, then along rows, where the weight is a sum of few products of such filters.
+
+    None where it is not, where memory does not reach for planes between the passes, and where a result is not finite:
+    what would cancel at once may not cancel pass by pass.
+    """
+    held = spec.batch * spec.channels * spec.out_size[0] * spec.size[1] * x.itemsize
+    if not passes_pay(spec) or fill != 0 or held > current_limit():
+        return None
+    products = separable.factors(w, spec)
+    if products is None or not passes_pay(spec, len(products)):
+        return None
+    (bias_within, rest) = (bias, None) if len(products) == 1 else (None, bias)
+    parts = (_two_passes(x, taps, bias_within, spec, out if k == 0 else None) for k, taps in enumerate(products))
+    y = next(parts)
+    for part in parts:
+        y += part
+    if not finite(y):
+        return None
+    return epilogue(channels_last(y, spec.layout) if out is None else y, rest, activation, spec.layout, y.dtype)
+
+
+def _two_passes(x: Array, taps: tuple[Array, ...], bias: Array | None, spec: ConvSpec, out: Array | None) -> Array:
+    """One product of filters (C, m) of the two axes, in the spec's layout."""
+    (above, beside), none = spec.padding, (0, 0)
+    columns = replace(
+        spec, window=(spec.window[0], 1), stride=(spec.stride[0], 1), dilation=(spec.dilation[0], 1),
+        padding=(above, none), flip=False,
+    )  # fmt: skip
+    rows = replace(
+        spec, size=columns.out_size, window=(1, spec.window[1]), stride=(1, spec.stride[1]),
+        dilation=(1, spec.dilation[1]), padding=(none, beside), flip=False,
+    )  # fmt: skip
+    down, across = (filters.T.reshape(-1, 1, spec.channels) for filters in taps)
+    between = by_kernels("plane", x, down[:, None], None, columns, 0, None)
+    return by_kernels("plane", channels_last(between, spec.layout), across[None], bias, rows, 0, None, out)
 
 
 def _is_written_by(kernel: str, y: Array) -> bool:

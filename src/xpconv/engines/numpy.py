@@ -104,6 +104,8 @@ def _summed(
     A `careful` answer is None where a value that is not finite would have spread over a tile or a spectrum.
     """
     if kernel := compiled.kernel_of(x.dtype, spec, method):
+        if kernel == "plane" and (y := compiled.by_axes(x, w, bias, spec, fill, activation, out)) is not None:
+            return y
         return compiled.by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
     careful = careful and method in ROUNDING and not (method == "fft" and in_tiles(x, spec))
     with np.errstate(over="ignore", invalid="ignore") if careful else nullcontext():

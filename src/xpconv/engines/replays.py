@@ -11,7 +11,7 @@ import numpy as np
 
 from xpconv.activations import ACTIVATIONS
 from xpconv.cpu import small
-from xpconv.cpu.plan import direct_by, row_bytes
+from xpconv.cpu.plan import direct_by, passes_pay, row_bytes
 from xpconv.engines import compiled
 from xpconv.engines.agnostic import channels_last, epilogue, weight_last
 from xpconv.engines.methods import planned
@@ -39,6 +39,8 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     w, spec, options = request.arrays[1], request.spec, request.options
     method, activation = planned(x, spec, options["method"]).method, options["activation"]
     kernel = compiled.kernel_of(x.dtype, spec, method)
+    if kernel == "plane" and passes_pay(spec):
+        return None  # which the values of the weight tell
     if not kernel:
         return _replay_by_numpy(x, method, request)
     careful = options["method"] == "auto"
