@@ -24,7 +24,7 @@ LAYERS = {
     "groups": ((2, 24, 24, 16), (3, 3, 4, 32), {"groups": 4, "padding": 1}),
     "depthwise": ((2, 24, 24, 32), (3, 3, 1, 32), {"groups": 32, "padding": 1}),
     "plane": ((40, 60), (5, 7), {"padding": "same"}),
-    "signal": ((400,), (31,), {"padding": "full"}),
+    "signal": ((4000,), (31,), {"padding": "full"}),
     "winograd": ((2, 40, 40, 64), (3, 3, 64, 64), {"padding": 1}),
 }
 

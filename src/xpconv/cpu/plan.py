@@ -93,7 +93,7 @@ _WORTH = 0.75  # of the time of a method that does not, that one of these may ta
 _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",
-    "plane": "rows by vectors of columns in registers, plane after plane; along both axes where the weight is a product",
+    "plane": "rows by vectors of columns in registers; along both axes where the weight is a product",
     "winograd": "tiles of 4 x 4 results transformed in registers",
 }
 
