@@ -87,8 +87,10 @@ def by_axes(
     None where it is not, where memory does not reach for planes between the passes, and where a result is not finite:
     what would cancel at once may not cancel pass by pass.
     """
+    if not passes_pay(spec) or fill != 0:
+        return None
     held = spec.batch * spec.channels * spec.out_size[0] * spec.size[1] * x.itemsize
-    if not passes_pay(spec) or fill != 0 or held > current_limit():
+    if held > current_limit():
         return None
     products = separable.factors(w, spec)
     if products is None or not passes_pay(spec, len(products)):
