@@ -16,9 +16,9 @@ _limit = ContextVar("xpconv_workspace_limit", default=DEFAULT_LIMIT)
 def workspace_limit(nbytes: int) -> Iterator[None]:
     """Limit, inside a ``with`` block, the memory taken beyond inputs and result.
 
-    The limit holds in the thread that sets it, for what is cut into tiles: the NumPy engine's "gemm" and its weight
-    gradients, not its compiled kernels, which copy the weight alone; the scratch memory of
-    the CuPy engine's kernels. The default is 64 MiB.
+    The limit holds in the thread that sets it, for what is cut into tiles: the NumPy engine's patches, bands,
+    spectra of tiles and weight gradients; the scratch memory of its compiled kernels, beside which a copy of the
+    weight is made; the scratch memory of the CuPy engine's kernels. The default is 64 MiB.
 
     Parameters
     ----------
