@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -18,6 +19,8 @@ def main(words: list[str] | None = None) -> None:
     asked = _parser().parse_args(words)
     if asked.threads:  # read by BLAS and the compiled kernels when they are loaded, below
         os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), str(asked.threads)))
+    if asked.alone:
+        sys.modules["llvmlite"] = None  # type: ignore[assignment]  # an import of it then fails
     from . import process, report
     from .cells import cells
     from .environment import environment
@@ -69,11 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", choices=("repeated", "both"), default="repeated",
         help='the same weight array in every call; "both" also times calls that each have a new copy of it',
     )  # fmt: skip
+    parser.add_argument("--alone", action="store_true", help="xpconv without its compiled kernels: NumPy alone")
     return parser
 
 
 def _new_record(asked: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
-    told = {name: getattr(asked, name) for name in ("rounds", "layouts", "weights", "group", "cells")}
+    told = {name: getattr(asked, name) for name in ("rounds", "layouts", "weights", "group", "cells", "alone")}
     return {
         "date": date.today().isoformat(),
         "state": "running",
@@ -92,7 +96,8 @@ def _files(folder: Path | None, record: dict[str, Any]) -> tuple[Path, Path] | N
     from .environment import stem
 
     folder.mkdir(parents=True, exist_ok=True)
-    name = free = stem(record["environment"]["processor"], record["date"])
+    name = stem(record["environment"]["processor"], record["date"])
+    name = free = f"{name}-numpy-alone" if record["asked"]["alone"] else name
     number = 2
     while (folder / f"{free}.json").exists():
         free, number = f"{name}-{number}", number + 1

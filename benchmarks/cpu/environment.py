@@ -66,9 +66,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _compiled_threads() -> int:
-    from xpconv.cpu.compiled import threads
-
+def _compiled_threads() -> int | str:
+    try:
+        from xpconv.cpu.compiled import threads
+    except ImportError:
+        return "none, NumPy alone"
     return threads.thread_count()
 
 
