@@ -1,5 +1,6 @@
 """The compiled kernels of the NumPy engine: their results, their threads, and what answers without them."""
 
+import multiprocessing
 import os
 import threading
 import tracemalloc
@@ -327,3 +328,36 @@ def test_packed_weights_hold_each_filter_once_and_zeros_beyond_the_last(dtype, a
         lanes = np.moveaxis(panels, 1, 0).reshape(len(w), -1)
         np.testing.assert_array_equal(lanes[:, :maps], w[order, group * maps : (group + 1) * maps])
         assert not lanes[:, maps:].any()
+
+
+def _threads_of_a_worker(_):
+    x, w = np.ones((1, 20, 20, 8), np.float32), np.ones((3, 3, 8, 8), np.float32)
+    right = np.array_equal(compiled(x, w), np.full((1, 18, 18, 8), 72))
+    return threads.thread_count() if right else None
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_workers_of_multiprocessing_take_one_thread_unless_they_are_told(method, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.map(_threads_of_a_worker, [0]) == [1]
+    if method == "spawn" and threads._processors() > 1:
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert pool.map(_threads_of_a_worker, [0]) == [2]
+
+
+def test_as_many_callers_as_threads_compute_by_themselves(monkeypatch):
+    task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
+    arguments, teams = np.array([counts.ctypes.data], np.int64), []
+    team_of = threads._team_of
+    monkeypatch.setattr(threads, "_team_of", lambda threads: teams.append(threads) or team_of(threads))
+    threads.run(task, arguments, len(counts), 0, 2)
+    monkeypatch.setattr(threads, "_calling", [None])  # another thread's call
+    threads.run(task, arguments, len(counts), 0, 2)
+    threads.run(task, arguments, len(counts), 0, 4)
+    assert teams == [2, 4]
+    assert threads._calling == [None]
+    assert (counts == 3).all()

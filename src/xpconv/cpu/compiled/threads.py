@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from contextlib import suppress
 from functools import cache
 from threading import Event, Lock, Thread
@@ -207,15 +208,27 @@ def run(task: int, arguments: np.ndarray, items: int, scratch_bytes: int, thread
     `scratch_bytes` is what each thread needs for itself.
     """
     stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
-    team = _team_of(threads) if threads > 1 and items > 1 else None
+    _calling.append(None)
+    try:
+        _run(task, address_of(arguments), items, stride, threads)
+    finally:
+        _calling.pop()
+
+
+_calling: list[None] = []  # an entry for each thread that calls now
+
+
+def _run(task: int, arguments: int, items: int, stride: int, threads: int) -> None:
+    """By a team, where half the threads or more have nothing of their own to compute, and no other has it."""
+    team = _team_of(threads) if items > 1 and threads >= 2 * len(_calling) else None
     if team is not None and not team.lock.acquire(blocking=False):
         team = None
     scratch, place = _scratch(stride if team is None else stride * threads)
     try:
         if team is None:
-            _functions().serial(task, address_of(arguments), items, place)
+            _functions().serial(task, arguments, items, place)
         else:
-            team.run(task, address_of(arguments), items, place, stride)
+            team.run(task, arguments, items, place, stride)
     finally:
         if team is not None:
             team.lock.release()
@@ -259,6 +272,8 @@ def _after_fork() -> None:
     global _team, _making
     _team, _making = None, Lock()
     _teams.clear()
+    _calling.clear()
+    _processors.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -271,7 +286,8 @@ if hasattr(os, "register_at_fork"):
 def thread_count() -> int:
     """How many threads a call may take: the processors of this process, or fewer where a setting says so.
 
-    The settings are NUMBA_NUM_THREADS and OMP_NUM_THREADS, and threadpoolctl's limit of NumPy's BLAS.
+    The settings are NUMBA_NUM_THREADS and OMP_NUM_THREADS, and threadpoolctl's limit of NumPy's BLAS. A child of
+    `multiprocessing`, which has siblings for the other processors, takes one unless a variable is set.
     """
     most = _processors()
     blas = _blas()
@@ -295,7 +311,14 @@ def _processor_now() -> int:
 def _processors() -> int:
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     set_to = [os.environ.get(name, "").partition(",")[0] for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
-    return min([here, *(int(number) for number in set_to if number.isdigit() and int(number))])
+    wanted = [int(number) for number in set_to if number.isdigit() and int(number)]
+    return min([here, *(wanted or ([1] if _is_worker() else []))])
+
+
+def _is_worker() -> bool:
+    """Whether `multiprocessing` started this process."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
 
 
 @cache
