@@ -182,6 +182,12 @@ def test_several_callers_at_once_get_their_own_results():
     assert not wrong
 
 
+@pytest.mark.parametrize("padding", [((0, 0), (1, 0)), ((0, 0), (0, 1)), ((1, 0), (0, 0)), ((0, 1), (0, 0))])
+def test_padding_on_one_side_alone_is_not_read_from_the_rows_beside_it(padding):
+    x, w = arrays((20, 600), (2, 2))
+    assert_as_defined(xpconv.corr, x + 1, w, padding=padding, **first(1))
+
+
 def test_what_the_kernels_do_not_read_is_not_taken():
     def takes(x_shape, w_shape, limit=LIMIT, **options):
         spec = xpconv.corr.request(np.empty(x_shape, "f"), np.empty(w_shape, "f"), **options).spec

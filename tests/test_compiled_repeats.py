@@ -143,3 +143,37 @@ def test_poolings_of_whole_maps(shape, function, keepdims, dtype):
         first = np.moveaxis(array, -1, 1)
         y = function(first, keepdims=keepdims, layout="channels_first")
         np.testing.assert_allclose(y, np.moveaxis(expected, -1, 1) if keepdims else expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("options", [
+    {"padding": 1}, {"stride": 2, "padding": 1}, {"stride": (3, 2), "dilation": (2, 1)}, {"stride": 2, "groups": 4},
+])  # fmt: skip
+def test_input_gradients_and_transposed_convolutions(options, layout, dtype):
+    rng, groups, last = np.random.default_rng(2), options.get("groups", 1), layout == "channels_last"
+    x, w = np.empty((2, 24, 25, 16)), integers(rng, (3, 3, 16 // groups, 32), dtype)
+    gy = integers(rng, xpconv.corr2d(x, w, **options).shape, dtype)
+    if not last:
+        gy, w = np.moveaxis(gy, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    options = {**options, "layout": layout}
+    arrays = [(gy, w), (gy[::-1] + 1, w), (gy, -w), (gy * 2, w)]
+    check(xpconv.corr_grad_input, [a for a in arrays if a[0].flags.c_contiguous], size=(24, 25), **options)
+    bias = integers(rng, 16, dtype)
+    for activation in (None, "relu", "tanh"):
+        biased = [(gy, w, bias), (gy, -w, 2 * bias)]
+        check(xpconv.conv_transpose2d, biased, activation=activation, **options)
+
+
+def test_an_input_gradient_that_is_not_finite_is_decided_anew():
+    gy, w = np.ones((2, 40, 40, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
+    repeat = engine.replay(xpconv.corr_grad_input.request(gy, w, size=40, padding=1))
+    gy[1, 5, 6, 7] = np.nan
+    assert repeat(gy, w, None) is NotImplemented
+    gx = xpconv.corr_grad_input(gy, w, size=40, padding=1)
+    assert np.isfinite(gx).sum() == gx.size - 9 * 64
+
+
+def test_a_phase_that_no_tap_reaches_takes_the_long_way():
+    gy, w = np.ones((1, 8, 8, 8)), np.ones((2, 2, 8, 8))
+    assert engine.replay(xpconv.corr_grad_input.request(gy, w, size=24, stride=3)) is None

@@ -68,7 +68,7 @@ def by_kernels(
     out: Array | None = None, *, careful: bool = False,
 ) -> Any:  # fmt: skip
     """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
-    if out is not None and not _is_written_by(kernel, out):
+    if out is not None and not is_written_by(kernel, out):
         out = None
     y = np.empty(spec.y_shape, x.dtype) if out is None else out
     stored = activation if activation in STORED else None
@@ -121,7 +121,7 @@ def _two_passes(x: Array, taps: tuple[Array, ...], bias: Array | None, spec: Con
     return by_kernels("plane", channels_last(between, spec.layout), across[None], bias, rows, 0, None, out)
 
 
-def _is_written_by(kernel: str, y: Array) -> bool:
+def is_written_by(kernel: str, y: Array) -> bool:
     """Whether kernels write a channels-last result that lies so: channels side by side, or all planes dense."""
     planes = np.moveaxis(y, -1, 1).flags.c_contiguous
     return planes or (y.strides[-2] if kernel == "plane" else y.strides[-1]) == y.itemsize

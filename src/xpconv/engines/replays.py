@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS
 from xpconv.cpu import small
-from xpconv.cpu.plan import direct_by, passes_pay, row_bytes
+from xpconv.cpu.plan import direct_by, passes_pay, row_bytes, spectra_plan
 from xpconv.engines import compiled
-from xpconv.engines.agnostic import channels_last, epilogue, weight_last
+from xpconv.engines.agnostic import as_layout, channels_last, epilogue, exchanged, weight_last
 from xpconv.engines.methods import planned
 from xpconv.plan import conv_operations
-from xpconv.request import Request
-from xpconv.spec import Array, PoolSpec, Sizes
+from xpconv.request import WHOLE, Request
+from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes, in_layout
 from xpconv.workspace import current_limit
 
 
@@ -28,7 +29,7 @@ def replay(request: Request) -> Callable[..., Any] | None:
     finite. Arrays that lack axes stand for themselves: the axes add nothing to where their elements lie.
     """
     pools = ("max_pool", "sum_pool", "avg_pool", "global_max_pool", "global_avg_pool")
-    prepare = {"conv": _replay_conv, **dict.fromkeys(pools, _replay_pool)}
+    prepare = {"conv": _replay_conv, "conv_grad_input": _replay_adjoint, **dict.fromkeys(pools, _replay_pool)}
     x: Any = request.arrays[0]
     if request.operation not in prepare or x.dtype.char not in "fd":
         return None
@@ -61,6 +62,65 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
         return y if finish is None else finish(y)
 
     return again
+
+
+def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
+    """An input gradient as one convolution, or as one for each phase of the stride, all by compiled kernels."""
+    spec, activation = request.spec, request.options.get("activation")
+    strided = set(spec.stride) != {1}
+    if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input")):
+        return None
+    stored = activation if activation in compiled.STORED else None
+    finish = None if activation is None or activation == stored else ACTIVATIONS[activation]
+    layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
+    shape = in_layout(layout, spec.batch, spec.size, spec.channels)
+    gy, gx = channels_last(gy, spec.layout), channels_last(np.empty(shape, gy.dtype), layout)
+    exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], layout=spec.layout, groups=spec.groups)
+    w, calls = exchange(request.given[1]), []
+    for part, place, taps in _parts_of_adjoint(spec):
+        call = _prepared_part(gy, w[taps], gx[place], part, stored)
+        if call is None:
+            return None
+        calls.append((call, place, taps))
+    dtype, drop, threads = gx.dtype, request.drop, compiled.thread_count()
+
+    def again(gy: Array, w: Array, bias: Array | None) -> Any:
+        if compiled.thread_count() != threads:
+            return NotImplemented
+        gx, w = np.empty(shape, dtype), exchange(w)
+        last = channels_last(gx, layout)
+        if not all(call(gy, w[taps], bias, last[place]) for call, place, taps in calls):
+            return NotImplemented
+        gx = np.ascontiguousarray(as_layout(gx, spec.layout)) if strided else gx
+        return (gx if finish is None else finish(gx))[drop]
+
+    return again
+
+
+def _exchanged(w: Array, *, lift: Any, layout: str, groups: int) -> Array:
+    """The weight as the input gradient reads it, channels last."""
+    w = weight_last(w[lift], layout)
+    return w.swapaxes(-1, -2) if groups == 1 else exchanged(w, groups)
+
+
+def _parts_of_adjoint(spec: ConvSpec) -> list[tuple[ConvSpec, Any, Any]]:
+    """Convolutions, the places of the input that they make, and the taps of the weight that they read."""
+    if set(spec.stride) == {1}:
+        return [(spec.input_adjoint, WHOLE, WHOLE)]
+    phases = replace(spec, layout="channels_last").input_phases
+    return [(phase.spec, (slice(None), *phase.places), phase.taps) for phase in phases]
+
+
+def _prepared_part(
+    gy: Array, w: Array, gx: Array, part: ConvSpec, activation: str | None
+) -> Callable[..., bool] | None:
+    """The kernels' call of a part; None for what they do not compute, or do not write where it belongs."""
+    if 0 in part.window:
+        return None
+    kernel = compiled.kernel_of(gy.dtype, part, planned(gy, part, "auto").method)
+    if not kernel or kernel == "plane" or not compiled.is_written_by(kernel, gx):
+        return None
+    return compiled.prepared(kernel, gy, w, gx, part, 0, activation)
 
 
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
