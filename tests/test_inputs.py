@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import xpconv
+from xpconv.engines import numpy as engine
 from xpconv.workspace import current_limit
 
 RNG = np.random.default_rng(0)
@@ -242,6 +243,9 @@ def test_a_result_is_written_where_it_is_wanted(method, layout, view):
     options = {"padding": 1, "layout": layout, "activation": "tanh", "method": method}
     expected = xpconv.corr(x, w, bias, **options)
     out = view(np.full(expected.shape, np.nan))
+    assert engine.into(xpconv.corr.request(x, w, bias, out=out, **options))
+    np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
+    out[...] = np.nan
     assert xpconv.corr(x, w, bias, out=out, **options) is out
     np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
     x[1, 4, 4, 4] = np.nan
