@@ -76,7 +76,12 @@ def by_kernels(
     usable = prepared(kernel, x, w, y_last, spec, fill, stored)(x, w, bias, y)
     if careful and not usable:
         return None
-    return y if stored == activation or activation is None else ACTIVATIONS[activation](y)
+    if stored == activation or activation is None:
+        return y
+    if out is None:
+        return ACTIVATIONS[activation](y)
+    out[...] = ACTIVATIONS[activation](out)
+    return out
 
 
 def by_axes(
