@@ -14,7 +14,7 @@ from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import winograd
+from xpconv.cpu.compiled import threads, winograd
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
 
@@ -89,6 +89,37 @@ def test_volumes_of_any_geometry(size, padding, mode, deep, dilation, channels, 
     assert_near(function, x, w, padding=padding, padding_mode=mode, dilation=dilation, layout=layout)
 
 
+@given(
+    st.integers(1, 60), pads, st.sampled_from(MODES), st.integers(3, 12), st.integers(1, 3), st.integers(1, 40),
+    st.integers(1, 70), st.integers(1, 5), st.sampled_from(LAYOUTS), st.sampled_from([xpconv.corr, xpconv.conv]),
+    st.sampled_from(sorted(BOUND)),
+)  # fmt: skip
+def test_signals_of_any_geometry(
+    size, padding, mode, window, dilation, channels, filters, batch, layout, function, dtype
+):
+    before, after = padding
+    padding = ((before, max(after, (window - 1) * dilation + 1 - size - before)),)
+    x, w, bias = normal(
+        channels * 100 + filters, (batch, size, channels), (window, channels, filters), (filters,), dtype=dtype
+    )
+    x, w = in_layout(layout, x, w)
+    options = {"padding": padding, "padding_mode": mode, "dilation": dilation, "layout": layout}
+    options["fill_value"] = 2.5 if mode == "constant" else 0
+    assert_near(function, x, w, bias, **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("size", "window", "channels", "filters", "batch", "dilation"),
+    [(4096, 9, 128, 128, 1, 1), (5000, 4, 24, 33, 3, 2), (29, 15, 512, 96, 9, 1), (100, 3, 512, 512, 2, 1),
+     (3, 7, 40, 64, 50, 1), (2, 3, 16, 24, 3, 3), (1000, 12, 300, 8, 2, 40)],
+)  # fmt: skip
+def test_blocks_cover_long_and_many_signals_once(size, window, channels, filters, batch, dilation, layout):
+    x, w = normal(11, (batch, size, channels), (window, channels, filters))
+    x, w = in_layout(layout, x, w)
+    assert_near(xpconv.corr, x, w, padding="same", dilation=dilation, layout=layout)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("size", "channels", "filters", "batch", "dilation"),
@@ -119,10 +150,29 @@ def test_input_and_weight_of_any_strides(view, padding):
     assert_near(xpconv.corr, view(x), np.repeat(w, 2, axis=-1)[..., ::2], padding=padding)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, ::-1, ::-1],
+        lambda x: x[:, ::2],
+        lambda x: x.transpose(1, 0, 2),
+        lambda x: x.transpose(2, 1, 0),
+        lambda x: np.broadcast_to(x[..., :1], x.shape),
+        lambda x: np.broadcast_to(x[:, :1], x.shape),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 4])
+def test_signals_and_their_weight_of_any_strides(view, padding):
+    x, w = normal(12, (22, 22, 22), (9, 22, 40))
+    assert_near(xpconv.corr, view(x), w[::-1], padding=padding)
+    assert_near(xpconv.corr, view(x), np.repeat(w, 2, axis=-1)[..., ::2], padding=padding)
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_stores_add_the_bias_and_apply_the_activation(activation, layout):
-    x, w, bias = normal(3, (2, 30, 31, 16), (3, 3, 16, 35), (35,))
+@pytest.mark.parametrize(("size", "window"), [((30, 31), (3, 3)), ((200,), (7,))])
+def test_stores_add_the_bias_and_apply_the_activation(size, window, activation, layout):
+    x, w, bias = normal(3, (2, *size, 16), (*window, 16, 35), (35,))
     x, w = in_layout(layout, x, w)
     assert_near(xpconv.corr, x, w, 10 * bias, activation=activation, layout=layout)
 
@@ -134,20 +184,27 @@ def spec_of(size, window=(3, 3), channels=16, **options):
     ).spec
 
 
+@pytest.mark.parametrize("options", [{"stride": 2}, {"groups": 2}], ids=str)
+def test_strides_and_groups_of_signals_are_not_taken(options):
+    assert winograd.takes("float32", spec_of((20,), (9,)), 1 << 28)
+    assert not winograd.takes("float32", spec_of((20,), (9,), **options), 1 << 28)
+
+
 @pytest.mark.parametrize("options", [{"stride": 2}, {"stride": (1, 2)}, {"groups": 2}], ids=str)
 def test_strides_and_groups_are_not_taken(options):
     assert winograd.takes("float32", spec_of((20, 20)), 1 << 28)
     assert not winograd.takes("float32", spec_of((20, 20), **options), 1 << 28)
 
 
-@pytest.mark.parametrize("window", [(3,), (5, 3), (3, 1), (3, 3, 2), (1, 1, 3, 3)])
+@pytest.mark.parametrize("window", [(1,), (2,), (5, 3), (3, 1), (3, 3, 2), (1, 1, 3, 3)])
 def test_other_windows_are_not_taken(window):
     assert winograd.takes("float32", spec_of((9, 9, 9), (2, 3, 3)), 1 << 28)
     assert not winograd.takes("float32", spec_of((9,) * len(window), window), 1 << 28)
 
 
-def test_a_call_is_not_taken_where_memory_is_short():
-    spec = spec_of((40, 40), channels=64)
+@pytest.mark.parametrize(("size", "window"), [((40, 40), (3, 3)), ((900,), (10,))])
+def test_a_call_is_not_taken_where_memory_is_short(size, window):
+    spec = spec_of(size, window, channels=64)
     assert winograd.takes("float32", spec, winograd.workspace("float32", spec))
     assert not winograd.takes("float32", spec, winograd.workspace("float32", spec) - 1)
 
@@ -162,6 +219,54 @@ def test_nan_spreads_over_the_tiles_that_read_it_and_no_further():
     assert nan[0, 5:8, 7:10].all()
     nan[0, 4:8, 4:12] = False
     assert not nan.any()
+
+
+def test_nan_spreads_along_the_tiles_of_a_signal_that_read_it_and_no_further():
+    x, w = normal(13, (1, 40, 8), (9, 8, 40))
+    x[0, 19, 3] = np.nan  # read by results 11 to 19: by tiles of results 9 to 20
+    nan = np.isnan(compiled(xpconv.corr, x, w))
+    assert nan[0, 11:20].all()
+    nan[0, 9:21] = False
+    assert not nan.any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("place", [0, 1500, 1501, 1502, 2999])  # every place in a tile of three results
+def test_auto_lets_nothing_spread_along_a_signal(place, value, layout):
+    x, w = np.ones((2, 3000, 128), np.float32), np.ones((9, 128, 128), np.float32)
+    x[1, place, 5] = value
+    expected = np.full((2, 3000), 1152, np.float32)
+    for end in range(1, 5):  # what the padding cuts off
+        expected[:, [end - 1, -end]] = 128 * (4 + end)
+    expected[1, max(place - 4, 0) : place + 5] += np.float32(value) - 1
+    x, w = in_layout(layout, x, w)
+    options = {"padding": 4, "layout": layout}
+    assert xpconv.explain(xpconv.corr1d, x, w, **options).method == "winograd"
+    y = xpconv.corr1d(x, w, **options)
+    y = y if layout == "channels_last" else np.moveaxis(y, 1, -1)
+    np.testing.assert_allclose(y, np.broadcast_to(expected[..., None], y.shape), rtol=3e-5)
+
+
+@pytest.mark.parametrize("window", [3, 9])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_threads_do_not_change_a_signal(window, layout, monkeypatch):
+    x, w = in_layout(layout, *normal(14, (1, 1700, 24), (window, 24, 70)))  # five blocks, shared by filters too
+    results = []
+    for count in (1, 2, 3, 7):
+        monkeypatch.setattr(threads, "thread_count", lambda count=count: count)
+        results.append(compiled(xpconv.corr, x, w, padding=4, layout=layout))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(14,), (40,)])
+def test_memory_used_before_does_not_show_in_signals(size, layout):
+    x, w = normal(15, (3, *size, 20), (10, 20, 37))
+    x, w = in_layout(layout, x, w)
+    compiled(xpconv.corr, np.full((3, 500, 64), np.nan, np.float32), np.ones((9, 64, 64), np.float32))
+    assert_near(xpconv.corr, x, w, padding=3, padding_mode="reflect", layout=layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -179,8 +284,9 @@ def test_memory_used_before_does_not_show_in_the_result(size, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_weight_changed_in_place_is_seen(layout):
-    x, w = in_layout(layout, *normal(6, (2, 20, 20, 16), (3, 3, 16, 40)))
+@pytest.mark.parametrize(("size", "window"), [((20, 20), (3, 3)), ((50,), (8,))])
+def test_a_weight_changed_in_place_is_seen(size, window, layout):
+    x, w = in_layout(layout, *normal(6, (2, *size, 16), (*window, 16, 40)))
     assert_near(xpconv.corr, x, w, layout=layout)
     for index in (0, w.size // 2, w.size - 1):
         w.reshape(-1)[index] += 100

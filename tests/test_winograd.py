@@ -1,6 +1,7 @@
 """Winograd's minimal filtering in NumPy: its results, its bounds, and when it steps aside."""
 
 import threading
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -59,6 +60,37 @@ def test_winograd_agrees_with_the_definition(dtype, size, channels, filters, bat
     assert_near(y, exact(function, x, w, **options), 3e-5 if dtype == "float32" else 1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(
+    st.integers(1, 40), st.integers(3, 12), st.integers(1, 40), st.integers(1, 40), st.integers(1, 3),
+    st.integers(1, 3), st.sampled_from(["channels_last", "channels_first"]), st.booleans(),
+    st.sampled_from([1, 2**26]),
+)  # fmt: skip
+def test_winograd_of_signals_agrees_with_the_definition(
+    dtype, size, window, channels, filters, batch, dilation, layout, flip, limit
+):
+    rng = np.random.default_rng(size * 100 + channels)
+    x = rng.standard_normal((batch, size, channels)).astype(dtype)
+    w = rng.standard_normal((window, channels, filters)).astype(dtype)
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1), w.transpose(2, 1, 0)
+    options = {"dilation": dilation, "padding": "same", "layout": layout}
+    function = xpconv.conv1d if flip else xpconv.corr1d
+    with xpconv.workspace_limit(limit):  # that of a byte leaves all to NumPy
+        y = function(x, w, method="winograd", **options)
+    assert_near(y, exact(function, x, w, **options), 3e-5 if dtype == "float32" else 1e-13)
+
+
+@pytest.mark.usefixtures("side")
+@pytest.mark.parametrize("mode", ["zeros", "constant", "edge", "reflect", "symmetric", "wrap"])
+@pytest.mark.parametrize(("window", "dilation"), [(3, 1), (4, 2), (9, 1), (5, 3)])
+def test_winograd_of_signals_pads_in_every_mode(mode, window, dilation):
+    rng = np.random.default_rng(6)
+    x, w = rng.standard_normal((2, 31, 3)), rng.standard_normal((window, 3, 5))
+    options = {"padding": ((4, 2),), "padding_mode": mode, "dilation": dilation}
+    assert_near(xpconv.corr(x, w, method="winograd", **options), exact(xpconv.corr, x, w, **options), 1e-13)
+
+
 @pytest.mark.usefixtures("side")
 @pytest.mark.parametrize("mode", ["zeros", "constant", "edge", "reflect", "symmetric", "wrap"])
 @pytest.mark.parametrize("dilation", [1, (2, 1, 1), (1, 2, 3)])
@@ -91,17 +123,30 @@ def test_auto_lets_nothing_spread_beyond_its_windows(value):
     np.testing.assert_allclose(y[touched], expected, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("side")
+@pytest.mark.parametrize("channels", [64, 2048])
+@pytest.mark.parametrize("window", [3, 9, 15])
+def test_winograd_of_signals_errs_by_less_than_its_bound_in_float32(window, channels):
+    rng = np.random.default_rng(7)
+    x, w = (rng.standard_normal(shape, np.float32) for shape in ((1, 100, channels), (window, channels, 40)))
+    assert_near(xpconv.corr1d(x, w, method="winograd"), exact(xpconv.corr1d, x, w), 3e-5)
+
+
 @pytest.mark.parametrize(
     ("window", "options", "words"),
     [
         ((5, 3, 2, 4), {}, r"got window \(5, 3\), stride \(1, 1\), groups=1: take method='auto'"),
         ((3, 3, 2, 4), {"stride": 2}, r"stride \(2, 2\)"),
         ((3, 3, 1, 4), {"groups": 2}, "groups=2"),
+        ((2, 2, 4), {}, r"at least 3 on a single one, .*; got window \(2,\)"),
+        ((9, 2, 4), {"stride": 2}, r"stride \(2,\)"),
+        ((9, 1, 4), {"groups": 2}, "groups=2"),
     ],
 )
 def test_winograd_says_what_it_takes(window, options, words):
+    x = np.ones((1, *(30,) * (len(window) - 2), 2), np.float32)
     with pytest.raises(ValueError, match=words):
-        xpconv.conv2d(np.ones((1, 8, 8, 2), np.float32), np.ones(window, np.float32), method="winograd", **options)
+        xpconv.conv(x, np.ones(window, np.float32), method="winograd", **options)
 
 
 def test_winograd_refuses_integers():
@@ -118,10 +163,24 @@ def test_the_workspace_of_a_block_keeps_to_the_limit(limit):
     assert winograd.workspace(spec, 8, limit) - weight <= max(limit, row)
 
 
-@pytest.mark.parametrize("transform", [winograd.F2, winograd.F4])
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("limit", [1, 2**20, 2**26])
+def test_a_block_of_a_signal_takes_the_memory_that_the_plan_says(limit):
+    x, w = np.ones((4, 3000, 16), np.float32), np.ones((9, 16, 8), np.float32)
+    spec = xpconv.corr.request(x, w).spec
+    winograd.conv(x, w, spec, limit)
+    tracemalloc.start()
+    y = winograd.conv(x, w, spec, limit)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    padded = x.nbytes  # once more where the last tile ends beyond it
+    assert peak - y.nbytes <= winograd.workspace(spec, 4, limit) + padded
+
+
+@pytest.mark.parametrize("transform", [winograd.F2, winograd.F3, winograd.F4])
 def test_the_matrices_make_a_convolution_of_one_axis(transform):
     rng = np.random.default_rng(3)
-    d, g = rng.standard_normal(transform.points), rng.standard_normal(3)
+    d, g = rng.standard_normal(len(transform.input)), rng.standard_normal(3)
     y = transform.output @ ((transform.filter @ g) * (transform.input @ d))
     np.testing.assert_allclose(y, np.correlate(d, g, "valid"), rtol=1e-12)
 
@@ -134,6 +193,15 @@ def test_no_activation_hides_what_is_not_finite():
     assert xpconv.explain(xpconv.corr2d, x, w).method == "winograd"
     expected = xpconv.corr2d(x[:1, :5, :5], w, method="gemm", activation="relu")
     np.testing.assert_allclose(xpconv.corr2d(x, w, activation="relu")[:1, :3, :3], expected, atol=1e-3)
+
+
+@pytest.mark.usefixtures("side")
+def test_a_weight_of_signals_changed_in_place_is_seen():
+    rng = np.random.default_rng(8)
+    x, w = rng.standard_normal((2, 100, 32), np.float32), rng.standard_normal((7, 32, 40), np.float32)
+    for _ in range(3):
+        assert_near(xpconv.corr1d(x, w, method="winograd"), exact(xpconv.corr1d, x, w), 3e-5)
+        w[rng.integers(7), rng.integers(32), rng.integers(40)] += 50
 
 
 @pytest.mark.usefixtures("side")

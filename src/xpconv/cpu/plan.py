@@ -119,7 +119,8 @@ def _no_winograd(spec: ConvSpec, spectral: bool) -> str:
     if not spectral:
         return "method='winograd' computes with fractions, which integers cannot hold; take method='gemm'"
     return (
-        "method='winograd' takes windows of 3 by 3 on the last two axes at stride 1 without groups; got window "
+        "method='winograd' takes windows of 3 by 3 on the last two axes, or of at least 3 on a single one, at stride 1 "
+        f"without groups; got window "
         f"{spec.window}, stride {spec.stride}, groups={spec.groups}: take method='auto'"
     )
 
@@ -215,11 +216,13 @@ def pool_is_compiled(spec: PoolSpec) -> bool:
 
 def _compiled_winograd_seconds(spec: ConvSpec) -> float:
     """Products at the machine's full speed, tiles to transform, and the transformed weight to read."""
-    points, taps = winograd.F4.points**2, math.prod(spec.window[:-2])
-    products, _ = winograd.operations(spec, winograd.F4)
-    weight = (points + 2 * 9) * taps * spec.channels * spec.filters
-    transformed = products // (2 * taps * spec.channels * spec.filters) * (spec.channels + spec.filters)
-    return products / _COMPILED + transformed / _REGISTERED + weight / _STREAMED + _CALL
+    transform = winograd.F3 if spec.axes == 1 else winograd.F4
+    terms, (products, _) = transform.terms(spec.window), winograd.operations(spec, transform)
+    weight = (transform.points * terms + 2 * math.prod(spec.window)) * spec.channels * spec.filters
+    maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
+    transformed = products // (2 * terms * spec.channels * spec.filters) * maps
+    transforms = transform.axes / 2 * transformed / _REGISTERED  # which are told for two axes
+    return products / _COMPILED + transforms + weight / _STREAMED + 2 * _CALL  # once more to compare the weight
 
 
 def _direct_seconds(spec: ConvSpec) -> float:
@@ -328,10 +331,10 @@ def _winograd_seconds(spec: ConvSpec) -> float:
         return math.inf
     transform = winograd.transform_for(spec)
     products, transforms = winograd.operations(spec, transform)
-    points, taps = transform.points**2, math.prod(spec.window[:-2])
-    tiles = products // (2 * points * taps * spec.channels * spec.filters or 1)
-    moved = points * tiles * (2 * taps * spec.channels + 1.5 * spec.filters)
-    weight = points * taps * spec.channels * spec.filters
+    points, terms = transform.points, transform.terms(spec.window)
+    tiles = products // (2 * points * terms * spec.channels * spec.filters or 1)
+    moved = points * tiles * (2 * terms * spec.channels + 1.5 * spec.filters)
+    weight = points * terms * spec.channels * spec.filters
     return (products + transforms) / _SMALL_PRODUCTS + moved / _TILES + weight / _WEIGHTS + _SPECTRUM
 
 

@@ -1,38 +1,52 @@
-"""Winograd's minimal filtering F(4x4, 3x3) and F(2x2, 3x3) in NumPy: few large matrix products.
+"""Winograd's minimal filtering F(4x4, 3x3), F(2x2, 3x3) and F(3, 3) in NumPy: few large matrix products.
 
 ``y = A^T [(G w G^T) * (B^T d B)] A`` on tiles d of the input (Lavin and Gray, 2016, arXiv:1509.09308): 36 products make
 16 results of a channel, where the definition takes 144. The transforms are one matrix product each over all tiles of
 a block, with the Kronecker square of their matrix: one redundant product takes less time than forty passes.
+
+Signals are images one element wide, whose tiles have one axis: 5 products make 3 results of 3 taps. Longer windows are
+sums of windows of three, which read one tile further each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
-from xpconv.spec import Array, ConvSpec
+from xpconv.spec import Array, ConvSpec, Sizes
 
 _BLOCK_BYTES = 1 << 24  # of tiles before and after their transforms: with a quarter, a third more time
-_SPACE = 2  # axes that are transformed: the last two
+_SPACE = 2  # axes of an image: the last two
+_TAPS = 3  # that a tile's windows have along an axis
 
 
 class Transform:
-    """The matrices of F(m x m, 3 x 3), each squared to serve two axes at once."""
+    """The matrices of F(m, 3) for tiles of one axis, or squared to serve two axes at once."""
 
-    def __init__(self, filter_: list[list[float]], input_: list[list[float]], output: list[list[float]]) -> None:
+    def __init__(
+        self, axes: int, filter_: list[list[float]], input_: list[list[float]], output: list[list[float]]
+    ) -> None:
         self.filter, self.input, self.output = (np.array(matrix) for matrix in (filter_, input_, output))
-        self.results = len(output)  # m
-        self.points = len(input_)  # m + 2
+        self.axes, self.results, edge = axes, len(output), len(input_)  # m, m + 2
+        self.points = edge**axes
+        still = (1,) * (_SPACE - axes)  # tiles of signals are one element wide
+        self.tile, self.edges = (self.results,) * axes + still, (edge,) * axes + still  # rows and columns
 
-    def squared(self, matrix: Array, dtype: np.dtype) -> Array:
-        """For tiles whose two axes are flattened into one."""
-        return np.kron(matrix, matrix).astype(dtype)
+    def flattened(self, matrix: Array, dtype: np.dtype) -> Array:
+        """For tiles whose axes are one."""
+        return (np.kron(matrix, matrix) if self.axes == _SPACE else matrix).astype(dtype)
+
+    def terms(self, window: Sizes) -> int:
+        """Windows of three, or three by three, that a window is the sum of."""
+        return -(-math.prod(window) // _TAPS**self.axes)
 
 
 F4 = Transform(
+    2,
     [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
      [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
     [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
@@ -40,17 +54,33 @@ F4 = Transform(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
 )  # fmt: skip
 F2 = Transform(
+    2,
     [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
     [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
     [[1, 1, 1, 0], [0, 1, -1, -1]],
 )
+F3 = Transform(  # at 0, 1, -1, 2 and infinity
+    1,
+    [[1 / 2, 0, 0], [-1 / 2, -1 / 2, -1 / 2], [-1 / 6, 1 / 6, -1 / 6], [1 / 6, 1 / 3, 2 / 3], [0, 0, 1]],
+    [[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]],
+    [[1, 1, 1, 1, 0], [0, 1, -1, 2, 0], [0, 1, 1, 4, 1]],
+)
 
 
 def fits(spec: ConvSpec) -> bool:
-    """Whether the last two axes have windows of three at stride 1, and nothing is in groups."""
-    last = zip(spec.window[-_SPACE:], spec.stride[-_SPACE:], strict=True)
+    """Whether windows are of three on the last two axes, or of at least three on the only one, at stride 1."""
     plain = not spec.input_dilation and spec.groups == 1 and set(spec.stride) == {1}
-    return plain and spec.axes >= _SPACE and all(m == 3 and s == 1 for m, s in last)
+    long = spec.window[0] >= _TAPS if spec.axes == 1 else spec.window[-_SPACE:] == (_TAPS, _TAPS)
+    return plain and long
+
+
+def as_images(spec: ConvSpec) -> ConvSpec:
+    """Signals as images that are one element wide; what has more axes as it is."""
+    if spec.axes >= _SPACE:
+        return spec
+    size, window, stride, dilation = ((*of, 1) for of in (spec.size, spec.window, spec.stride, spec.dilation))
+    padding = (*spec.padding, (0, 0))
+    return replace(spec, size=size, window=window, stride=stride, dilation=dilation, padding=padding)
 
 
 def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
@@ -61,38 +91,45 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     """
     if spec.flip:
         w = np.flip(w, axis=tuple(range(spec.axes)))
-    transform = transform_for(spec)
-    y = np.empty((spec.batch, *spec.out_size, spec.filters), x.dtype)
+    transform, shape = transform_for(spec), (spec.batch, *spec.out_size, spec.filters)
     weight = transformed_weight(w, transform)
+    if spec.axes == 1:
+        x, spec = x[:, :, None], as_images(spec)
+    y = np.empty((spec.batch, *spec.out_size, spec.filters), x.dtype)
     (dilated_down, dilated_across), lead = spec.dilation[-_SPACE:], spec.axes - _SPACE
     for down in range(dilated_down):
         for across in range(dilated_across):
             phase = (*(slice(None),) * (lead + 1), slice(down, None, dilated_down), slice(across, None, dilated_across))
             if 0 not in y[phase].shape:
                 _plain(x[phase], weight, y[phase], spec.dilation[:lead], transform, limit)
-    return y
+    return y.reshape(shape)
 
 
 def transform_for(spec: ConvSpec) -> Transform:
-    """F(4x4, 3x3), or F(2x2, 3x3) where maps are so small that most of a larger tile would be cut off."""
+    """F(3, 3) of signals; F(4x4, 3x3), or F(2x2, 3x3) of maps so small that most of a larger tile would be cut off."""
+    if spec.axes == 1:
+        return F3
     across = (-(-n // d) for n, d in zip(spec.out_size[-_SPACE:], spec.dilation[-_SPACE:], strict=True))
     return F2 if min(across) <= F2.results else F4
 
 
 def transformed_weight(w: Array, transform: Transform) -> Array:
-    """(*window, C, F) as (points squared, taps of the leading axes, C, F)."""
-    *lead, _, _, channels, filters = w.shape
-    taps = math.prod(lead)
-    w = w.reshape(taps, 9, channels * filters)
-    u = transform.squared(transform.filter, w.dtype) @ w
-    return np.ascontiguousarray(u.reshape(taps, -1, channels, filters).swapaxes(0, 1))
+    """(*window, C, F) as (points, windows of three that are added up, C, F), the last filled up with zeros."""
+    *window, channels, filters = w.shape
+    terms, each = transform.terms(tuple(window)), _TAPS**transform.axes
+    taps = w.reshape(-1, channels * filters)
+    if missing := terms * each - len(taps):
+        taps = np.concatenate([taps, np.zeros((missing, channels * filters), w.dtype)])
+    u = transform.flattened(transform.filter, w.dtype) @ taps.reshape(terms, each, channels * filters)
+    return np.ascontiguousarray(u.reshape(terms, -1, channels, filters).swapaxes(0, 1))
 
 
 def _plain(x: Array, weight: Array, y: Array, dilation: tuple[int, ...], transform: Transform, limit: int) -> None:
     """Without dilation in the last two axes: block by block of rows of tiles, in memory that all blocks share."""
-    points, _, channels, filters = weight.shape
-    places, across = _leading(x, y, dilation), -(-y.shape[-2] // transform.results)
-    forward, back = (transform.squared(m, x.dtype) for m in (transform.input, transform.output))
+    points, terms, channels, filters = weight.shape
+    leading, across = _leading(x, y, dilation), -(-y.shape[-2] // transform.tile[1])
+    places = [(place, _TAPS * further) for place in leading for further in range(terms // len(leading))]
+    forward, back = (transform.flattened(m, x.dtype) for m in (transform.input, transform.output))
     tile_bytes = _tile_bytes(points, channels, filters, x.dtype.itemsize)
     rows = max(1, min(limit, _BLOCK_BYTES) // (tile_bytes * across))
     memory = _Memory(x.dtype)
@@ -101,9 +138,9 @@ def _plain(x: Array, weight: Array, y: Array, dilation: tuple[int, ...], transfo
         tiles = -(-(bottom - top) // transform.results), across
         count = math.prod(results.shape[:-3]) * math.prod(tiles)
         total = memory.take("total", (points, count, filters))
-        for tap, place in enumerate(places):
+        for tap, (place, further) in enumerate(places):
             source = memory.take("source", (points, count * channels))
-            _cut(x[image][(*place, slice(top, None))], results.shape, tiles, transform, source)
+            _cut(x[image][(*place, slice(top + further, None))], tiles, transform, source)
             spectrum = np.matmul(forward, source, out=memory.take("spectrum", source.shape))
             spectrum = spectrum.reshape(points, count, channels)
             product = np.matmul(spectrum, weight[:, tap], out=total if tap == 0 else memory.take("more", total.shape))
@@ -152,20 +189,21 @@ def _blocks(y: Array, rows: int, results: int) -> Iterator[tuple[slice, int, int
             yield slice(n, n + 1), top, min(top + step, height)
 
 
-def _cut(x: Array, shape: tuple[int, ...], tiles: tuple[int, int], transform: Transform, into: Array) -> None:
-    """Overlapping tiles of (..., rows, columns, C) into (points squared, tiles C); zeros beyond the end."""
-    edge, step, (down, across) = transform.points, transform.results, tiles
-    rows, columns = shape[-3] + 2, shape[-2] + 2
-    whole = (down * step + 2, across * step + 2)
+def _cut(x: Array, tiles: tuple[int, int], transform: Transform, into: Array) -> None:
+    """Overlapping tiles of (..., rows, columns, C) into (points, tiles C); zeros beyond the end."""
+    (edge_down, edge_across), (step_down, step_across), (down, across) = transform.edges, transform.tile, tiles
+    whole = ((down - 1) * step_down + edge_down, (across - 1) * step_across + edge_across)
+    x = x[..., : whole[0], : whole[1], :]
+    rows, columns = x.shape[-3:-1]
     if (rows, columns) != whole:
         padded = np.zeros((*x.shape[:-3], *whole, x.shape[-1]), x.dtype)
-        padded[..., :rows, :columns, :] = x[..., :rows, :columns, :]
+        padded[..., :rows, :columns, :] = x
         x = padded
     *lead, vertical, horizontal, channel = x.strides
     view = np.lib.stride_tricks.as_strided(
         x,
-        (edge, edge, *x.shape[:-3], down, across, x.shape[-1]),
-        (vertical, horizontal, *lead, vertical * step, horizontal * step, channel),
+        (edge_down, edge_across, *x.shape[:-3], down, across, x.shape[-1]),
+        (vertical, horizontal, *lead, vertical * step_down, horizontal * step_across, channel),
         writeable=False,
     )
     into.reshape(view.shape)[...] = view
@@ -173,14 +211,15 @@ def _cut(x: Array, shape: tuple[int, ...], tiles: tuple[int, int], transform: Tr
 
 def _untile(parts: Array, y: Array, tiles: tuple[int, int], transform: Transform) -> None:
     """Results of tiles (m m, tiles F) put where they belong; what lies beyond the end is dropped."""
-    m, (down, across) = transform.results, tiles
+    (tall, wide), (down, across) = transform.tile, tiles
     *lead, rows, columns, filters = y.shape
-    parts = np.moveaxis(parts.reshape(m, m, *lead, down, across, filters), (0, 1), (-4, -2))
-    if (rows, columns) == (down * m, across * m):
-        split = (*y.strides[:-3], y.strides[-3] * m, y.strides[-3], y.strides[-2] * m, y.strides[-2], y.strides[-1])
+    parts = np.moveaxis(parts.reshape(tall, wide, *lead, down, across, filters), (0, 1), (-4, -2))
+    if (rows, columns) == (down * tall, across * wide):
+        vertical, horizontal = y.strides[-3:-1]
+        split = (*y.strides[:-3], vertical * tall, vertical, horizontal * wide, horizontal, y.strides[-1])
         np.lib.stride_tricks.as_strided(y, parts.shape, split)[...] = parts
         return
-    y[...] = parts.reshape(*lead, down * m, across * m, filters)[..., :rows, :columns, :]
+    y[...] = parts.reshape(*lead, down * tall, across * wide, filters)[..., :rows, :columns, :]
 
 
 def _tile_bytes(points: int, channels: int, filters: int, itemsize: int) -> int:
@@ -190,22 +229,21 @@ def _tile_bytes(points: int, channels: int, filters: int, itemsize: int) -> int:
 
 def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
     """Bytes beside the padded input: the weight transformed, and a block of tiles."""
-    transform = transform_for(spec)
-    points, taps = transform.points**2, math.prod(spec.window[:-_SPACE])
-    tile_bytes = _tile_bytes(points, spec.channels, spec.filters, itemsize)
-    row = tile_bytes * -(-spec.out_size[-1] // spec.dilation[-1] // transform.results)
-    rows = spec.batch * -(-math.prod(spec.out_size[:-1]) // transform.results)
-    weight = points * taps * spec.channels * spec.filters * itemsize
+    transform, images = transform_for(spec), as_images(spec)
+    tile_bytes = _tile_bytes(transform.points, spec.channels, spec.filters, itemsize)
+    row = tile_bytes * -(-images.out_size[-1] // images.dilation[-1] // transform.tile[1])
+    rows = spec.batch * -(-math.prod(images.out_size[:-1]) // transform.results)
+    weight = transform.points * transform.terms(spec.window) * spec.channels * spec.filters * itemsize
     return 2 * weight + row * min(rows, max(1, min(limit, _BLOCK_BYTES) // max(row, 1)))
 
 
 @lru_cache(maxsize=4096)
 def operations(spec: ConvSpec, transform: Transform) -> tuple[int, int]:
     """Multiplications and additions of the products, and of the transforms of input and results."""
-    lead = math.prod(spec.out_size[:-_SPACE])
-    pairs = zip(spec.out_size[-_SPACE:], spec.dilation[-_SPACE:], strict=True)
+    lead = math.prod(spec.out_size[: -transform.axes])
+    pairs = zip(spec.out_size[-transform.axes :], spec.dilation[-transform.axes :], strict=True)
     tiles = spec.batch * lead * math.prod(math.ceil(n / (d * transform.results)) * d for n, d in pairs)
-    taps, points = math.prod(spec.window[:-_SPACE]), transform.points**2
-    products = 2 * points * tiles * taps * spec.channels * spec.filters
-    transforms = 2 * points * tiles * (points * taps * spec.channels + transform.results**2 * spec.filters)
+    terms, points = transform.terms(spec.window), transform.points
+    products = 2 * points * tiles * terms * spec.channels * spec.filters
+    transforms = 2 * points * tiles * (points * terms * spec.channels + math.prod(transform.tile) * spec.filters)
     return products, transforms

@@ -1,9 +1,11 @@
-"""Winograd's F(4x4, 3x3) with its transforms in registers.
+"""Winograd's F(4x4, 3x3) of images and F(3, 3) of signals, with the transforms in registers.
 
 A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each of which the register tile multiplies
 with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Tables say where tiles begin, so
 that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the first axis inside the product) are
-the same kernels. The transformed weight is kept as long as the weight stays as it is.
+the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps, and
+the sums of longer windows go on over the tiles that follow, which are transformed once for all of them. The transformed
+weight is kept as long as the weight stays as it is.
 """
 
 from __future__ import annotations
@@ -21,15 +23,14 @@ from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
-from xpconv.cpu.compiled.moves import gather_kernel, in_vectors, lanes_of, put, take, transpose_kernel
-from xpconv.cpu.compiled.tile import Finish, Shape, each_tile, finishing, shape_for, tile_kernels
+from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
+from xpconv.cpu.compiled.tile import Shape, each_tile, finishing, shape_for, tile_kernels
+from xpconv.cpu.compiled.transforms import IMAGES, SIGNALS, Form, back_kernel, forward_kernel
 from xpconv.cpu.compiled.weights import Packing
 from xpconv.spec import Array, ConvSpec, Sizes
 
-_RESULTS, _EDGE = 4, 6  # of a tile, along an axis
-_POINTS = _EDGE**2
 _OWN = (
     "w", "y", "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels",
     "filters", "panels", "parts", "finish", "bias", "zeros", "in_row", "in_pixel", "out_row", "out_pixel",
@@ -51,57 +52,64 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
     if empty or spec.axes > 3 or not winograd.fits(spec):
         return False
-    return _library(dtype, shape_for(spec.filters, dtype)) is not None and workspace(dtype, spec) <= limit
+    compiled = _library(dtype, shape_for(spec.filters, dtype), _form_of(spec))
+    return compiled is not None and workspace(dtype, spec) <= limit
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
     """Bytes that the scratch memory of all threads takes."""
-    team = threads.thread_count()
-    whole = _whole(spec)
-    rows, images = _shape(whole, team)
-    tiles_in, tiles_out = _tile_counts(whole, rows, images)
-    strip = ((rows - 1) + spec.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
+    team, form, spec = threads.thread_count(), _form_of(spec), winograd.as_images(spec)
+    whole = _whole(spec, form)
+    rows, images = _shape(whole, form, team)
+    tiles_in, tiles_out = _tile_counts(whole, form, rows, images)
+    strip = ((rows - 1) + whole.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
     results = rows * math.prod(spec.out_size[1:]) * spec.filters * images
-    each = _POINTS * (tiles_in * spec.channels + tiles_out * spec.filters) + strip + results
+    each = form.points * (tiles_in * spec.channels + tiles_out * spec.filters) + strip + results
     return team * each * np.dtype(dtype).itemsize
 
 
+def _form_of(spec: ConvSpec) -> Form:
+    return SIGNALS if spec.axes == 1 else IMAGES
+
+
 class Winograd:
-    """A convolution of stride 1 with windows of three on the last two axes and without groups, prepared."""
+    """A convolution that `winograd.fits`, prepared."""
 
     def __init__(self, call: Call) -> None:
-        spec, dtype, size, self._call = call.spec, call.dtype, call.itemsize, call
-        self._shape, whole = shape_for(spec.filters, dtype), _whole(spec)
+        self._form, self._call = _form_of(call.spec), _of_images(call)
+        call, form = self._call, self._form
+        spec, dtype, size = call.spec, call.dtype, call.itemsize
+        self._shape, whole = shape_for(spec.filters, dtype), _whole(spec, form)
         sources = partial(_sources_of, spec=spec, sources=call.sources)
         cut = blocks_of(
-            whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, call.team)
+            whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team)
         )
         panels = -(-spec.filters // self._shape.filters)
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(panels, call.team)
         turned = call.y_strides[-1] != size
-        tiles_in, tiles_out = _tile_counts(whole, cut.rows, cut.images)
+        tiles_in, tiles_out = _tile_counts(whole, form, cut.rows, cut.images)
         block = _block_strides(spec, call.y_strides, size, turned)
-        lead, line = spec.axes - 2, math.prod(spec.out_size[1:])
+        lead, line, terms = spec.axes - 2, math.prod(spec.out_size[1:]), _terms(whole)
         numbers = {
-            "tap_count": math.prod(spec.window[:lead]), "unit": _unit(whole), "band": _band(whole),
-            "extra": whole.reach[0] - 1 if lead else 0, "channels": spec.channels, "filters": spec.filters,
-            "panels": panels, "parts": parts, "in_row": cut.steps[lead] * spec.dilation[-2],
-            "in_pixel": cut.steps[lead + 1] * spec.dilation[-1], "out_row": block[-3] * spec.dilation[-2],
+            "tap_count": len(terms), "unit": _unit(whole, form), "band": _band(whole, form), "extra": int(terms[-1]),
+            "channels": spec.channels, "filters": spec.filters, "panels": panels, "parts": parts,
+            "in_row": cut.steps[lead] * spec.dilation[-2], "in_pixel": cut.steps[lead + 1] * spec.dilation[-1],
+            "out_row": block[-3] * spec.dilation[-2],
             "out_pixel": block[-2] * spec.dilation[-1], "in_plane": tiles_in * spec.channels * size,
             "out_plane": tiles_out * spec.filters * size, "turned": int(turned), "y_item": call.y_strides[0],
             "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line, "last_row": spec.out_size[0],
         }  # fmt: skip
-        tables = _tables(spec, whole, cut, block, size)
+        tables = _tables(spec, whole, form, cut, block, size)
         tables["zeros"] = np.zeros(self._shape.filters, dtype)
         tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, numbers, tables, cut)
         results = cut.images * cut.rows * line * spec.filters * size if turned else 0
-        tiles = _POINTS * (tiles_in * spec.channels + tiles_out * spec.filters) * size
+        tiles = form.points * (tiles_in * spec.channels + tiles_out * spec.filters) * size
         self._items, self._scratch = cut.count * parts, cut.images * cut.strip + tiles + results
         width = -(-spec.filters // lanes_of(dtype)) * lanes_of(dtype)
         self._pack_bias = Packing(dtype, 1, spec.filters, width, np.zeros(1, np.int64), size)
         self._no_bias = np.zeros(width, dtype)
-        compiled = _library(dtype, self._shape)
+        compiled = _library(dtype, self._shape, form)
         assert compiled is not None
         self._address = compiled.address("conv")
 
@@ -119,8 +127,8 @@ class Winograd:
         """The weight as (panels, points, taps C, filters of a tile)."""
         spec = self._call.spec
         if spec.flip:
-            w = np.flip(w, axis=tuple(range(spec.axes)))
-        u = winograd.transformed_weight(w, winograd.F4).reshape(-1, spec.filters)
+            w = np.flip(w, axis=tuple(range(w.ndim - 2)))
+        u = winograd.transformed_weight(w, self._form.matrices).reshape(-1, spec.filters)
         order = np.arange(len(u), dtype=np.int64) * u.strides[0]
         pack = Packing(self._call.dtype, 1, spec.filters, self._shape.filters, order, u.strides[-1])
         return pack(u, self._call.team)
@@ -129,39 +137,54 @@ class Winograd:
 # --- Where tiles lie --------------------------------------------------------------------------------------------------
 
 
-def _whole(spec: ConvSpec) -> ConvSpec:
-    """The convolution with as much more padding at the end as whole tiles need."""
-    lead = spec.axes - 2
-    more = [0] * lead + [-n % (_RESULTS * d) for n, d in zip(spec.out_size[lead:], spec.dilation[lead:], strict=True)]
-    return replace(spec, padding=tuple((lo, hi + m) for (lo, hi), m in zip(spec.padding, more, strict=True)))
+def _of_images(call: Call) -> Call:
+    """Signals as images that are one element wide, a step of any length from the next."""
+    if call.spec.axes > 1:
+        return call
+    x_strides, y_strides = ((item, step, step, map_) for item, step, map_ in (call.x_strides, call.y_strides))
+    return replace(call, spec=winograd.as_images(call.spec), x_strides=x_strides, y_strides=y_strides)
 
 
-def _unit(whole: ConvSpec) -> int:
+def _whole(spec: ConvSpec, form: Form) -> ConvSpec:
+    """The convolution with whole windows of three, and as much more padding at the end as they and whole tiles need."""
+    lead, window, padding = spec.axes - 2, list(spec.window), list(spec.padding)
+    for axis, (results, edge) in enumerate(zip(form.matrices.tile, form.matrices.edges, strict=True), start=lead):
+        missing, dilation, (before, after) = -window[axis] % (edge - results + 1), spec.dilation[axis], padding[axis]
+        window[axis] += missing
+        padding[axis] = before, after + missing * dilation + -spec.out_size[axis] % (results * dilation)
+    return replace(spec, window=tuple(window), padding=tuple(padding))
+
+
+def _terms(whole: ConvSpec) -> Array:
+    """How many units beyond its tile each term of a sum is read: as many planes, or tiles of three taps."""
+    return np.arange(whole.window[0]) * whole.dilation[0] if whole.axes == 3 else np.arange(whole.window[0] // 3)
+
+
+def _unit(whole: ConvSpec, form: Form) -> int:
     """Rows of the first axis that tiles come in: those of a tile, dilated, or one plane of a volume."""
-    return _RESULTS * whole.dilation[0] if whole.axes == 2 else 1
+    return form.matrices.tile[0] * whole.dilation[0] if whole.axes == 2 else 1
 
 
-def _tile_counts(whole: ConvSpec, rows: int, images: int) -> tuple[int, int]:
+def _tile_counts(whole: ConvSpec, form: Form, rows: int, images: int) -> tuple[int, int]:
     """Tiles of a block's input, and of its results."""
-    band, extra = _band(whole), whole.reach[0] - 1 if whole.axes == 3 else 0
-    units = rows // _unit(whole)
-    return images * (units + extra) * band, images * units * band
+    band, units = _band(whole, form), rows // _unit(whole, form)
+    return images * (units + int(_terms(whole)[-1])) * band, images * units * band
 
 
-def _band(whole: ConvSpec) -> int:
+def _band(whole: ConvSpec, form: Form) -> int:
     """Tiles of one unit of the first axis."""
     line = math.prod(whole.out_size[1:])
-    return line * _unit(whole) // _RESULTS**2
+    return line * _unit(whole, form) // math.prod(form.matrices.tile)
 
 
-def _shape(whole: ConvSpec, team: int) -> tuple[int, int]:
+def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
     """Rows and images of a block."""
-    tile_bytes = _POINTS * (whole.channels + whole.filters) * 4
+    tile_bytes = form.points * (whole.channels + whole.filters) * 4
     tiles = min(max(_TILE_BYTES // tile_bytes, _FEWEST), _MOST)
-    unit, band = _unit(whole), _band(whole)
+    unit, band = _unit(whole, form), _band(whole, form)
     units = whole.out_size[0] // unit
-    image_tiles = units * band
-    if whole.batch * image_tiles <= _MOST and _POINTS * whole.channels * whole.filters > _STREAMED:
+    image_tiles, weight = units * band, form.points * len(_terms(whole)) * whole.channels * whole.filters
+    if whole.batch * image_tiles <= _MOST and weight > _STREAMED:
         return units * unit, whole.batch  # threads share the filters: the weight is read from memory once
     if image_tiles <= tiles:
         groups = max(-(-whole.batch * image_tiles // tiles), 1)
@@ -187,51 +210,46 @@ def _block_strides(spec: ConvSpec, y_strides: Sizes, size: int, turned: bool) ->
     return tuple(steps)
 
 
-def _tables(spec: ConvSpec, whole: ConvSpec, cut: Blocks, block: Sizes, size: int) -> dict[str, Array]:
+def _tables(
+    spec: ConvSpec, whole: ConvSpec, form: Form, cut: Blocks, block: Sizes, size: int
+) -> dict[str, Array]:  # fmt: skip
     """Where the tiles of a block begin and how many results they have, and where products read and write."""
-    lead = spec.axes - 2
-    planes_in = cut.rows + whole.reach[0] - 1 if lead else 1
-    height = whole.out_size[-2] if lead else cut.rows
-    image_in = _tile_places(planes_in, height, whole, [*cut.steps[:-1]], lead)
-    inputs = _with_images(image_in, cut.images, cut.steps[-1])
-    outputs = _with_images(
-        _tile_places(whole.out_size[0] if lead else 1, whole.out_size[-2], whole, [*block[1:-1]], lead), cut.images,
-        block[0],
-    )  # fmt: skip
-    left = _results_left(spec, whole, lead)
-    left = np.tile(left, (cut.images * (whole.out_size[0] if lead else 1), 1))
-    units, band = cut.rows // _unit(whole), _band(whole)
-    extra = whole.reach[0] - 1 if lead else 0
+    lead, terms = spec.axes - 2, _terms(whole)
+    units, band, extra = cut.rows // _unit(whole, form), _band(whole, form), int(terms[-1])
+    planes_in, height = (units + extra, whole.out_size[-2]) if lead else (1, (units + extra) * _unit(whole, form))
+    planes = whole.out_size[0] if lead else 1
+    image_in = _tile_places(planes_in, height, whole, form, cut.steps[:-1])
+    image_out = _tile_places(planes, whole.out_size[-2], whole, form, block[1:-1])
+    left = np.tile(_results_left(spec, whole, form), (cut.images * planes, 1))
+    outputs = np.stack([_with_images(image_out, cut.images, block[0]), left[:, 0], left[:, 1]], axis=1)
     rows = np.arange(cut.images)[:, None] * (units + extra) * band + np.arange(units * band)
-    taps = np.arange(spec.window[0]) * spec.dilation[0] * band if lead else np.zeros(1)
     return {
-        "inputs": inputs,
-        "outputs": np.ascontiguousarray(np.stack([outputs, left[:, 0], left[:, 1]], axis=1).astype(np.int64)),
+        "inputs": _with_images(image_in, cut.images, cut.steps[-1]),
+        "outputs": np.ascontiguousarray(outputs.astype(np.int64)),
         "pixels": (rows.reshape(-1) * (spec.channels * size)).astype(np.int64),
         "rows_out": np.arange(rows.size, dtype=np.int64) * (spec.filters * size),
-        "taps": (taps * (spec.channels * size)).astype(np.int64),
+        "taps": (terms * (band * spec.channels * size)).astype(np.int64),
     }
 
 
-def _tile_places(planes: int, height: int, whole: ConvSpec, steps: list[int], lead: int) -> Array:
+def _tile_places(planes: int, height: int, whole: ConvSpec, form: Form, steps: Sizes) -> Array:
     """Where tiles begin: by plane, row of tiles, phase of the two dilations, and column of tiles."""
-    down, across = whole.dilation[-2:]
-    counts = (height // (_RESULTS * down), down, across, whole.out_size[-1] // (_RESULTS * across))
-    vertical, horizontal = steps[lead], steps[lead + 1]
-    tiles = grid(counts, [_RESULTS * down * vertical, vertical, horizontal, _RESULTS * across * horizontal])
-    return (np.arange(planes, dtype=np.int64)[:, None] * (steps[0] if lead else 0) + tiles).reshape(-1)
+    (down, across), (tall, wide), (vertical, horizontal) = whole.dilation[-2:], form.matrices.tile, steps[-2:]
+    counts = (height // (tall * down), down, across, whole.out_size[-1] // (wide * across))
+    tiles = grid(counts, [tall * down * vertical, vertical, horizontal, wide * across * horizontal])
+    return (np.arange(planes, dtype=np.int64)[:, None] * (steps[0] if planes > 1 else 0) + tiles).reshape(-1)
 
 
 def _with_images(places: Array, images: int, step: int) -> Array:
     return (np.arange(images, dtype=np.int64)[:, None] * step + places).reshape(-1)
 
 
-def _results_left(spec: ConvSpec, whole: ConvSpec, lead: int) -> Array:
+def _results_left(spec: ConvSpec, whole: ConvSpec, form: Form) -> Array:
     """For the tiles of an image how many rows and columns of their results there are."""
-    axes = []
-    for n, whole_n, d in zip(spec.out_size[lead:], whole.out_size[lead:], spec.dilation[lead:], strict=True):
-        first = np.arange(whole_n // (_RESULTS * d))[:, None] * (_RESULTS * d) + np.arange(d)  # (tile, phase)
-        axes.append(np.clip(-(-(n - first) // d), 0, _RESULTS))
+    axes, sizes = [], zip(spec.out_size[-2:], whole.out_size[-2:], spec.dilation[-2:], form.matrices.tile, strict=True)
+    for n, whole_n, d, results in sizes:
+        first = np.arange(whole_n // (results * d))[:, None] * (results * d) + np.arange(d)  # (tile, phase)
+        axes.append(np.clip(-(-(n - first) // d), 0, results))
     rows, columns = axes[0][:, :, None, None], axes[1].T[None, None]  # by tile row, phases, tile column
     pairs = np.broadcast_arrays(rows, columns)
     return np.stack([part.reshape(-1) for part in pairs], axis=1)
@@ -240,14 +258,16 @@ def _results_left(spec: ConvSpec, whole: ConvSpec, lead: int) -> Array:
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
-def _library(dtype: str, shape: Shape) -> Library | None:
-    return library(f"winograd-{dtype}-{shape.lanes}x{shape.vectors}", partial(_make, dtype=dtype, shape=shape))
+def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
+    name = f"winograd-{form.name}-{dtype}-{shape.lanes}x{shape.vectors}"
+    return library(name, partial(_make, dtype=dtype, shape=shape, form=form))
 
 
-def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
+def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[str, ...]:
     """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
     tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
-    gather, forward, back = gather_kernel(module, dtype, transpose), _forward(module, dtype), _back(module, dtype)
+    gather = gather_kernel(module, dtype, transpose)
+    forward, back = forward_kernel(module, dtype, form), back_kernel(module, dtype, form)
     size = np.dtype(dtype).itemsize
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
@@ -255,8 +275,8 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     block = blocks.opened(kernel, given, item // given.parts, scratch, gather)
     units = block.rows // given.unit
     inputs, outputs = block.images * (units + given.extra) * given.band, block.images * units * given.band
-    spectra, products = block.free, block.free + given.in_plane * _POINTS
-    results = products + given.out_plane * _POINTS
+    spectra, products = block.free, block.free + given.in_plane * form.points
+    results = products + given.out_plane * form.points
     with kernel.loop(inputs) as t:
         kernel.call(
             forward, block.source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
@@ -264,7 +284,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
         )  # fmt: skip
     part = item % given.parts
     start, stop = (given.panels * part) // given.parts, (given.panels * (part + 1)) // given.parts
-    _multiply(kernel, given, tiles, shape, size, (start, stop), outputs, spectra, products)
+    _multiply(kernel, given, tiles, shape, form.points, size, (start, stop), outputs, spectra, products)
     first = start * shape.filters
     width = kernel.minimum(given.filters, stop * shape.filters) - first
     own = results - block.row * given.out_line * given.filters * size
@@ -290,14 +310,14 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
 
 
 def _multiply(
-    kernel: Kernel, given: SimpleNamespace, tiles: dict[int, Kernel], shape: Shape, size: int,
+    kernel: Kernel, given: SimpleNamespace, tiles: dict[int, Kernel], shape: Shape, points: int, size: int,
     panels: tuple[Value, Value], count: Value, spectra: Value, products: Value,
 ) -> None:  # fmt: skip
     """For every point the transformed tiles times its part of the weight, a panel of filters at a time."""
     panel_bytes = given.tap_count * given.channels * (shape.filters * size)
     start, stop = panels
-    with kernel.loop(_POINTS) as point, kernel.loop(stop, start=start) as panel:
-        x, w = spectra + point * given.in_plane, given.w + (panel * _POINTS + point) * panel_bytes
+    with kernel.loop(points) as point, kernel.loop(stop, start=start) as panel:
+        x, w = spectra + point * given.in_plane, given.w + (panel * points + point) * panel_bytes
         y = products + point * given.out_plane + panel * (shape.filters * size)
         width = given.filters - panel * shape.filters
 
@@ -308,82 +328,3 @@ def _multiply(
             )  # fmt: skip
 
         each_tile(kernel, tiles, count, arguments_of)
-
-
-def _forward(module: ir.Module, dtype: str) -> Kernel:
-    """``forward(x, row, pixel, to, plane, channels)``: a tile ``B^T d B``, a point a plane of bytes from the next."""
-    kernel = Kernel(module, "forward", ("x", "row", "pixel", "to", "plane", "channels"))
-    x, row, pixel, to, plane, channels = kernel.arguments
-    kind = vector(FLOATS[dtype], lanes_of(dtype))
-
-    def body(at: Value, mask: Value | None) -> None:
-        columns = [
-            _input_transform(kernel, [take(kernel, x + at + pixel * j + row * i, kind, mask) for i in range(_EDGE)])
-            for j in range(_EDGE)
-        ]
-        for i in range(_EDGE):
-            for j, value in enumerate(_input_transform(kernel, [column[i] for column in columns])):
-                put(kernel, value, to + at + plane * (_EDGE * i + j), mask)
-
-    in_vectors(kernel, dtype, channels, body)
-    kernel.finish()
-    return kernel
-
-
-def _back(module: ir.Module, dtype: str) -> Kernel:
-    """``back``: ``phi(A^T m A + bias)`` of a tile, of which so many rows and columns are stored.
-
-    Zero times every value is added to what was `found`, which stays zero as long as all are finite.
-    """
-    names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias", "found")
-    kernel = Kernel(module, "back", names)
-    m, plane, y, row, pixel, filters, rows, columns, finish, bias, found = kernel.arguments
-    kind = vector(FLOATS[dtype], lanes_of(dtype))
-    zeros, seen = kernel.constant(0, kind), kernel.variable(kernel.load(found, kind))
-    finished = Finish(kernel, finish, FLOATS[dtype], lanes_of(dtype))
-
-    def body(at: Value, mask: Value | None) -> None:
-        parts = [
-            _output_transform(
-                kernel, [take(kernel, m + at + plane * (_EDGE * i + j), kind, mask) for i in range(_EDGE)]
-            )
-            for j in range(_EDGE)
-        ]
-        added = kernel.load(bias + at, kind)
-        for i in range(_RESULTS):
-            values = _output_transform(kernel, [part[i] for part in parts])
-            for value in values:
-                seen.set(kernel.fma(value, zeros, seen.get()))
-            with kernel.when(rows > i):
-                for j, value in enumerate(values):
-                    with kernel.when(columns > j):
-                        put(kernel, finished(value, added), y + at + row * i + pixel * j, mask)
-
-    in_vectors(kernel, dtype, filters, body)
-    kernel.store(seen.get(), found)
-    kernel.finish()
-    return kernel
-
-
-def _input_transform(kernel: Kernel, d: list[Value]) -> list[Value]:
-    """``B^T d`` for six values."""
-
-    def times(a: Value, factor: float, b: Value) -> Value:
-        return kernel.fma(a, kernel.constant(factor, a.type), b)
-
-    even, odd = times(d[2], -4, d[4]), times(d[1], -4, d[3])
-    outer, inner = d[4] - d[2], d[3] - d[1]
-    return [
-        times(d[0] - d[2], 4, outer), even + odd, even - odd, times(inner, 2, outer), times(inner, -2, outer),
-        times(inner, -4, d[5] - d[3]),
-    ]  # fmt: skip
-
-
-def _output_transform(kernel: Kernel, m: list[Value]) -> list[Value]:
-    """``A^T m`` for six values."""
-
-    def times(a: Value, factor: float, b: Value) -> Value:
-        return kernel.fma(a, kernel.constant(factor, a.type), b)
-
-    near, near_odd, far, far_odd = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    return [m[0] + near + far, times(far_odd, 2, near_odd), times(far, 4, near), times(far_odd, 8, near_odd) + m[5]]

@@ -1,0 +1,130 @@
+"""Winograd's transforms in registers: of tiles of images, F(4x4, 3x3), and of signals, F(3, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llvmlite import ir
+
+from xpconv.cpu import winograd
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.moves import in_vectors, lanes_of, put, take
+from xpconv.cpu.compiled.tile import Finish
+
+Along: TypeAlias = Callable[[Kernel, Sequence[Value]], list[Value]]  # one axis of a tile
+
+
+@dataclass(frozen=True)
+class Form:
+    """How tiles are transformed."""
+
+    name: str
+    matrices: winograd.Transform
+    forward: Along
+    back: Along
+
+    @property
+    def points(self) -> int:
+        """Products of a tile and channel."""
+        return self.matrices.points
+
+
+def forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
+    """``forward(x, row, pixel, to, plane, channels)``: a tile ``B^T d B``, a point a plane of bytes from the next."""
+    kernel = Kernel(module, "forward", ("x", "row", "pixel", "to", "plane", "channels"))
+    x, row, pixel, to, plane, channels = kernel.arguments
+    kind, (rows, columns) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.edges
+
+    def body(at: Value, mask: Value | None) -> None:
+        tile = [
+            [take(kernel, x + at + pixel * j + row * i, kind, mask) for i in range(rows)] for j in range(columns)
+        ]  # fmt: skip
+        for i, values in enumerate(_transformed(kernel, form.forward, tile)):
+            for j, value in enumerate(values):
+                put(kernel, value, to + at + plane * (columns * i + j), mask)
+
+    in_vectors(kernel, dtype, channels, body)
+    kernel.finish()
+    return kernel
+
+
+def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
+    """``back``: ``phi(A^T m A + bias)`` of a tile, of which so many rows and columns are stored.
+
+    Zero times every value is added to what was `found`, which stays zero as long as all are finite.
+    """
+    names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias", "found")
+    kernel = Kernel(module, "back", names)
+    m, plane, y, row, pixel, filters, rows, columns, finish, bias, found = kernel.arguments
+    kind, (tall, wide) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.edges
+    zeros, seen = kernel.constant(0, kind), kernel.variable(kernel.load(found, kind))
+    finished = Finish(kernel, finish, FLOATS[dtype], lanes_of(dtype))
+
+    def body(at: Value, mask: Value | None) -> None:
+        tile = [
+            [take(kernel, m + at + plane * (wide * i + j), kind, mask) for i in range(tall)] for j in range(wide)
+        ]  # fmt: skip
+        added = kernel.load(bias + at, kind)
+        for i, values in enumerate(_transformed(kernel, form.back, tile)):
+            for value in values:
+                seen.set(kernel.fma(value, zeros, seen.get()))
+            with kernel.when(rows > i):
+                for j, value in enumerate(values):
+                    with kernel.when(columns > j):
+                        put(kernel, finished(value, added), y + at + row * i + pixel * j, mask)
+
+    in_vectors(kernel, dtype, filters, body)
+    kernel.store(seen.get(), found)
+    kernel.finish()
+    return kernel
+
+
+def _transformed(kernel: Kernel, along: Along, columns: list[list[Value]]) -> Iterator[Sequence[Value]]:
+    """Row by row, since all would not fit in registers; a tile of one column is not transformed along its rows."""
+    for row in list(zip(*[along(kernel, column) for column in columns], strict=True)):
+        yield row if len(columns) == 1 else along(kernel, row)
+
+
+def _images_forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:
+    """``B^T d`` for six values."""
+    even, odd = _times(kernel, d[2], -4, d[4]), _times(kernel, d[1], -4, d[3])
+    outer, inner = d[4] - d[2], d[3] - d[1]
+    return [
+        _times(kernel, d[0] - d[2], 4, outer), even + odd, even - odd, _times(kernel, inner, 2, outer),
+        _times(kernel, inner, -2, outer), _times(kernel, inner, -4, d[5] - d[3]),
+    ]  # fmt: skip
+
+
+def _images_back(kernel: Kernel, m: Sequence[Value]) -> list[Value]:
+    """``A^T m`` for six values."""
+    near, near_odd, far, far_odd = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    return [
+        m[0] + near + far, _times(kernel, far_odd, 2, near_odd), _times(kernel, far, 4, near),
+        _times(kernel, far_odd, 8, near_odd) + m[5],
+    ]  # fmt: skip
+
+
+def _signals_forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:
+    """``B^T d`` for five values."""
+    odd = d[3] - d[1]
+    return [
+        _times(kernel, d[0] - d[2], 2, odd), odd - (d[1] + d[2]), _times(kernel, d[1] - d[2], 3, odd), odd,
+        _times(kernel, odd, -2, d[4] - d[2]),
+    ]  # fmt: skip
+
+
+def _signals_back(kernel: Kernel, m: Sequence[Value]) -> list[Value]:
+    """``A^T m`` for five values."""
+    near = m[1] + m[2]
+    return [m[0] + near + m[3], _times(kernel, m[3], 2, m[1] - m[2]), _times(kernel, m[3], 4, near) + m[4]]
+
+
+def _times(kernel: Kernel, a: Value, factor: float, b: Value) -> Value:
+    """``factor a + b``."""
+    return kernel.fma(a, kernel.constant(factor, a.type), b)
+
+
+IMAGES = Form("images", winograd.F4, _images_forward, _images_back)
+SIGNALS = Form("signals", winograd.F3, _signals_forward, _signals_back)
