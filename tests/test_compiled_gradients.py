@@ -13,6 +13,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.activations import LEAK
 from xpconv.cpu.compiled import gradients, kernels, threads
+from xpconv.cpu.compiled.tile import shape_for
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
@@ -190,3 +191,17 @@ def test_the_weight_gradient_keeps_to_a_limit_of_memory(monkeypatch):
     sums = wanted.nbytes
     job = gradients._job(spec, x.strides, gy.strides, "float32", 4, compiled_calls.sources, limit)
     assert job.chunks * sums <= max(limit // 4, sums)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rows", "filters", "span"), [(7, 3, 4), (5, 16, 5), (33, 7, 16), (1, 1, 1)])
+def test_the_last_vector_of_a_total_ends_with_the_gradient(dtype, rows, filters, span):
+    compiled = gradients._library(dtype, shape_for(filters, dtype))
+    rng, size = np.random.default_rng(0), rows * filters
+    memory = integers(rng, size + 64, dtype)  # beyond the gradient it belongs to somebody else
+    partial, before = integers(rng, (2, size), dtype), memory.copy()
+    addresses = [memory.ctypes.data, memory.ctypes.data, partial.ctypes.data]
+    arguments = np.array([*addresses, len(partial), rows, filters, span, 0], np.int64)
+    threads.run(compiled.address("total"), arguments, -(-rows // span), 0, 1)
+    np.testing.assert_array_equal(memory[:size], before[:size] + partial.sum(axis=0))
+    np.testing.assert_array_equal(memory[size:], before[size:])
