@@ -78,8 +78,11 @@ def conv_plan(
     padded = spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize if spec.padded_size != spec.size else 0
     kernel = kernel_for(spec, method, compiled)
     if kernel:
-        weight = math.prod(spec.window) * spec.channels // spec.groups * compiled.filters * itemsize
-        weight *= 5 if kernel == "winograd" else 1  # 36 of 9, and a copy to compare with
+        taps = math.prod(spec.window)
+        if kernel == "winograd":  # the transformed weight, and a copy of the weight to compare with
+            transform = winograd.F3 if spec.axes == 1 else winograd.F4
+            taps += transform.points * transform.terms(spec.window)
+        weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
         return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
     return Plan(method, reason, tile, padded + workspace)
@@ -101,7 +104,7 @@ _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",
     "plane": "rows by vectors of columns in registers; along both axes where the weight is a product",
-    "winograd": "tiles of 4 x 4 results transformed in registers",
+    "winograd": "tiles transformed in registers, of 4 x 4 results or of 3 in a row",
 }
 
 
@@ -114,8 +117,9 @@ def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple
     if method == "direct":
         return "the whole result, tap by tap", spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
     if method == "winograd":
-        size = winograd.transform_for(spec).results
-        return f"blocks of tiles of {size} x {size} results", winograd.workspace(spec, itemsize, limit)
+        transform = winograd.transform_for(spec)
+        size = " x ".join(map(str, transform.tile[: transform.axes]))
+        return f"blocks of tiles of {size} results", winograd.workspace(spec, itemsize, limit)
     if is_cut(spec):
         lengths = " x ".join(map(str, overlap.tile_lengths(spec, limit)))
         return f"tiles of {lengths} elements, which overlap", overlap.workspace(spec, limit)
@@ -230,6 +234,15 @@ def _compiled_winograd_seconds(spec: ConvSpec) -> float:
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
     transforms = transform.axes / 2 * transformed / _REGISTERED  # which are told for two axes
     return products / _COMPILED + transforms + weight / _STREAMED + 2 * _CALL  # once more to compare the weight
+
+
+def winograd_gradient_pays(spec: ConvSpec) -> bool:
+    """Whether the gradient of the weight is worth its rounding in Winograd's domain."""
+    products, _ = winograd.operations(spec, winograd.F4)
+    tiles = products // (2 * spec.channels * spec.filters)
+    sums = 4 * winograd.F4.points * spec.channels * spec.filters
+    seconds = products / _COMPILED + tiles * (spec.channels + spec.filters) / _REGISTERED + sums / _STREAMED + _CALL
+    return seconds < _WORTH * (conv_operations(spec) / _COMPILED + _CALL)
 
 
 def _direct_seconds(spec: ConvSpec) -> float:

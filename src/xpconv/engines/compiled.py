@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu import separable
-from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled
+from xpconv.cpu import separable, winograd
+from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled, winograd_gradient_pays
 from xpconv.engines.agnostic import channels_last, epilogue, padding_source
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec, PoolSpec
@@ -165,9 +165,22 @@ def takes_gradient(dtype: Any, spec: ConvSpec) -> bool:
     return large and present is not None and present.takes_weight_gradient(_summed_in(dtype), spec, current_limit())
 
 
+def takes_winograd_gradient(dtype: Any, spec: ConvSpec) -> bool:
+    """Whether the gradient of the weight is summed in Winograd's domain."""
+    present, name = kernels(), _summed_in(dtype)
+    if present is None or not winograd.fits(spec) or not winograd_gradient_pays(spec):
+        return False
+    return present.takes_winograd_gradient(name, spec, current_limit())
+
+
 def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The gradient of the weight by offset of the window, (*window, C / groups, F), of channels-last arrays."""
-    return _present().grad_weight(x, gy, spec, sources, current_limit())
+    present = _present()
+    if takes_winograd_gradient(x.dtype, spec):
+        gw = present.winograd_grad_weight(x, gy, spec, sources, current_limit())
+        if finite(gw):
+            return gw
+    return present.grad_weight(x, gy, spec, sources, current_limit())
 
 
 _LARGE_GRADIENT = 200_000  # operations that BLAS does while the kernels are being called

@@ -127,6 +127,8 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
     if side != operation and is_spectral(x) and (spectra := spectra_plan(spec, side)):
         return spectra
     if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
+        if compiled.takes_winograd_gradient(x.dtype, spec):
+            return Plan("winograd", "a quarter of the products", "compiled: blocks of tiles, added in registers")
         return Plan("direct", "by tiles of channels and filters", "compiled: blocks of pixels, added in registers")
     if operation in ("global_max_pool", "global_avg_pool"):
         by_kernels = x is not None and compiled.takes_pooling(x.dtype, whole_maps(tuple(x.shape), spec))

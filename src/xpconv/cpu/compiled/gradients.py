@@ -186,7 +186,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
 
 def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Kernel) -> None:
     """The task: the sums over one chunk of blocks, for all filters or a part of them, a panel at a time."""
-    tiles = {height: _tile(module, dtype, shape, height) for height in _heights(shape)}
+    tiles = {height: sums_tile(module, dtype, shape, height) for height in heights(shape)}
     gather, pack = gather_kernel(module, dtype, transpose), _pack_kernel(module, dtype, shape)
     kernel = Kernel(module, "products", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
@@ -217,7 +217,7 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Ker
     kernel.finish()
 
 
-def _heights(shape: Shape) -> list[int]:
+def heights(shape: Shape) -> list[int]:
     """Rows of the tiles, also such as fill short runs: 9 are three taps of three channels, 14 and 7 seven taps."""
     short = (3,) if shape.heights[0] < 9 else (9, 7) if shape.vectors > 1 else (9, 4)
     return sorted({*shape.heights, *short}, reverse=True)
@@ -269,7 +269,7 @@ def _masks(kernel: Kernel, width: Value, shape: Shape) -> list[Value]:
 _TILE = ("x", "pixels", "count", "gy", "sums", "step", "width", "earlier")
 
 
-def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
+def sums_tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
     """``sums[r, f] = sum over p of  x[pixel[p] + r] gy[p, f]``, added to what is there if there were blocks before."""
     kernel = Kernel(module, f"tile{height}", _TILE)
     given = SimpleNamespace(**dict(zip(_TILE, kernel.arguments, strict=True)))

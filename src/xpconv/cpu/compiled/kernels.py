@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from xpconv.cpu.compiled import channelwise, direct, finite, gradients, plane, threads, winograd
+from xpconv.cpu.compiled import channelwise, direct, finite, gradients, plane, threads, winograd, winograd_gradient
 from xpconv.cpu.compiled.blocks import Sources, strides_of
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.call import Call, Prepared
@@ -19,7 +19,7 @@ from xpconv.spec import Array, ConvSpec, PoolSpec
 _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
     "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
 }  # fmt: skip
-grad_weight = gradients.grad_weight
+grad_weight, winograd_grad_weight = gradients.grad_weight, winograd_gradient.grad_weight
 all_finite, thread_count = finite.finite, threads.thread_count
 
 
@@ -88,6 +88,16 @@ def takes_weight_gradient(dtype: str, spec: ConvSpec, limit: int) -> bool:
     if not _here(dtype) or 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
         return False
     return direct.workspace(dtype, spec) <= limit
+
+
+def takes_winograd_gradient(dtype: str, spec: ConvSpec, limit: int) -> bool:
+    """Whether it is taken in Winograd's domain."""
+    return _takes_winograd_gradient(dtype, spec, limit, threads.thread_count())
+
+
+@lru_cache(maxsize=1024)
+def _takes_winograd_gradient(dtype: str, spec: ConvSpec, limit: int, _threads: int) -> bool:
+    return _here(dtype) and winograd_gradient.takes(dtype, spec, limit)
 
 
 def _here(dtype: str) -> bool:

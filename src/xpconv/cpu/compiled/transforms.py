@@ -81,6 +81,48 @@ def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
     return kernel
 
 
+def backward_kernel(module: ir.Module, dtype: str, filters: int) -> Kernel:
+    """``backward(gy, row, pixel, to, plane)``: a tile ``A gy A^T`` of so many filters, a point a plane on."""
+    kernel = Kernel(module, "backward", ("gy", "row", "pixel", "to", "plane"))
+    gy, row, pixel, to, plane = kernel.arguments
+    kind, (tall, wide) = vector(FLOATS[dtype], min(lanes_of(dtype), filters)), winograd.F4.tile
+    for at in range(0, filters * _size(kind), kind.count * _size(kind)):
+        tile = [[kernel.load(gy + pixel * j + row * i, kind, at) for i in range(tall)] for j in range(wide)]
+        for i, values in enumerate(_transformed(kernel, _gradients_forward, tile)):
+            for j, value in enumerate(values):
+                kernel.store(value, to + plane * (winograd.F4.edges[1] * i + j), at)
+    kernel.finish()
+    return kernel
+
+
+def _size(kind: ir.Type) -> int:
+    return 4 if isinstance(kind.element, ir.FloatType) else 8
+
+
+def weight_back(kernel: Kernel, sums: Sequence[Value]) -> list[Value]:
+    """``G^T s G``: nine taps of 36 sums, row by row."""
+    edge = winograd.F4.edges[0]
+    columns = [[sums[edge * i + j] for i in range(edge)] for j in range(edge)]
+    return [tap for row in _transformed(kernel, _weight_back, columns) for tap in row]
+
+
+def _gradients_forward(kernel: Kernel, g: Sequence[Value]) -> list[Value]:
+    """``A g`` for four values."""
+    even, odd = g[0] + g[2], g[1] + g[3]
+    far, far_odd = _times(kernel, g[2], 4, g[0]), _times(kernel, g[3], 4, g[1])
+    return [g[0], even + odd, even - odd, _times(kernel, far_odd, 2, far), _times(kernel, far_odd, -2, far), g[3]]
+
+
+def _weight_back(kernel: Kernel, s: Sequence[Value]) -> list[Value]:
+    """``G^T s`` for six values."""
+    near, near_odd, far, far_odd = s[1] + s[2], s[2] - s[1], s[3] + s[4], s[3] - s[4]
+    first = _times(kernel, near, -1 / 6, far * (1 / 24))
+    return [
+        _times(kernel, s[0], 1 / 4, first), _times(kernel, far_odd, 1 / 12, near_odd * (1 / 6)),
+        _times(kernel, far - near, 1 / 6, s[5]),
+    ]  # fmt: skip
+
+
 def _transformed(kernel: Kernel, along: Along, columns: list[list[Value]]) -> Iterator[Sequence[Value]]:
     """Row by row, since all would not fit in registers; a tile of one column is not transformed along its rows."""
     for row in list(zip(*[along(kernel, column) for column in columns], strict=True)):

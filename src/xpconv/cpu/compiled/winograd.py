@@ -59,9 +59,9 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
 def workspace(dtype: str, spec: ConvSpec) -> int:
     """Bytes that the scratch memory of all threads takes."""
     team, form, spec = threads.thread_count(), _form_of(spec), winograd.as_images(spec)
-    whole = _whole(spec, form)
+    whole = whole_of(spec, form)
     rows, images = _shape(whole, form, team)
-    tiles_in, tiles_out = _tile_counts(whole, form, rows, images)
+    tiles_in, tiles_out = tile_counts(whole, form, rows, images)
     strip = ((rows - 1) + whole.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
     results = rows * math.prod(spec.out_size[1:]) * spec.filters * images
     each = form.points * (tiles_in * spec.channels + tiles_out * spec.filters) + strip + results
@@ -79,27 +79,28 @@ class Winograd:
         self._form, self._call = _form_of(call.spec), _of_images(call)
         call, form = self._call, self._form
         spec, dtype, size = call.spec, call.dtype, call.itemsize
-        self._shape, whole = shape_for(spec.filters, dtype), _whole(spec, form)
-        sources = partial(_sources_of, spec=spec, sources=call.sources)
+        self._shape, whole = shape_for(spec.filters, dtype), whole_of(spec, form)
+        sources = partial(sources_of, spec=spec, sources=call.sources)
         cut = blocks_of(
             whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team)
         )
         panels = -(-spec.filters // self._shape.filters)
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(panels, call.team)
         turned = call.y_strides[-1] != size
-        tiles_in, tiles_out = _tile_counts(whole, form, cut.rows, cut.images)
+        tiles_in, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
         block = _block_strides(spec, call.y_strides, size, turned)
         lead, line, terms = spec.axes - 2, math.prod(spec.out_size[1:]), _terms(whole)
         numbers = {
-            "tap_count": len(terms), "unit": _unit(whole, form), "band": _band(whole, form), "extra": int(terms[-1]),
-            "channels": spec.channels, "filters": spec.filters, "panels": panels, "parts": parts,
+            "tap_count": len(terms), "unit": unit_of(whole, form), "band": band_of(whole, form),
+            "extra": int(terms[-1]), "channels": spec.channels, "filters": spec.filters, "panels": panels,
+            "parts": parts,
             "in_row": cut.steps[lead] * spec.dilation[-2], "in_pixel": cut.steps[lead + 1] * spec.dilation[-1],
             "out_row": block[-3] * spec.dilation[-2],
             "out_pixel": block[-2] * spec.dilation[-1], "in_plane": tiles_in * spec.channels * size,
             "out_plane": tiles_out * spec.filters * size, "turned": int(turned), "y_item": call.y_strides[0],
             "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line, "last_row": spec.out_size[0],
         }  # fmt: skip
-        tables = _tables(spec, whole, form, cut, block, size)
+        tables = tables_of(spec, whole, form, cut, block, size)
         tables["zeros"] = np.zeros(self._shape.filters, dtype)
         tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, numbers, tables, cut)
@@ -145,7 +146,7 @@ def _of_images(call: Call) -> Call:
     return replace(call, spec=winograd.as_images(call.spec), x_strides=x_strides, y_strides=y_strides)
 
 
-def _whole(spec: ConvSpec, form: Form) -> ConvSpec:
+def whole_of(spec: ConvSpec, form: Form) -> ConvSpec:
     """The convolution with whole windows of three, and as much more padding at the end as they and whole tiles need."""
     lead, window, padding = spec.axes - 2, list(spec.window), list(spec.padding)
     for axis, (results, edge) in enumerate(zip(form.matrices.tile, form.matrices.edges, strict=True), start=lead):
@@ -160,28 +161,28 @@ def _terms(whole: ConvSpec) -> Array:
     return np.arange(whole.window[0]) * whole.dilation[0] if whole.axes == 3 else np.arange(whole.window[0] // 3)
 
 
-def _unit(whole: ConvSpec, form: Form) -> int:
+def unit_of(whole: ConvSpec, form: Form) -> int:
     """Rows of the first axis that tiles come in: those of a tile, dilated, or one plane of a volume."""
     return form.matrices.tile[0] * whole.dilation[0] if whole.axes == 2 else 1
 
 
-def _tile_counts(whole: ConvSpec, form: Form, rows: int, images: int) -> tuple[int, int]:
+def tile_counts(whole: ConvSpec, form: Form, rows: int, images: int) -> tuple[int, int]:
     """Tiles of a block's input, and of its results."""
-    band, units = _band(whole, form), rows // _unit(whole, form)
+    band, units = band_of(whole, form), rows // unit_of(whole, form)
     return images * (units + int(_terms(whole)[-1])) * band, images * units * band
 
 
-def _band(whole: ConvSpec, form: Form) -> int:
+def band_of(whole: ConvSpec, form: Form) -> int:
     """Tiles of one unit of the first axis."""
     line = math.prod(whole.out_size[1:])
-    return line * _unit(whole, form) // math.prod(form.matrices.tile)
+    return line * unit_of(whole, form) // math.prod(form.matrices.tile)
 
 
 def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
     """Rows and images of a block."""
     tile_bytes = form.points * (whole.channels + whole.filters) * 4
     tiles = min(max(_TILE_BYTES // tile_bytes, _FEWEST), _MOST)
-    unit, band = _unit(whole, form), _band(whole, form)
+    unit, band = unit_of(whole, form), band_of(whole, form)
     units = whole.out_size[0] // unit
     image_tiles, weight = units * band, form.points * len(_terms(whole)) * whole.channels * whole.filters
     if whole.batch * image_tiles <= _MOST and weight > _STREAMED:
@@ -194,7 +195,7 @@ def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
     return -(-units // min(cuts, units)) * unit, 1
 
 
-def _sources_of(whole: ConvSpec, *, spec: ConvSpec, sources: Sources) -> tuple[Array, ...]:
+def sources_of(whole: ConvSpec, *, spec: ConvSpec, sources: Sources) -> tuple[Array, ...]:
     """Where the padded input comes from; the padding that only completes tiles lies outside."""
     ends = (after[1] - before[1] for before, after in zip(spec.padding, whole.padding, strict=True))
     return tuple(np.pad(s, (0, end), constant_values=-1) for s, end in zip(sources(spec), ends, strict=True))
@@ -210,13 +211,13 @@ def _block_strides(spec: ConvSpec, y_strides: Sizes, size: int, turned: bool) ->
     return tuple(steps)
 
 
-def _tables(
+def tables_of(
     spec: ConvSpec, whole: ConvSpec, form: Form, cut: Blocks, block: Sizes, size: int
 ) -> dict[str, Array]:  # fmt: skip
     """Where the tiles of a block begin and how many results they have, and where products read and write."""
     lead, terms = spec.axes - 2, _terms(whole)
-    units, band, extra = cut.rows // _unit(whole, form), _band(whole, form), int(terms[-1])
-    planes_in, height = (units + extra, whole.out_size[-2]) if lead else (1, (units + extra) * _unit(whole, form))
+    units, band, extra = cut.rows // unit_of(whole, form), band_of(whole, form), int(terms[-1])
+    planes_in, height = (units + extra, whole.out_size[-2]) if lead else (1, (units + extra) * unit_of(whole, form))
     planes = whole.out_size[0] if lead else 1
     image_in = _tile_places(planes_in, height, whole, form, cut.steps[:-1])
     image_out = _tile_places(planes, whole.out_size[-2], whole, form, block[1:-1])

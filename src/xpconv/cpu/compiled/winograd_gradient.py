@@ -1,0 +1,264 @@
+"""The gradient of the weight in Winograd's domain: F(4x4, 3x3) read backwards, for windows of 3 by 3 of images.
+
+Where ``y = A^T [(G w G^T) (B^T d B)] A`` sums over a tile's products, ``gw = G^T [sum of (B^T d B) (A gy A^T)] G`` sums
+over tiles: for each of 36 points one product of the transformed input tiles (tiles, C) with the transformed tiles of
+`gy` (tiles, F), a quarter of the multiplications of the definition. Chunks of blocks have sums of their own, so that
+threads share no sums; how many there are follows from the call alone, as the result then does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from types import SimpleNamespace
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu import winograd as transforms
+from xpconv.cpu.compiled import blocks, threads
+from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
+from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.gradients import heights, sums_tile
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.moves import (
+    gather_kernel,
+    in_vectors,
+    lanes_of,
+    name_of,
+    put,
+    take,
+    transpose_kernel,
+)
+from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
+from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, forward_kernel, weight_back
+from xpconv.cpu.compiled.winograd import band_of, sources_of, tables_of, tile_counts, unit_of, whole_of
+from xpconv.spec import Array, ConvSpec, Sizes
+
+_OWN = (
+    "gy", "sums", "inputs", "outputs", "pixels", "unit", "band", "channels", "filters", "panels", "chunks", "blocks",
+    "parts", "in_row", "in_pixel", "gy_row", "gy_pixel", "in_plane", "gy_plane", "gy_item", "sums_bytes",
+)  # fmt: skip
+FIELDS = (*blocks.FIELDS, *_OWN)
+_TILES = 112  # of a block, about: with fewer the sums are read and stored too often
+_MOST_CHUNKS = 4  # whose sums are added up in the end
+_POINTS, _TAPS = transforms.F4.points, 9
+_SPAN = 1 << 12  # elements of the gradient that one item transforms back
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """All that does not depend on the arrays' addresses."""
+
+    shape: Shape
+    arguments: Arguments
+    chunks: int
+    items: int
+    scratch: int
+    team: int
+
+
+def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
+    """Whether the gradient is computed here, by sums for two threads at least."""
+    if spec.axes != 2 or not transforms.fits(spec) or 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
+        return False
+    if _chunks(spec, np.dtype(dtype).itemsize, limit) < 2 or min(spec.channels, spec.filters) < lanes_of(dtype):
+        return False
+    return threads.thread_count() * _scratch(spec, dtype) <= limit // 2
+
+
+def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: int) -> Array:
+    """As `gradients.grad_weight`; not to be used where it is not finite: what is not spreads over its tiles."""
+    dtype = name_of(x.dtype)
+    gy = gy if strides_of(gy)[-1] == gy.itemsize else np.ascontiguousarray(gy)
+    job = _job(spec, strides_of(x), strides_of(gy), dtype, threads.thread_count(), sources, limit)
+    compiled = _library(dtype, job.shape)
+    assert compiled is not None
+    sums = np.empty((job.chunks, _POINTS, spec.channels * spec.filters), dtype)
+    threads.run(compiled.address("products"), job.arguments.of(x=x, gy=gy, sums=sums), job.items, job.scratch, job.team)
+    gw = np.empty((_TAPS, spec.channels * spec.filters), dtype)
+    size = spec.channels * spec.filters
+    ends = np.array([address_of(sums), job.chunks, size, address_of(gw)], np.int64)
+    threads.run(compiled.address("total"), ends, -(-size // _SPAN), 0, job.team)
+    return gw.reshape(*spec.window, spec.channels, spec.filters)
+
+
+# --- How it is cut ----------------------------------------------------------------------------------------------------
+
+
+def _rows_and_images(whole: ConvSpec) -> tuple[int, int]:
+    """Of a block."""
+    unit, band = unit_of(whole, IMAGES), band_of(whole, IMAGES)
+    units = whole.out_size[0] // unit
+    if units * band <= _TILES:
+        groups = -(-whole.batch // max(_TILES // (units * band), 1))
+        return units * unit, -(-whole.batch // groups)
+    return -(-units // min(round(units * band / _TILES), units)) * unit, 1
+
+
+def _chunks(spec: ConvSpec, size: int, limit: int) -> int:
+    """Sums of their own: as many as a half of the memory holds, and as there are blocks."""
+    whole = whole_of(spec, IMAGES)
+    rows, images = _rows_and_images(whole)
+    count = -(-whole.out_size[0] // rows) * -(-spec.batch // images)
+    held = limit // 2 // (_POINTS * spec.channels * spec.filters * size)
+    return min(_MOST_CHUNKS, count, held)
+
+
+def _scratch(spec: ConvSpec, dtype: str) -> int:
+    """Bytes of a thread: gathered rows, transformed tiles of both, and a tile that is not whole."""
+    whole, width = whole_of(spec, IMAGES), shape_for(spec.filters, dtype).filters
+    rows, images = _rows_and_images(whole)
+    tiles, _ = tile_counts(whole, IMAGES, rows, images)
+    strip = (rows - 1 + whole.reach[0]) * whole.padded_size[1] * spec.channels * images
+    filters = -(-spec.filters // width) * width
+    elements = strip + _POINTS * tiles * (spec.channels + filters) + math.prod(transforms.F4.tile) * width
+    return elements * np.dtype(dtype).itemsize
+
+
+@lru_cache(maxsize=64)
+def _job(
+    spec: ConvSpec, x_strides: Sizes, gy_strides: Sizes, dtype: str, threads_free: int, sources: Sources, limit: int
+) -> _Job:
+    size, shape, whole = np.dtype(dtype).itemsize, shape_for(spec.filters, dtype), whole_of(spec, IMAGES)
+    cut = blocks_of(
+        whole, x_strides, dtype, 1, partial(sources_of, spec=spec, sources=sources), 0.0, limit, _rows_and_images(whole)
+    )
+    tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
+    chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
+    parts = 1 if chunks % threads_free == 0 else min(-(-2 * threads_free // chunks), panels)
+    panel_bytes = tiles * shape.filters * size
+    numbers = {
+        "unit": unit_of(whole, IMAGES), "band": band_of(whole, IMAGES), "channels": spec.channels,
+        "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count, "parts": parts,
+        "in_row": cut.steps[0] * spec.dilation[0], "in_pixel": cut.steps[1] * spec.dilation[1],
+        "gy_row": gy_strides[1] * spec.dilation[0], "gy_pixel": gy_strides[2] * spec.dilation[1],
+        "in_plane": tiles * spec.channels * size, "gy_plane": panels * panel_bytes, "gy_item": gy_strides[0],
+        "sums_bytes": _POINTS * spec.channels * spec.filters * size,
+    }  # fmt: skip
+    tables = tables_of(spec, whole, IMAGES, cut, gy_strides, size)
+    tables = {name: tables[name] for name in ("inputs", "outputs")}
+    tables["pixels"] = np.arange(tiles, dtype=np.int64) * (spec.channels * size)
+    scratch = cut.images * cut.strip + _POINTS * (numbers["in_plane"] + numbers["gy_plane"])
+    scratch += math.prod(transforms.F4.tile) * shape.filters * size
+    return _Job(shape, Arguments(FIELDS, numbers, tables, cut), chunks, chunks * parts, scratch, threads_free)
+
+
+# --- The kernels ------------------------------------------------------------------------------------------------------
+
+
+def _library(dtype: str, shape: Shape) -> Library | None:
+    name = f"winograd-gradient-{dtype}-{shape.lanes}x{shape.vectors}"
+    return library(name, partial(_make, dtype=dtype, shape=shape))
+
+
+def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
+    _total_kernel(module, dtype)
+    _products_kernel(module, dtype, shape)
+    return "products", "total"
+
+
+def _products_kernel(module: ir.Module, dtype: str, shape: Shape) -> None:
+    """The task: the sums over one chunk of blocks, for all panels of filters or a part of them."""
+    tiles = {height: sums_tile(module, dtype, shape, height) for height in heights(shape)}
+    gather = gather_kernel(module, dtype, transpose_kernel(module, dtype))
+    forward, backward = forward_kernel(module, dtype, IMAGES), _tile_of_gradients(module, dtype, shape)
+    kernel = Kernel(module, "products", ("arguments", "item", "scratch"))
+    arguments, item, scratch = kernel.arguments
+    given, size = kernel.given(arguments, FIELDS), np.dtype(dtype).itemsize
+    chunk, part, panel_bytes = item // given.parts, item % given.parts, shape.filters * size
+    begin, end = (given.blocks * chunk) // given.chunks, (given.blocks * (chunk + 1)) // given.chunks
+    first, last = (given.panels * part) // given.parts, (given.panels * (part + 1)) // given.parts
+    sums = given.sums + chunk * given.sums_bytes
+    with kernel.loop(end, start=begin) as number:
+        block = blocks.opened(kernel, given, number, scratch, gather)
+        count = block.images * (block.rows // given.unit) * given.band
+        spectra, gradients = block.free, block.free + given.in_plane * _POINTS
+        places, whole = given.outputs + block.row // given.unit * given.band * 24, gradients + given.gy_plane * _POINTS
+        with kernel.loop(count) as t:
+            kernel.call(
+                forward, block.source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
+                spectra + t * given.channels * size, given.in_plane, given.channels,
+            )  # fmt: skip
+            place, rows, columns = (kernel.load(places, offset=t * 24 + 8 * i) for i in range(3))
+            with kernel.loop(last, start=first) as panel:
+                kernel.call(
+                    backward, given.gy + block.first * given.gy_item + place + panel * panel_bytes, given.gy_row,
+                    given.gy_pixel, rows, columns, given.filters - panel * shape.filters, whole,
+                    gradients + (panel * count + t) * panel_bytes, given.gy_plane,
+                )  # fmt: skip
+        _sum_up(kernel, given, tiles, shape, size, (first, last), count, (spectra, gradients, sums), number - begin)
+    kernel.finish()
+
+
+def _sum_up(
+    kernel: Kernel, given: SimpleNamespace, tiles: dict[int, Kernel], shape: Shape, size: int,
+    panels: tuple[Value, Value], count: Value, places: tuple[Value, Value, Value], earlier: Value,
+) -> None:  # fmt: skip
+    """For every point the products of the block's tiles, added to those of earlier blocks."""
+    (first, last), (spectra, gradients, sums) = panels, places
+    with kernel.loop(_POINTS) as point, kernel.loop(last, start=first) as panel:
+        x, gy = spectra + point * given.in_plane, gradients + point * given.gy_plane
+        gy = gy + panel * count * (shape.filters * size)
+        target = sums + (point * given.channels * given.filters + panel * shape.filters) * size
+        width, step = given.filters - panel * shape.filters, given.filters * size
+
+        def arguments_of(row: Value, x: Value = x, gy: Value = gy, target: Value = target) -> tuple[Operand, ...]:
+            return x + row * size, given.pixels, count, gy, target + row * step, step, width, earlier
+
+        each_tile(kernel, tiles, given.channels, arguments_of)
+
+
+def _tile_of_gradients(module: ir.Module, dtype: str, shape: Shape) -> Kernel:
+    """``gradients(...)``: a tile of `gy` of some filters ``A gy A^T``, what lies beyond the result counted as zeros."""
+    transformed, results = backward_kernel(module, dtype, shape.filters), transforms.F4.results
+    kind, step = vector(FLOATS[dtype], lanes_of(dtype)), shape.filters * np.dtype(dtype).itemsize
+    names = ("gy", "row", "pixel", "rows", "columns", "width", "whole", "to", "plane")
+    kernel = Kernel(module, "gradients", names)
+    gy, row, pixel, rows, columns, width, whole, to, plane = kernel.arguments
+    inside = (rows >= results) & (columns >= results) & (width >= shape.filters)
+
+    def copied(gy: Value, to: Value) -> None:
+        in_vectors(
+            kernel, dtype, kernel.minimum(width, shape.filters),
+            lambda at, mask: put(kernel, take(kernel, gy + at, kind, mask), to + at, mask),
+        )  # fmt: skip
+
+    with kernel.either(inside) as (all_of_it, some):
+        with all_of_it:
+            kernel.call(transformed, gy, row, pixel, to, plane)
+        with some:
+            with kernel.loop(results * results) as place, kernel.loop(shape.filters) as f:
+                size = np.dtype(dtype).itemsize
+                kernel.store(kernel.constant(0, FLOATS[dtype]), whole + place * step + f * size)
+            with kernel.loop(kernel.minimum(rows, results)) as i, kernel.loop(kernel.minimum(columns, results)) as j:
+                copied(gy + i * row + j * pixel, whole + (i * results + j) * step)
+            kernel.call(transformed, whole, results * step, step, to, plane)
+    kernel.finish()
+    return kernel
+
+
+def _total_kernel(module: ir.Module, dtype: str) -> None:
+    """The task: ``G^T s G`` of some channels and filters, of the chunks' sums added up."""
+    kernel = Kernel(module, "total", ("arguments", "item", "scratch"))
+    arguments, item, _ = kernel.arguments
+    given = kernel.given(arguments, ("sums", "chunks", "size", "gw"))
+    size, kind, first = np.dtype(dtype).itemsize, vector(FLOATS[dtype], lanes_of(dtype)), item * _SPAN
+    plane = given.size * size
+
+    def total(at: Value, point: int, mask: Value | None) -> Value:
+        here = given.sums + (first * size + at) + plane * point
+        some = kernel.variable(take(kernel, here, kind, mask))
+        with kernel.loop(given.chunks, start=1) as chunk:
+            some.set(some.get() + take(kernel, here + plane * _POINTS * chunk, kind, mask))
+        return some.get()
+
+    def body(at: Value, mask: Value | None) -> None:
+        points = [total(at, point, mask) for point in range(_POINTS)]
+        for tap, value in enumerate(weight_back(kernel, points)):
+            put(kernel, value, given.gw + (first * size + at) + plane * tap, mask)
+
+    in_vectors(kernel, dtype, kernel.minimum(given.size - first, _SPAN), body)
+    kernel.finish()
