@@ -67,16 +67,19 @@ def test_products_agree_with_the_definition(passes, seed, size, window, stride, 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("activation", [None, "relu", "tanh"])
-def test_sums_of_products_take_a_bias_an_activation_and_an_out(passes, rank, activation):
-    rng = np.random.default_rng(rank)
-    x, w, bias = rng.standard_normal((1, 40, 50, 1)), outer(rng, (13, 12), rank)[..., None, None] / 100, np.ones(1)
-    out = np.empty((1, 40, 50, 1))
-    y = xpconv.conv2d(x, w, bias, padding="same", activation=activation, out=out)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("turned", [lambda a: a, lambda a: a[::-1, :, ::-1], lambda a: a[:, :, :, ::-1]])
+def test_sums_of_products_take_a_bias_an_activation_and_an_out(passes, rank, activation, channels, turned):
+    rng, options = np.random.default_rng(rank), {"padding": "same", "activation": activation, "groups": channels}
+    options["layout"] = "channels_first"
+    x, bias = rng.standard_normal((2, channels, 40, 50)), np.arange(1.0, channels + 1)
+    w = np.stack([outer(rng, (13, 12), rank) for _ in range(channels)])[:, None] / 100
+    out = turned(np.empty(x.shape))
+    y = xpconv.conv2d(x, w, bias, out=out, **options)
     assert y is out
     assert len(passes) == rank
-    expected = reference(xpconv.conv2d, x, w, bias, padding="same", activation=activation)
-    np.testing.assert_allclose(y, expected, rtol=1e-11, atol=1e-11)
-    np.testing.assert_array_equal(xpconv.conv2d(x, w, bias, padding="same", activation=activation), y)
+    np.testing.assert_allclose(y, reference(xpconv.conv2d, x, w, bias, **options), rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(xpconv.conv2d(x, w, bias, **options), y, rtol=1e-13, atol=1e-13)
 
 
 def test_a_weight_that_is_no_such_sum_and_a_fill_are_filtered_at_once(passes):

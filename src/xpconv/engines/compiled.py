@@ -103,11 +103,12 @@ def by_axes(
     (bias_within, rest) = (bias, None) if len(products) == 1 else (None, bias)
     parts = (_two_passes(x, taps, bias_within, spec, out if k == 0 else None) for k, taps in enumerate(products))
     y = next(parts)
+    y = channels_last(y, spec.layout) if y is not out else out
     for part in parts:
-        y += part
+        y += channels_last(part, spec.layout)
     if not finite(y):
         return None
-    return epilogue(channels_last(y, spec.layout) if out is None else y, rest, activation, spec.layout, y.dtype)
+    return epilogue(y, rest, activation, spec.layout, y.dtype)
 
 
 def _two_passes(x: Array, taps: tuple[Array, ...], bias: Array | None, spec: ConvSpec, out: Array | None) -> Array:
