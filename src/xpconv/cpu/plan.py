@@ -28,7 +28,9 @@ _FILTERED = 50e9  # products of a filter of planes, lanes along the columns
 _PASSED = 0.5e9  # elements of planes read and stored
 _PACKED = 2.7e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
-_STREAMED = 4.0e9  # elements of a weight read from memory: transformed, and itself twice, to be compared
+_STREAMED = 8.0e9  # elements of a weight that is read: transformed, and itself twice, to be compared
+_FAR = 4.0e9  # of those, where they are more than a processor's last cache holds
+_NEAR_ELEMENTS = 4_000_000
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 _TILED = 5.5e9  # of those of tiles that stay in the cache
 _BANDED = 1.0e9  # elements of signals, or rows of planes, given to products with a band
@@ -233,7 +235,8 @@ def _compiled_winograd_seconds(spec: ConvSpec) -> float:
     maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
     transforms = transform.axes / 2 * transformed / _REGISTERED  # which are told for two axes
-    return products / _COMPILED + transforms + weight / _STREAMED + 2 * _CALL  # once more to compare the weight
+    read = weight / (_STREAMED if weight <= _NEAR_ELEMENTS else _FAR)
+    return products / _COMPILED + transforms + read + 2 * _CALL  # once more to compare the weight
 
 
 def winograd_gradient_pays(spec: ConvSpec) -> bool:
