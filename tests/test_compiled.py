@@ -18,7 +18,7 @@ from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import threads, tile
+from xpconv.cpu.compiled import call, threads, tile
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
@@ -361,3 +361,23 @@ def test_as_many_callers_as_threads_compute_by_themselves(monkeypatch):
     assert teams == [2, 4]
     assert threads._calling == [None]
     assert (counts == 3).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("channels", "filters", "groups"), [(8, 64, 1), (16, 80, 1), (16, 64, 2), (3, 40, 1)])
+def test_large_results_are_the_same_wherever_they_begin(dtype, channels, filters, groups):
+    rng, size = np.random.default_rng(0), 330
+    x = integers(rng, (2, size, size, channels), dtype)
+    w, bias = integers(rng, (1, 1, channels // groups, filters), dtype), integers(rng, filters, dtype)
+    y = compiled(x, w, bias, groups=groups, activation="relu")
+    assert y.nbytes > call.STREAMED
+    assert y.ctypes.data % 64 == 0
+    per_group = [np.s_[k * channels // groups : (k + 1) * channels // groups] for k in range(groups)]
+    maps = [np.s_[k * filters // groups : (k + 1) * filters // groups] for k in range(groups)]
+    sums = np.concatenate([x[..., c] @ w[0, 0, :, f] for c, f in zip(per_group, maps, strict=True)], axis=-1)
+    np.testing.assert_array_equal(y, np.maximum(sums + bias, 0))
+    memory = np.empty(y.size + 16, dtype)
+    for start in (0, 1, 5):
+        out = memory[start : start + y.size].reshape(y.shape)
+        xpconv.corr(x, w, bias, groups=groups, activation="relu", method="direct", out=out)
+        np.testing.assert_array_equal(out, y)

@@ -16,7 +16,7 @@ from xpconv.cpu import separable, winograd
 from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled, winograd_gradient_pays
 from xpconv.engines.agnostic import channels_last, epilogue, padding_source
 from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec, PoolSpec
+from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 from xpconv.workspace import current_limit
 
 
@@ -70,7 +70,7 @@ def by_kernels(
     """By compiled kernels, which read `x` where it lies, pad on the way, and store the finished result."""
     if out is not None and not is_written_by(kernel, out):
         out = None
-    y = np.empty(spec.y_shape, x.dtype) if out is None else out
+    y = new(spec.y_shape, x.dtype) if out is None else out
     stored = activation if activation in STORED else None
     y_last = channels_last(y, spec.layout) if out is None else out
     usable = prepared(kernel, x, w, y_last, spec, fill, stored)(x, w, bias, y)
@@ -82,6 +82,19 @@ def by_kernels(
         return ACTIVATIONS[activation](y)
     out[...] = ACTIVATIONS[activation](out)
     return out
+
+
+def new(shape: Sizes, dtype: Any) -> Array:
+    """Memory for a result; a large one begins with a line of the caches, past which kernels then store it."""
+    size, per_line = math.prod(shape), _LINE // dtype.itemsize
+    if size * dtype.itemsize < _LARGE:
+        return np.empty(shape, dtype)
+    memory = np.empty(size + per_line, dtype)
+    start = -(memory.ctypes.data // dtype.itemsize) % per_line
+    return memory[start : start + size].reshape(shape)
+
+
+_LINE, _LARGE = 64, 1 << 24  # bytes
 
 
 def by_axes(

@@ -55,7 +55,7 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     def again(x: Array, w: Array, bias: Array | None) -> Any:
         if compiled.thread_count() != threads:
             return NotImplemented
-        y = np.empty(shape, dtype)
+        y = compiled.new(shape, dtype)
         usable = call(x, weight_last(w[w_index], spec.layout), bias, y)
         if careful and not usable:
             return NotImplemented

@@ -16,7 +16,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import Call
+from xpconv.cpu.compiled.call import LINE, Call
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import gather_kernel, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, shape_for, tile_kernels
@@ -25,7 +25,7 @@ from xpconv.spec import Array, ConvSpec, Sizes
 
 _OWN = (
     "w", "y", "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "bias",
-    "x_group", "y_item", "y_row", "turned", "filters", "plane", "packing", "packs", "panel_bytes", "own",
+    "x_group", "y_item", "y_row", "turned", "filters", "plane", "packing", "packs", "panel_bytes", "own", "streams",
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
 
@@ -55,6 +55,7 @@ class Direct:
             "panels": panels, "parts": parts, "x_group": spec.channels // spec.groups * size,
             "y_item": call.y_strides[0], "y_row": call.y_strides[1], "turned": int(turned), "filters": spec.filters,
             "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
+            "streams": int(call.is_streamed),
         }  # fmt: skip
         tables = {
             "pixels": cut.starts(spec),
@@ -118,7 +119,8 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
     part, count = item % given.parts, given.groups * given.panels
     start, stop = (count * part) // given.parts, (count * (part + 1)) // given.parts
-    own = scratch + given.own
+    own, begins_a_line = scratch + given.own, (given.y % LINE).equals(0)
+    stream = begins_a_line.where(given.streams, kernel.constant(0))
     with kernel.loop(stop, start=start) as panel:
         group, first = panel // given.panels, (panel % given.panels) * shape.filters
         x, target = block.source + group * given.x_group, y + (group * given.maps + first) * size
@@ -130,7 +132,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
         def arguments_of(pixel: Value) -> tuple[Operand, ...]:
             return (
                 x, given.pixels + pixel * 8, given.taps, given.tap_count, given.run, w, shape.filters * size,
-                target, given.results + pixel * 8, given.maps - first, given.finish, bias,
+                target, given.results + pixel * 8, given.maps - first, given.finish, bias, stream,
             )  # fmt: skip
 
         each_tile(kernel, tiles, block.count, arguments_of)
@@ -144,5 +146,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
             transpose, y + image * block.pixels * step + first * size, step, item_y + first * given.plane, given.plane,
             block.pixels, last - first,
         )  # fmt: skip
+    with kernel.when(stream > 0):
+        kernel.fence()
     kernel.finish()
     return ("conv",)

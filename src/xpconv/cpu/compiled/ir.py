@@ -261,6 +261,17 @@ class Kernel:
         stored = self.builder.store(value.raw, self._pointer(address, offset))
         stored.align = _size(value.type.element if isinstance(value.type, ir.VectorType) else value.type)
 
+    def stream(self, value: Value, address: Value, offset: Operand = 0) -> None:
+        """Store a vector past the caches, to an address that is a multiple of its size; see `fence`."""
+        stored = self.builder.store(value.raw, self._pointer(address, offset))
+        stored.align = value.type.count * _size(value.type.element)
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(I32, 1)]))
+
+    def fence(self) -> None:
+        """What was streamed is there before anything that is stored later."""
+        if self.builder.module.triple.startswith("x86_64"):
+            self.builder.call(self._declared("llvm.x86.sse.sfence", ir.FunctionType(VOID, [])), [])
+
     def store_lanes(self, value: Value, address: Value, mask: Value, offset: Operand = 0) -> None:
         """The lanes of the mask; nothing beyond them is written."""
         kind, pointer = value.type, self._pointer(address, offset)

@@ -18,7 +18,9 @@ from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
 from xpconv.cpu.compiled.moves import lanes_of
 
-ARGUMENTS = ("x", "pixels", "taps", "tap_count", "run", "w", "w_step", "y", "results", "width", "finish", "bias")
+ARGUMENTS = (
+    "x", "pixels", "taps", "tap_count", "run", "w", "w_step", "y", "results", "width", "finish", "bias", "stream",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,12 @@ def _store(
     lane_bytes = shape.lanes * _size(sums[0][0].get().type)
     results = [[done(total.get(), q) for q, total in enumerate(row)] for row in sums]
     with kernel.either(given.width >= shape.filters) as (whole, part):
-        with whole:
-            for target, row in zip(targets, results, strict=True):
-                for q, result in enumerate(row):
-                    kernel.store(result, target, q * lane_bytes)
+        with whole, kernel.either(given.stream > 0) as (streamed, kept):
+            for where, store in ((streamed, kernel.stream), (kept, kernel.store)):
+                with where:
+                    for target, row in zip(targets, results, strict=True):
+                        for q, result in enumerate(row):
+                            store(result, target, q * lane_bytes)
         with part:
             masks = [kernel.lanes_below(given.width - shape.lanes * q, shape.lanes) for q in range(shape.vectors)]
             for target, row in zip(targets, results, strict=True):

@@ -55,9 +55,9 @@ def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
 
     Zero times every value is added to what was `found`, which stays zero as long as all are finite.
     """
-    names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias", "found")
+    names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias", "found", "stream")
     kernel = Kernel(module, "back", names)
-    m, plane, y, row, pixel, filters, rows, columns, finish, bias, found = kernel.arguments
+    m, plane, y, row, pixel, filters, rows, columns, finish, bias, found, stream = kernel.arguments
     kind, (tall, wide) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.edges
     zeros, seen = kernel.constant(0, kind), kernel.variable(kernel.load(found, kind))
     finished = Finish(kernel, finish, FLOATS[dtype], lanes_of(dtype))
@@ -73,12 +73,24 @@ def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
             with kernel.when(rows > i):
                 for j, value in enumerate(values):
                     with kernel.when(columns > j):
-                        put(kernel, finished(value, added), y + at + row * i + pixel * j, mask)
+                        _stored(kernel, finished(value, added), y + at + row * i + pixel * j, mask, stream)
 
     in_vectors(kernel, dtype, filters, body)
     kernel.store(seen.get(), found)
     kernel.finish()
     return kernel
+
+
+def _stored(kernel: Kernel, value: Value, address: Value, mask: Value | None, stream: Value) -> None:
+    """A vector to memory, past the caches where that is asked for, or the lanes of a mask."""
+    if mask is not None:
+        put(kernel, value, address, mask)
+        return
+    with kernel.either(stream > 0) as (streamed, kept):
+        with streamed:
+            kernel.stream(value, address)
+        with kept:
+            kernel.store(value, address)
 
 
 def backward_kernel(module: ir.Module, dtype: str, filters: int) -> Kernel:

@@ -22,7 +22,7 @@ from xpconv.cpu import winograd
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import Call
+from xpconv.cpu.compiled.call import LINE, Call
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
@@ -35,7 +35,7 @@ _OWN = (
     "w", "y", "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels",
     "filters", "panels", "parts", "finish", "bias", "zeros", "in_row", "in_pixel", "out_row", "out_pixel",
     "in_plane", "out_plane", "turned", "y_item", "y_row", "plane", "out_line", "last_row",
-    "found",
+    "found", "streams",
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
 _TILE_BYTES = 1 << 20  # of transformed inputs and products that a block takes, about: they should stay in the cache
@@ -99,6 +99,7 @@ class Winograd:
             "out_pixel": block[-2] * spec.dilation[-1], "in_plane": tiles_in * spec.channels * size,
             "out_plane": tiles_out * spec.filters * size, "turned": int(turned), "y_item": call.y_strides[0],
             "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line, "last_row": spec.out_size[0],
+            "streams": int(call.is_streamed),
         }  # fmt: skip
         tables = tables_of(spec, whole, form, cut, block, size)
         tables["zeros"] = np.zeros(self._shape.filters, dtype)
@@ -290,6 +291,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     width = kernel.minimum(given.filters, stop * shape.filters) - first
     own = results - block.row * given.out_line * given.filters * size
     y = given.turned.equals(1).where(own, given.y + block.first * given.y_item)
+    stream = (given.y % LINE).equals(0).where(given.streams, kernel.constant(0))
     number = block.row // given.unit * given.band
     with kernel.loop(outputs) as t:
         place = given.outputs + (number + t) * 24
@@ -297,6 +299,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
             back, products + (t * given.filters + first) * size, given.out_plane,
             y + kernel.load(place) + first * size, given.out_row, given.out_pixel, width, kernel.load(place, offset=8),
             kernel.load(place, offset=16), given.finish, given.bias + first * size, given.found + item * _FOUND_BYTES,
+            stream,
         )  # fmt: skip
     with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
         rows = kernel.minimum(given.last_row - block.row, block.rows)
@@ -306,6 +309,8 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
             given.y + (block.first + image) * given.y_item + block.row * given.y_row + first * given.plane,
             given.plane, pixels, width,
         )  # fmt: skip
+    with kernel.when(stream > 0):
+        kernel.fence()
     kernel.finish()
     return ("conv",)
 
@@ -325,7 +330,7 @@ def _multiply(
         def arguments_of(tile: Value) -> tuple[Operand, ...]:
             return (
                 x, given.pixels + tile * 8, given.taps, given.tap_count, given.channels, w, shape.filters * size, y,
-                given.rows_out + tile * 8, width, 0, given.zeros,
+                given.rows_out + tile * 8, width, 0, given.zeros, 0,
             )  # fmt: skip
 
         each_tile(kernel, tiles, count, arguments_of)
