@@ -22,6 +22,7 @@ from xpconv.cpu.compiled import call, threads, tile
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.turn import turned
 from xpconv.cpu.compiled.weights import Packing
 from xpconv.engines import compiled as compiled_calls
 
@@ -381,3 +382,21 @@ def test_large_results_are_the_same_wherever_they_begin(dtype, channels, filters
         out = memory[start : start + y.size].reshape(y.shape)
         xpconv.corr(x, w, bias, groups=groups, activation="relu", method="direct", out=out)
         np.testing.assert_array_equal(out, y)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 500), (3, 257, 31), (1, 256, 512), (2, 300, 300)])
+def test_matrices_are_turned(shape, dtype):
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    np.testing.assert_array_equal(turned(x), x.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16", "complex128"])
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7), (0, 5, 6, 7), (2, 300, 4), (1, 3, 3, 3, 2)])
+def test_results_are_laid_out_in_memory_of_their_own(shape, dtype):
+    y = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    for last in (y, y[..., ::-1]):
+        first = compiled_calls.in_layout(last, "channels_first")
+        np.testing.assert_array_equal(first, np.moveaxis(last, -1, 1))
+        assert first.flags.c_contiguous
+        assert compiled_calls.in_layout(last, "channels_last").flags.c_contiguous

@@ -14,7 +14,7 @@ import numpy as np
 from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import separable, winograd
 from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled, winograd_gradient_pays
-from xpconv.engines.agnostic import channels_last, epilogue, padding_source
+from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 from xpconv.workspace import current_limit
@@ -198,6 +198,17 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
 
 
 _LARGE_GRADIENT = 200_000  # operations that BLAS does while the kernels are being called
+
+
+def in_layout(y: Array, layout: str) -> Array:
+    """A channels-last result in a layout, in one piece of memory: turned by all threads."""
+    present = kernels()
+    if layout == "channels_last" or 0 in y.shape:
+        return np.ascontiguousarray(as_layout(y, layout))
+    if present is None or y.dtype.char not in "fd" or not y.flags.c_contiguous or not present.available():
+        return np.ascontiguousarray(as_layout(y, layout))
+    batch, *size, channels = y.shape
+    return present.turned(y.reshape(batch, math.prod(size), channels)).reshape(batch, channels, *size)
 
 
 # --- Pooling, and what is not finite ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from xpconv.activations import ACTIVATIONS
 from xpconv.cpu import small
 from xpconv.cpu.plan import direct_by, passes_pay, row_bytes, spectra_plan
 from xpconv.engines import compiled
-from xpconv.engines.agnostic import as_layout, channels_last, epilogue, exchanged, weight_last
+from xpconv.engines.agnostic import channels_last, epilogue, exchanged, weight_last
 from xpconv.engines.methods import planned
 from xpconv.plan import conv_operations
 from xpconv.request import WHOLE, Request
@@ -47,8 +47,9 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     careful = options["method"] == "auto"
     stored = activation if activation in compiled.STORED else None
     finish = None if activation == stored else ACTIVATIONS[activation]
-    x, w_index = channels_last(x, spec.layout), request.lift[1]
-    y, w_last = np.empty(spec.y_shape, x.dtype), weight_last(w, spec.layout)
+    x, y, w_last = channels_last(x, spec.layout), np.empty(spec.y_shape, x.dtype), weight_last(w, spec.layout)
+    order = _order(spec) if kernel == "winograd" else None  # all others know where the weight lies, and no shape
+    w_index = request.lift[1]
     call = compiled.prepared(kernel, x, w_last, channels_last(y, spec.layout), spec, options["fill_value"], stored)
     shape, dtype, threads = y[request.drop].shape, x.dtype, compiled.thread_count()
 
@@ -56,7 +57,7 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
         if compiled.thread_count() != threads:
             return NotImplemented
         y = compiled.new(shape, dtype)
-        usable = call(x, weight_last(w[w_index], spec.layout), bias, y)
+        usable = call(x, w if order is None else w[w_index].transpose(order), bias, y)
         if careful and not usable:
             return NotImplemented
         return y if finish is None else finish(y)
@@ -75,7 +76,7 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
     layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
     shape = in_layout(layout, spec.batch, spec.size, spec.channels)
     gy, gx = channels_last(gy, spec.layout), channels_last(np.empty(shape, gy.dtype), layout)
-    exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], layout=spec.layout, groups=spec.groups)
+    exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], order=_order(spec), groups=spec.groups)
     w, calls = exchange(request.given[1]), []
     for part, place, taps in _parts_of_adjoint(spec):
         call = _prepared_part(gy, w[taps], gx[place], part, stored)
@@ -91,15 +92,20 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
         last = channels_last(gx, layout)
         if not all(call(gy, w[taps], bias, last[place]) for call, place, taps in calls):
             return NotImplemented
-        gx = np.ascontiguousarray(as_layout(gx, spec.layout)) if strided else gx
+        gx = compiled.in_layout(gx, spec.layout) if strided else gx
         return (gx if finish is None else finish(gx))[drop]
 
     return again
 
 
-def _exchanged(w: Array, *, lift: Any, layout: str, groups: int) -> Array:
+def _order(spec: ConvSpec) -> Sizes:
+    """The axes of a weight of the spec's layout as (*window, C / groups, F)."""
+    return tuple(range(spec.axes + 2)) if spec.layout == "channels_last" else (*range(2, spec.axes + 2), 1, 0)
+
+
+def _exchanged(w: Array, *, lift: Any, order: Sizes, groups: int) -> Array:
     """The weight as the input gradient reads it, channels last."""
-    w = weight_last(w[lift], layout)
+    w = w[lift].transpose(order)
     return w.swapaxes(-1, -2) if groups == 1 else exchanged(w, groups)
 
 

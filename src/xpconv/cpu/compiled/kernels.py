@@ -7,7 +7,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from xpconv.cpu.compiled import channelwise, direct, finite, gradients, plane, threads, winograd, winograd_gradient
+from xpconv.cpu.compiled import (
+    channelwise,
+    direct,
+    finite,
+    gradients,
+    plane,
+    threads,
+    turn,
+    winograd,
+    winograd_gradient,
+)
 from xpconv.cpu.compiled.blocks import Sources, strides_of
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.call import Call, Prepared
@@ -20,7 +30,7 @@ _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
     "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
 }  # fmt: skip
 grad_weight, winograd_grad_weight = gradients.grad_weight, winograd_gradient.grad_weight
-all_finite, thread_count = finite.finite, threads.thread_count
+all_finite, thread_count, turned = finite.finite, threads.thread_count, turn.turned
 
 
 def available() -> bool:

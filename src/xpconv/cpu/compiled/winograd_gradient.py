@@ -34,6 +34,7 @@ from xpconv.cpu.compiled.moves import (
 )
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
 from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, forward_kernel, weight_back
+from xpconv.cpu.compiled.turn import turned
 from xpconv.cpu.compiled.winograd import band_of, sources_of, tables_of, tile_counts, unit_of, whole_of
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -72,7 +73,7 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
 def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: int) -> Array:
     """As `gradients.grad_weight`; not to be used where it is not finite: what is not spreads over its tiles."""
     dtype = name_of(x.dtype)
-    gy = gy if strides_of(gy)[-1] == gy.itemsize else np.ascontiguousarray(gy)
+    gy = gy if strides_of(gy)[-1] == gy.itemsize else _channels_last(gy)
     job = _job(spec, strides_of(x), strides_of(gy), dtype, threads.thread_count(), sources, limit)
     compiled = _library(dtype, job.shape)
     assert compiled is not None
@@ -83,6 +84,14 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     ends = np.array([address_of(sums), job.chunks, size, address_of(gw)], np.int64)
     threads.run(compiled.address("total"), ends, -(-size // _SPAN), 0, job.team)
     return gw.reshape(*spec.window, spec.channels, spec.filters)
+
+
+def _channels_last(gy: Array) -> Array:
+    """`gy` (N, *out, F) of any strides, with its filters side by side."""
+    first = np.moveaxis(gy, -1, 1)
+    if not first.flags.c_contiguous:
+        return np.ascontiguousarray(gy)
+    return turned(first.reshape(*first.shape[:2], math.prod(first.shape[2:]))).reshape(gy.shape)
 
 
 # --- How it is cut ----------------------------------------------------------------------------------------------------
