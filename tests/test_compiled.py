@@ -400,3 +400,12 @@ def test_results_are_laid_out_in_memory_of_their_own(shape, dtype):
         np.testing.assert_array_equal(first, np.moveaxis(last, -1, 1))
         assert first.flags.c_contiguous
         assert compiled_calls.in_layout(last, "channels_last").flags.c_contiguous
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("gap", range(2, 18))
+def test_runs_of_rows_that_fill_no_square_are_packed_row_by_row(dtype, gap):
+    w = np.asarray(np.arange(1.0, 70 * 40 + 1).reshape(70, 40), dtype, order="F")
+    order = np.array([row for row in range(70) if row % gap != gap - 1])  # rows side by side, but for some
+    packed = Packing(dtype, 1, 40, 16, order * w.strides[0], w.strides[1])(w)
+    np.testing.assert_array_equal(np.moveaxis(packed, 1, 0).reshape(len(order), -1)[:, :40], w[order])
