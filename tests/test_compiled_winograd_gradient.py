@@ -115,3 +115,18 @@ def test_what_is_not_taken():
     assert not takes(channels=512, filters=512)  # whose sums no half of the memory holds twice
     assert not takes(size=(4, 4))
     assert not takes(limit=1 << 20)
+
+
+def test_a_gradient_that_memory_does_not_let_be_turned_is_summed_directly(monkeypatch):
+    x, gy, _ = arrays(3, "float32", 8, (28, 28), 64, 64, padding=1)
+    x, gy = (np.moveaxis(a, -1, 1).copy() for a in (x, gy))
+    asked, winograd = [], compiled_calls.kernels().winograd_grad_weight
+    monkeypatch.setattr(
+        compiled_calls.kernels(), "winograd_grad_weight", lambda *args: asked.append(args) or winograd(*args)
+    )
+    expected = xpconv.corr_grad_weight(x, gy, window=3, padding=1, layout="channels_first")
+    assert len(asked) == 1
+    with xpconv.workspace_limit(4 * gy.nbytes - 1):
+        gw = xpconv.corr_grad_weight(x, gy, window=3, padding=1, layout="channels_first")
+    assert len(asked) == 1
+    np.testing.assert_allclose(gw, expected, atol=3e-5 * np.abs(expected).max())

@@ -190,7 +190,8 @@ def takes_winograd_gradient(dtype: Any, spec: ConvSpec) -> bool:
 def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The gradient of the weight by offset of the window, (*window, C / groups, F), of channels-last arrays."""
     present = _present()
-    if takes_winograd_gradient(x.dtype, spec):
+    to_turn = 0 if gy.strides[-1] == gy.itemsize else gy.nbytes
+    if takes_winograd_gradient(x.dtype, spec) and to_turn <= current_limit() // 4:
         gw = present.winograd_grad_weight(x, gy, spec, sources, current_limit())
         if finite(gw):
             return gw
