@@ -56,6 +56,21 @@ def assert_near(y, expected, bound):
         assert np.abs(y - expected).max() <= bound * np.abs(expected).max()
 
 
+DRAWN = (
+    st.lists(geometry, min_size=1, max_size=3), st.integers(0, 3), st.integers(1, 3), st.booleans(),
+    st.sampled_from(["channels_last", "channels_first"]),
+)  # fmt: skip
+
+
+def assert_drawn_agree(filtered, dtype, axes, batch, channels, flip, layout, limit):
+    """The definition's results, of geometry that was `DRAWN`."""
+    size, window, stride, dilation = sizes_of(axes)
+    rng = np.random.default_rng(sum(size) * 100 + batch)
+    x, w = values(rng, (batch, *size, channels), dtype), values(rng, (*window, 1, channels), dtype)
+    options = dict(flip=flip, stride=stride, dilation=dilation)
+    assert_near(filtered(x, w, limit, layout=layout, **options), defined(x, w, **options), BOUNDS[dtype])
+
+
 def memory_beside_result(call):
     """The most bytes that the call holds at a time, but for its result."""
     call()

@@ -396,10 +396,10 @@ def test_matrices_are_turned(shape, dtype):
 def test_results_are_laid_out_in_memory_of_their_own(shape, dtype):
     y = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     for last in (y, y[..., ::-1]):
-        first = compiled_calls.in_layout(last, "channels_first")
+        first = compiled_calls.laid_out(last, "channels_first")
         np.testing.assert_array_equal(first, np.moveaxis(last, -1, 1))
         assert first.flags.c_contiguous
-        assert compiled_calls.in_layout(last, "channels_last").flags.c_contiguous
+        assert compiled_calls.laid_out(last, "channels_last").flags.c_contiguous
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -205,8 +205,6 @@ def test_more_digits_than_double_precision_never_go_through_spectra():
 
 
 def test_a_call_that_runs_out_of_memory_is_tried_once_more_with_the_smallest_tiles(monkeypatch):
-    from xpconv.engines import numpy as engine
-
     limits, conv = [], engine.conv
 
     def scarce(*args, **kwargs):

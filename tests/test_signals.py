@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from single_planes import (
     BOUNDS,
     DEFAULT,
+    DRAWN,
     VIEWS,
+    assert_drawn_agree,
     assert_near,
     defined,
-    geometry,
     memory_beside_result,
-    sizes_of,
     spec_of,
     values,
 )
@@ -27,17 +27,9 @@ def filtered(x, w, limit=DEFAULT, **options):
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-@given(
-    st.lists(geometry, min_size=1, max_size=3),
-    st.integers(0, 3), st.integers(1, 3), st.booleans(), st.sampled_from(["channels_last", "channels_first"]),
-    st.sampled_from([1, 5_000, DEFAULT]),
-)  # fmt: skip
+@given(*DRAWN, st.sampled_from([1, 5_000, DEFAULT]))
 def test_products_agree_with_the_definition(dtype, axes, batch, channels, flip, layout, limit):
-    size, window, stride, dilation = sizes_of(axes)
-    rng = np.random.default_rng(sum(size) * 100 + batch)
-    x, w = values(rng, (batch, *size, channels), dtype), values(rng, (*window, 1, channels), dtype)
-    options = dict(flip=flip, stride=stride, dilation=dilation)
-    assert_near(filtered(x, w, limit, layout=layout, **options), defined(x, w, **options), BOUNDS[dtype])
+    assert_drawn_agree(filtered, dtype, axes, batch, channels, flip, layout, limit)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

@@ -277,7 +277,7 @@ def _banded_seconds(spec: ConvSpec) -> float:
 
     A signal's rows are read where they lie, a plane's are copied once for every place that a window has in a row.
     """
-    if not spec.groups == spec.channels == spec.filters:
+    if not spec.filters_planes:
         return math.inf
     results = spec.batch * math.prod(spec.out_size) * spec.channels
     if spec.axes == 1:
@@ -289,8 +289,7 @@ def _banded_seconds(spec: ConvSpec) -> float:
 
 def may_separate(spec: ConvSpec) -> bool:
     """Whether it is worth looking whether a weight is a sum of few products of filters of one axis each."""
-    single = spec.groups == spec.channels == spec.filters
-    return single and spec.axes > 1 and min(spec.window) > 1 and conv_operations(spec) > _SEPARATED
+    return spec.filters_planes and spec.axes > 1 and min(spec.window) > 1 and conv_operations(spec) > _SEPARATED
 
 
 _SEPARATED = 2_000_000  # operations that take as long as to look
@@ -334,7 +333,7 @@ def is_cut(spec: ConvSpec) -> bool:
 
 
 def _cut_fft_seconds(spec: ConvSpec) -> float:
-    if not spec.groups == spec.channels == spec.filters:
+    if not spec.filters_planes:
         return math.inf
     return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _SPECTRUM
 

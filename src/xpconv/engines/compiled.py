@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu import separable, winograd
+from xpconv.cpu import banded, separable, winograd
 from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled, winograd_gradient_pays
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
 from xpconv.plan import conv_operations
@@ -71,17 +71,27 @@ def by_kernels(
     if out is not None and not is_written_by(kernel, out):
         out = None
     y = new(spec.y_shape, x.dtype) if out is None else out
-    stored = activation if activation in STORED else None
+    stored, finish = stored_and_left(activation)
     y_last = channels_last(y, spec.layout) if out is None else out
     usable = prepared(kernel, x, w, y_last, spec, fill, stored)(x, w, bias, y)
     if careful and not usable:
         return None
-    if stored == activation or activation is None:
+    if finish is None:
         return y
     if out is None:
-        return ACTIVATIONS[activation](y)
-    out[...] = ACTIVATIONS[activation](out)
+        return finish(y)
+    out[...] = finish(out)
     return out
+
+
+def stored_and_left(activation: str | None) -> tuple[str | None, Callable[[Array], Array] | None]:
+    """The activation that kernels apply as they store, and what is left to apply to their result; one at most."""
+    if activation is None or activation in _STORED:
+        return activation, None
+    return None, ACTIVATIONS[activation]
+
+
+_STORED = ("relu", "leaky_relu")
 
 
 def new(shape: Sizes, dtype: Any) -> Array:
@@ -156,9 +166,6 @@ def prepared(
     return call
 
 
-STORED = ("relu", "leaky_relu")  # activations that the kernels apply as they store
-
-
 @lru_cache(maxsize=128)
 def sources(spec: ConvSpec | PoolSpec) -> tuple[Array, ...]:
     """For each spatial axis where the elements of the padded input come from, -1 for the padding's own."""
@@ -201,12 +208,10 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
 _LARGE_GRADIENT = 200_000  # operations that BLAS does while the kernels are being called
 
 
-def in_layout(y: Array, layout: str) -> Array:
+def laid_out(y: Array, layout: str) -> Array:
     """A channels-last result in a layout, in one piece of memory: turned by all threads."""
-    present = kernels()
-    if layout == "channels_last" or 0 in y.shape:
-        return np.ascontiguousarray(as_layout(y, layout))
-    if present is None or y.dtype.char not in "fd" or not y.flags.c_contiguous or not present.available():
+    present, turns = kernels(), layout == "channels_first" and y.size > 0 and y.flags.c_contiguous
+    if not turns or present is None or y.dtype.char not in "fd" or not present.available():
         return np.ascontiguousarray(as_layout(y, layout))
     batch, *size, channels = y.shape
     return present.turned(y.reshape(batch, math.prod(size), channels)).reshape(batch, channels, *size)
@@ -245,8 +250,7 @@ def finite(y: Array) -> bool:
     present = kernels()
     if present is not None and y.dtype.char in "fd" and present.available() and _is_contiguous(y):
         return present.all_finite(y)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(y.sum()) or np.isfinite(y).all())
+    return banded.finite(y)
 
 
 def _is_contiguous(y: Array) -> bool:

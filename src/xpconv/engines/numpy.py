@@ -212,7 +212,7 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
             here[...] = epilogue(np.zeros((1,) * gx.ndim, gx.dtype), bias, activation, "channels_last", gx.dtype)
         else:
             _convolved(gy, w[phase.taps], bias, phase.spec, gy.dtype, activation=activation, out=here)
-    return compiled.in_layout(gx, spec.layout)
+    return compiled.laid_out(gx, spec.layout)
 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.activations import ACTIVATIONS
 from xpconv.cpu import small
 from xpconv.cpu.plan import direct_by, passes_pay, row_bytes, spectra_plan
 from xpconv.engines import compiled
@@ -36,6 +35,16 @@ def replay(request: Request) -> Callable[..., Any] | None:
     return prepare[request.operation](x, request)
 
 
+def _for_as_many_threads(again: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, as long as as many threads are free as it was prepared for."""
+    threads = compiled.thread_count()
+
+    def checked(*arrays: Array | None) -> Any:
+        return again(*arrays) if compiled.thread_count() == threads else NotImplemented
+
+    return checked
+
+
 def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     w, spec, options = request.arrays[1], request.spec, request.options
     method, activation = planned(x, spec, options["method"]).method, options["activation"]
@@ -45,24 +54,21 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     if not kernel:
         return _replay_by_numpy(x, method, request)
     careful = options["method"] == "auto"
-    stored = activation if activation in compiled.STORED else None
-    finish = None if activation == stored else ACTIVATIONS[activation]
+    stored, finish = compiled.stored_and_left(activation)
     x, y, w_last = channels_last(x, spec.layout), np.empty(spec.y_shape, x.dtype), weight_last(w, spec.layout)
     order = _order(spec) if kernel == "winograd" else None  # all others know where the weight lies, and no shape
     w_index = request.lift[1]
     call = compiled.prepared(kernel, x, w_last, channels_last(y, spec.layout), spec, options["fill_value"], stored)
-    shape, dtype, threads = y[request.drop].shape, x.dtype, compiled.thread_count()
+    shape, dtype = y[request.drop].shape, x.dtype
 
     def again(x: Array, w: Array, bias: Array | None) -> Any:
-        if compiled.thread_count() != threads:
-            return NotImplemented
         y = compiled.new(shape, dtype)
         usable = call(x, w if order is None else w[w_index].transpose(order), bias, y)
         if careful and not usable:
             return NotImplemented
         return y if finish is None else finish(y)
 
-    return again
+    return _for_as_many_threads(again)
 
 
 def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
@@ -71,8 +77,7 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
     strided = set(spec.stride) != {1}
     if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input")):
         return None
-    stored = activation if activation in compiled.STORED else None
-    finish = None if activation is None or activation == stored else ACTIVATIONS[activation]
+    stored, finish = compiled.stored_and_left(activation)
     layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
     shape = in_layout(layout, spec.batch, spec.size, spec.channels)
     gy, gx = channels_last(gy, spec.layout), channels_last(np.empty(shape, gy.dtype), layout)
@@ -83,19 +88,17 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
         if call is None:
             return None
         calls.append((call, place, taps))
-    dtype, drop, threads = gx.dtype, request.drop, compiled.thread_count()
+    dtype, drop = gx.dtype, request.drop
 
     def again(gy: Array, w: Array, bias: Array | None) -> Any:
-        if compiled.thread_count() != threads:
-            return NotImplemented
         gx, w = np.empty(shape, dtype), exchange(w)
         last = channels_last(gx, layout)
         if not all(call(gy, w[taps], bias, last[place]) for call, place, taps in calls):
             return NotImplemented
-        gx = compiled.in_layout(gx, spec.layout) if strided else gx
+        gx = compiled.laid_out(gx, spec.layout) if strided else gx
         return (gx if finish is None else finish(gx))[drop]
 
-    return again
+    return _for_as_many_threads(again)
 
 
 def _order(spec: ConvSpec) -> Sizes:
@@ -158,16 +161,14 @@ def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
         return None
     operation = "largest" if "max_pool" in request.operation else "added"
     call = compiled.prepared_pooling(operation, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
-    dtype, threads = x.dtype, compiled.thread_count()
+    dtype = x.dtype
 
     def again(x: Array) -> Any:
-        if compiled.thread_count() != threads:
-            return NotImplemented
         y = np.empty(shape, dtype)
         call(x, y)
         return y
 
-    return again
+    return _for_as_many_threads(again)
 
 
 def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]:

@@ -113,6 +113,11 @@ class ConvSpec(Windows):
         return tuple((n - reach) % s for n, reach, s in axes)
 
     @property
+    def filters_planes(self) -> bool:
+        """Whether each channel is filtered by itself, into a map of its own."""
+        return self.groups == self.channels == self.filters
+
+    @property
     def valid(self) -> ConvSpec:
         """The same convolution of an input that is already padded."""
         return replace(self, size=self.padded_size, padding=((0, 0),) * self.axes, padding_mode="zeros")

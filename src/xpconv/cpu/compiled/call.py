@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -39,19 +40,19 @@ class Call:
     leak: float
     limit: int  # of scratch memory, in bytes
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of an element."""
         return np.dtype(self.dtype).itemsize
 
-    @property
+    @cached_property
     def products(self) -> int:
         """Multiplications of the definition."""
         spec = self.spec
         each = math.prod(spec.window) * (spec.channels // spec.groups)
         return spec.batch * math.prod(spec.out_size) * spec.filters * each
 
-    @property
+    @cached_property
     def team(self) -> int:
         """Threads that it is worth."""
         return self.threads if self.products > SINGLE else 1

@@ -25,7 +25,7 @@ from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Finish, each_tile, finishing
-from xpconv.cpu.compiled.weights import Packing, taps_order
+from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _OWN = (
@@ -75,19 +75,17 @@ class Depthwise:
         width = -(-spec.channels // lanes) * lanes
         order = taps_order(spec, call.w_strides)
         self._pack = Packing(call.dtype, 1, spec.channels, width, order, call.w_strides[-1])
-        self._pack_bias = Packing(call.dtype, 1, spec.channels, width, np.zeros(1, np.int64), call.itemsize)
-        self._no_bias = np.zeros(width, call.dtype)
+        self._bias = PackedBias(call.dtype, 1, spec.channels, width)
         finish = None if call.activation is None else finishing(call.activation, call.dtype, call.leak)
         self._job = _job(
             "multiplied", spec, (call.x_strides, call.y_strides), call.dtype, call.threads, call.sources, call.fill,
             call.limit,
         )  # fmt: skip
-        self._finish, self._dtype = {} if finish is None else {"finish": finish}, call.dtype
+        self._finish = {} if finish is None else {"finish": finish}
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`, where no value reaches further than its windows."""
-        biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._dtype))
-        self._job(x=x, w=self._pack(w), bias=biases, y=y, **self._finish)
+        self._job(x=x, w=self._pack(w), bias=self._bias(bias), y=y, **self._finish)
         return True
 
 

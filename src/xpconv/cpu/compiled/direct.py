@@ -20,7 +20,7 @@ from xpconv.cpu.compiled.call import LINE, Call
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import gather_kernel, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, shape_for, tile_kernels
-from xpconv.cpu.compiled.weights import Packing, pack_kernel, taps_order
+from xpconv.cpu.compiled.weights import PackedBias, Packing, pack_kernel, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _OWN = (
@@ -43,8 +43,7 @@ class Direct:
         (windows, whole_run), order = _taps(spec), taps_order(spec, call.w_strides)
         run = next(n for n in range(min(whole_run, 2 * SUMMED), 0, -1) if whole_run % n == 0)
         self._pack = Packing(call.dtype, spec.groups, maps, shape.filters, order, call.w_strides[-1])
-        self._pack_bias = Packing(call.dtype, spec.groups, maps, shape.filters, np.zeros(1, np.int64), size)
-        self._no_bias = self._pack_bias(np.zeros(spec.filters, call.dtype))
+        self._bias = PackedBias(call.dtype, spec.groups, maps, shape.filters)
         self._items, self._packs = cut.count * parts, cut.count == 1
         turned, panel_bytes = call.y_strides[-1] != size, len(order) * shape.filters * size
         scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
@@ -73,7 +72,7 @@ class Direct:
         """Write the result to `y`, where no value reaches further than its windows."""
         team = self._call.team
         weight = w if self._packs else self._pack(w, team)
-        biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._call.dtype))
+        biases = self._bias(bias)
         arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
         threads.run(self._address, arguments, self._items, self._scratch, team)
         return True

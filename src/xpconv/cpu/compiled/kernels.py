@@ -76,10 +76,9 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
 def _takes(dtype: str, spec: ConvSpec, limit: int, _threads: int) -> Compiled:
     if not _here(dtype):
         return Compiled()
-    each = spec.groups == spec.channels == spec.filters
     return Compiled(
-        direct.computed(dtype, spec, limit), each and channelwise.takes(dtype, spec, limit),
-        each and plane.takes(dtype, spec, limit), winograd.takes(dtype, spec, limit),
+        direct.computed(dtype, spec, limit), spec.filters_planes and channelwise.takes(dtype, spec, limit),
+        plane.takes(dtype, spec, limit), winograd.takes(dtype, spec, limit),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
 from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
 from xpconv.cpu.compiled.tile import SUMMED, Finish, finishing
-from xpconv.cpu.compiled.weights import Packing, taps_order
+from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
 FIELDS = (
@@ -60,15 +60,14 @@ class Plane:
         down, across, *_ = _two_axes(spec)
         by_columns = taps_order(spec, call.w_strides).reshape(down, across).T.reshape(-1)  # as taps are added up
         self._pack = Packing(dtype, spec.channels, 1, 1, by_columns, call.w_strides[-1])
-        self._no_bias = np.zeros(spec.channels, dtype)
+        self._bias = PackedBias(dtype, 1, spec.channels, spec.channels)
         compiled = _library(dtype)
         assert compiled is not None
         self._address = compiled.address("planes")
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`, where no value reaches further than its windows."""
-        weight = self._pack(w)
-        biases = self._no_bias if bias is None else np.ascontiguousarray(bias, self._call.dtype)
+        weight, biases = self._pack(w), self._bias(bias)
         arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
         threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
         return True
@@ -76,7 +75,7 @@ class Plane:
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     """Whether the kernels take such a convolution here; the columns of its result then lie side by side."""
-    if spec.axes > 2 or not spec.groups == spec.channels == spec.filters or spec.input_dilation:
+    if spec.axes > 2 or not spec.filters_planes or spec.input_dilation:
         return False
     if 0 in (spec.batch, spec.channels, *spec.out_size) or not (spec.layout == "channels_first" or spec.channels == 1):
         return False

@@ -61,6 +61,19 @@ class Packing:
         return packed
 
 
+class PackedBias:
+    """Biases (F,) of any dtype and strides in panels, as weights of one row are; zeros where there is none."""
+
+    def __init__(self, dtype: str, groups: int, maps: int, width: int) -> None:
+        self._pack = Packing(dtype, groups, maps, width, np.zeros(1, np.int64), np.dtype(dtype).itemsize)
+        self._dtype = dtype
+        self._none = self._pack(np.zeros(groups * maps, dtype))
+
+    def __call__(self, bias: Array | None) -> Array:
+        """The bias, packed."""
+        return self._none if bias is None else self._pack(np.ascontiguousarray(bias, self._dtype))
+
+
 def _squares(sources: Array, size: int, lanes: int) -> Array:
     """Whether as many rows as a vector has lanes lie side by side, from each row on."""
     follows = np.append(np.diff(sources) == size, np.zeros(lanes, bool))

@@ -28,7 +28,7 @@ from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, each_tile, finishing, shape_for, tile_kernels
 from xpconv.cpu.compiled.transforms import IMAGES, SIGNALS, Form, back_kernel, forward_kernel
-from xpconv.cpu.compiled.weights import Packing
+from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _OWN = (
@@ -109,8 +109,7 @@ class Winograd:
         tiles = form.points * (tiles_in * spec.channels + tiles_out * spec.filters) * size
         self._items, self._scratch = cut.count * parts, cut.images * cut.strip + tiles + results
         width = -(-spec.filters // lanes_of(dtype)) * lanes_of(dtype)
-        self._pack_bias = Packing(dtype, 1, spec.filters, width, np.zeros(1, np.int64), size)
-        self._no_bias = np.zeros(width, dtype)
+        self._bias = PackedBias(dtype, 1, spec.filters, width)
         compiled = _library(dtype, self._shape, form)
         assert compiled is not None
         self._address = compiled.address("conv")
@@ -119,7 +118,7 @@ class Winograd:
         """Write the result to `y`; whether all of it is finite: what is not has spread over its tiles."""
         spec = self._call.spec
         weight = _weights.of(w, (spec.flip, spec.axes), self._transformed)
-        biases = self._no_bias if bias is None else self._pack_bias(np.ascontiguousarray(bias, self._call.dtype))
+        biases = self._bias(bias)
         found = np.zeros((self._items, _FOUND_BYTES // self._call.itemsize), self._call.dtype)
         arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases, found=found)
         threads.run(self._address, arguments, self._items, self._scratch, self._call.team)

@@ -150,9 +150,8 @@ def _job(
     tables = tables_of(spec, whole, IMAGES, cut, gy_strides, size)
     tables = {name: tables[name] for name in ("inputs", "outputs")}
     tables["pixels"] = np.arange(tiles, dtype=np.int64) * (spec.channels * size)
-    scratch = cut.images * cut.strip + _POINTS * (numbers["in_plane"] + numbers["gy_plane"])
-    scratch += math.prod(transforms.F4.tile) * shape.filters * size
-    return _Job(shape, Arguments(FIELDS, numbers, tables, cut), chunks, chunks * parts, scratch, threads_free)
+    arguments, scratch = Arguments(FIELDS, numbers, tables, cut), _scratch(spec, dtype)
+    return _Job(shape, arguments, chunks, chunks * parts, scratch, threads_free)
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
