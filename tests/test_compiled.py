@@ -122,6 +122,30 @@ def test_compiled_groups(channels, filters, groups, layout):
     np.testing.assert_array_equal(compiled(x, w, **options), reference(xpconv.corr, x, w, **options))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("each", "groups"), [(2, 16), (2, 6), (4, 32), (4, 12), (4, 5), (8, 2), (8, 8), (8, 7)])
+@pytest.mark.parametrize("options", [
+    {"padding": 1}, {}, {"stride": 2, "padding": ((1, 0), (0, 2))}, {"dilation": (1, 3), "padding": 2},
+    {"padding": 1, "layout": "channels_first"},
+])  # fmt: skip
+def test_compiled_groups_that_share_a_vector_take_turns_in_it(dtype, each, groups, options):
+    rng = np.random.default_rng(15)
+    x, w = integers(rng, (3, 12, 13, each * groups), dtype), integers(rng, (3, 3, each, each * groups), dtype)
+    if "layout" in options:
+        x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    given = {"bias": integers(rng, (each * groups,), dtype), "groups": groups, "activation": "relu", **options}
+    np.testing.assert_array_equal(compiled(x, w, **given), reference(xpconv.corr, x, w, **given))
+
+
+def test_compiled_groups_that_share_a_vector_keep_a_nan_to_themselves():
+    x, w = np.ones((1, 9, 9, 32), np.float32), np.ones((3, 3, 4, 32), np.float32)
+    x[0, 4, 4, 9] = np.nan  # of the third group
+    hit = np.isnan(compiled(x, w, groups=8))
+    expected = np.zeros_like(hit)
+    expected[0, 2:5, 2:5, 8:12] = True
+    np.testing.assert_array_equal(hit, expected)
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "tanh"])
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
 def test_compiled_stores_add_the_bias_and_apply_the_activation(activation, layout):

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from xpconv.cpu.compiled.address import address_of
-from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import OUTSIDE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
@@ -217,30 +217,37 @@ def _nothing() -> dict[str, Array]:
 class Block:
     """The block of one item, inside a kernel."""
 
-    source: Value  # where its input lies
     count: Value  # results
     pixels: Value  # results of one image
     first: Value  # image
     images: Value
     row: Value  # of the result
     rows: Value
-    free: Value  # scratch memory beyond what was gathered
+    free: Value  # scratch memory beyond what is gathered
 
 
-def opened(kernel: Kernel, given: SimpleNamespace, block: Value, scratch: Value, gather: Kernel) -> Block:
-    """Find the block of that number, and gather its input where that has to be."""
+def opened(kernel: Kernel, given: SimpleNamespace, block: Value, scratch: Value) -> Block:
+    """Find the block of that number."""
     row = (block % given.row_blocks) * given.rows
     first = (block // given.row_blocks) * given.images
     rows = kernel.minimum(given.out_rows - row, given.rows)
     images = kernel.minimum(given.batch - first, given.images)
-    source = kernel.variable(given.x + first * given.x_item + row * given.x_row)
+    free = scratch + given.gathered * given.images * given.strip
+    return Block(images * rows * given.line, rows * given.line, first, images, row, rows, free)
+
+
+def read(
+    kernel: Kernel, given: SimpleNamespace, block: Block, scratch: Value, gather: Kernel, offset: Operand = 0
+) -> Value:
+    """Where a block's input lies, so many bytes from the first channel; gathered now where that has to be."""
+    x = given.x + offset
+    source = kernel.variable(x + block.first * given.x_item + block.row * given.x_row)
     with kernel.when(given.gathered > 0):
-        with kernel.loop(images) as image:
+        with kernel.loop(block.images) as image:
             kernel.call(
-                gather, given.x + (first + image) * given.x_item, given.row_sources + row * given.stride * 8,
-                (rows - 1) * given.stride + given.reach, given.runs, given.run_count, given.geometry,
+                gather, x + (block.first + image) * given.x_item, given.row_sources + block.row * given.stride * 8,
+                (block.rows - 1) * given.stride + given.reach, given.runs, given.run_count, given.geometry,
                 scratch + image * given.strip,
             )  # fmt: skip
         source.set(scratch)
-    free = scratch + given.gathered * given.images * given.strip
-    return Block(source.get(), images * rows * given.line, rows * given.line, first, images, row, rows, free)
+    return source.get()

@@ -187,14 +187,15 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: _Taps) -> tupl
     kernel = Kernel(module, operation, ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)
-    block = blocks.opened(kernel, given, item, scratch, gather)
+    block = blocks.opened(kernel, given, item, scratch)
+    source = blocks.read(kernel, given, block, scratch, gather)
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
     segment = given.segment.equals(0).where(block.pixels, given.segment)  # windows that follow each other
     with kernel.loop(block.count, step=segment) as first:
 
         def arguments_of(pixel: Value) -> tuple[Operand, ...]:
             return (
-                block.source, given.pixels + (first + pixel) * 8, given.taps, given.tap_count, given.step, given.w,
+                source, given.pixels + (first + pixel) * 8, given.taps, given.tap_count, given.step, given.w,
                 given.w_step, y, given.results + (first + pixel) * 8, given.channels, given.finish, given.bias,
                 given.divisor,
             )  # fmt: skip

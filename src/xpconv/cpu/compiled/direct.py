@@ -8,6 +8,7 @@ panel of the weight is packed where it is used, in the thread's own cache.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,8 +18,8 @@ from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import LINE, Call
-from xpconv.cpu.compiled.ir import Kernel, Operand, Value
-from xpconv.cpu.compiled.moves import gather_kernel, transpose_kernel
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, shape_for, tile_kernels
 from xpconv.cpu.compiled.weights import PackedBias, Packing, pack_kernel, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
@@ -34,30 +35,34 @@ class Direct:
     """Any convolution, prepared."""
 
     def __init__(self, call: Call) -> None:
-        spec, size, maps, self._call = call.spec, call.itemsize, call.spec.filters // call.spec.groups, call
-        shape = shape_for(maps, call.dtype)
+        spec, size, shape, self._call = call.spec, call.itemsize, _shape(call.spec, call.dtype), call
+        groups = spec.groups // shape.groups  # of which each fills up vectors
+        group = replace(spec, channels=spec.channels // groups, filters=spec.filters // groups, groups=1)
+        maps = group.filters
         panels, held = -(-maps // shape.filters), call.limit // (2 * call.team)
-        together = (spec.out_size[0], spec.batch) if _is_for_all(call, spec.groups * panels, held) else None
-        cut = blocks_of(spec, call.x_strides, call.dtype, call.team, call.sources, call.fill, held, together)
-        parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(spec.groups * panels, call.team)
-        (windows, whole_run), order = _taps(spec), taps_order(spec, call.w_strides)
+        together = (spec.out_size[0], spec.batch) if _is_for_all(call, groups * panels, held) else None
+        cut = blocks_of(group, call.x_strides, call.dtype, call.team, call.sources, call.fill, held, together)
+        parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(groups * panels, call.team)
+        (windows, run_elements), order = _taps(group), taps_order(spec, call.w_strides)
+        whole_run = run_elements // shape.groups
         run = next(n for n in range(min(whole_run, 2 * SUMMED), 0, -1) if whole_run % n == 0)
-        self._pack = Packing(call.dtype, spec.groups, maps, shape.filters, order, call.w_strides[-1])
-        self._bias = PackedBias(call.dtype, spec.groups, maps, shape.filters)
+        runs = np.arange(0, whole_run, run)
+        self._pack = Packing(call.dtype, groups, maps, shape.filters, order, call.w_strides[-1])
+        self._bias = PackedBias(call.dtype, groups, maps, shape.filters)
         self._items, self._packs = cut.count * parts, cut.count == 1
         turned, panel_bytes = call.y_strides[-1] != size, len(order) * shape.filters * size
         scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
         self._scratch = scratch + int(self._packs) * panel_bytes
         numbers = {
-            "tap_count": math.prod(windows) * (whole_run // run), "run": run, "groups": spec.groups, "maps": maps,
-            "panels": panels, "parts": parts, "x_group": spec.channels // spec.groups * size,
+            "tap_count": math.prod(windows) * (whole_run // run), "run": run, "groups": groups, "maps": maps,
+            "panels": panels, "parts": parts, "x_group": group.channels * call.x_strides[-1],
             "y_item": call.y_strides[0], "y_row": call.y_strides[1], "turned": int(turned), "filters": spec.filters,
             "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
             "streams": int(call.is_streamed),
         }  # fmt: skip
         tables = {
-            "pixels": cut.starts(spec),
-            "taps": (cut.places(windows, spec.dilation)[:, None] + np.arange(0, whole_run, run) * size).reshape(-1),
+            "pixels": cut.starts(group),
+            "taps": (cut.places(windows, spec.dilation)[:, None] + runs * (shape.groups * size)).reshape(-1),
             "results": cut.results(spec, call.y_strides, spec.filters * size, turned),
             "packing": self._pack.arguments,
         }
@@ -92,21 +97,31 @@ def _is_for_all(call: Call, panels: int, held: int) -> bool:
 _SMALL = 1 << 19  # bytes of input that stay in a level 2 cache beside a panel
 
 
+def _shape(spec: ConvSpec, dtype: str) -> Shape:
+    """The tile: several groups in a vector where each has as many channels as filters, and together they fill it."""
+    channels, maps, lanes = spec.channels // spec.groups, spec.filters // spec.groups, lanes_of(dtype)
+    together = lanes // maps
+    if 1 < together < min(lanes, spec.groups) and channels == maps and together * maps == lanes:
+        return Shape(lanes, 1, together) if spec.groups % together == 0 else shape_for(maps, dtype)
+    return shape_for(maps, dtype)
+
+
 def _taps(spec: ConvSpec) -> tuple[Sizes, int]:
     """The window that taps are counted in, and the elements of each tap's run."""
-    if spec.groups == 1 and spec.dilation[-1] == 1:
+    if spec.dilation[-1] == 1:
         return spec.window[:-1], spec.window[-1] * spec.channels
-    return spec.window, spec.channels // spec.groups
+    return spec.window, spec.channels
 
 
 def computed(dtype: str, spec: ConvSpec, limit: int) -> int:
     """Filters that the kernels compute, those that fill up their tiles included; 0 where they take no such call."""
     if 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
         return 0
-    shape = shape_for(spec.filters // spec.groups, dtype)
+    shape = _shape(spec, dtype)
     if _library(dtype, shape) is None or workspace(dtype, spec) > limit:
         return 0
-    return spec.groups * -(-spec.filters // spec.groups // shape.filters) * shape.filters
+    groups = spec.groups // shape.groups
+    return groups * -(-spec.filters // groups // shape.filters) * shape.filters
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -116,7 +131,8 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
 
 
 def _library(dtype: str, shape: Shape) -> Library | None:
-    return library(f"direct-{dtype}-{shape.lanes}x{shape.vectors}", partial(_make, dtype=dtype, shape=shape))
+    name = f"direct-{dtype}-{shape.lanes}x{shape.vectors}-{shape.groups}"
+    return library(name, partial(_make, dtype=dtype, shape=shape))
 
 
 def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
@@ -127,15 +143,20 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)
     size = np.dtype(dtype).itemsize
-    block = blocks.opened(kernel, given, item // given.parts, scratch, gather)
+    block = blocks.opened(kernel, given, item // given.parts, scratch)
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
     part, count = item % given.parts, given.groups * given.panels
     start, stop = (count * part) // given.parts, (count * (part + 1)) // given.parts
     own, begins_a_line = scratch + given.own, (given.y % LINE).equals(0)
     stream = begins_a_line.where(given.streams, kernel.constant(0))
+    source = kernel.variable(given.x)
     with kernel.loop(stop, start=start) as panel:
         group, first = panel // given.panels, (panel % given.panels) * shape.filters
-        x, target = block.source + group * given.x_group, y + (group * given.maps + first) * size
+        with kernel.when(first.equals(0) | panel.equals(start)):
+            source.set(blocks.read(kernel, given, block, scratch, gather, group * given.x_group))
+            if shape.groups > 1:
+                _take_turns(kernel, source.get(), block.images * given.strip, dtype, shape)
+        x, target = source.get(), y + (group * given.maps + first) * size
         with kernel.when(given.packs > 0):
             kernel.call(pack, given.packing, given.w, panel, own)
         w = given.packs.equals(1).where(own, given.w + panel * given.panel_bytes)
@@ -162,3 +183,10 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
         kernel.fence()
     kernel.finish()
     return ("conv",)
+
+
+def _take_turns(kernel: Kernel, source: Value, count: Value, dtype: str, shape: Shape) -> None:
+    """Let the groups that share a vector take turns in so many bytes of gathered input, in place."""
+    kind, width = vector(FLOATS[dtype], shape.lanes), shape.lanes * np.dtype(dtype).itemsize
+    with kernel.loop(count, step=width) as at:
+        kernel.store(kernel.shuffled(kernel.load(source + at, kind), shape.taking_turns), source + at)

@@ -197,14 +197,15 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Ker
     count = given.groups * given.panels
     first, last = (count * part) // given.parts, (count * (part + 1)) // given.parts
     with kernel.loop(end, start=begin) as number:
-        block = blocks.opened(kernel, given, number, scratch, gather)
+        block = blocks.opened(kernel, given, number, scratch)
+        source = blocks.read(kernel, given, block, scratch, gather)
         with kernel.loop(last, start=first) as panel:
             group, map_ = panel // given.panels, (panel % given.panels) * shape.filters
             width = kernel.minimum(given.maps - map_, shape.filters)
             column = group * given.maps + map_
             _packed(kernel, given, block, column, width, shape.filters * size, size, pack, transpose)
             with kernel.loop(given.tap_count) as t:
-                x = block.source + group * given.x_group + kernel.load(given.taps, offset=t * 8)
+                x = source + group * given.x_group + kernel.load(given.taps, offset=t * 8)
                 target = sums + kernel.load(given.targets, offset=t * 8) + column * size
 
                 def arguments_of(row: Value, x: Value = x, target: Value = target) -> tuple[Operand, ...]:

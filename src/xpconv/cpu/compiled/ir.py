@@ -197,6 +197,11 @@ class Kernel:
         one = self.builder.insert_element(undefined, number.raw, ir.Constant(I32, 0))
         return Value(self, self.builder.shuffle_vector(one, undefined, _lanes([0] * lanes)))
 
+    def shuffled(self, values: Value, order: Sequence[int]) -> Value:
+        """A vector of the lanes of another, as many as are named."""
+        undefined = ir.Constant(values.type, ir.Undefined)
+        return Value(self, self.builder.shuffle_vector(values.raw, undefined, _lanes(order)))
+
     def interleaved(self, first: Value, second: Value) -> tuple[Value, Value]:
         """``first[0], second[0], first[1], ...`` of two vectors, as two vectors."""
         lanes = first.type.count

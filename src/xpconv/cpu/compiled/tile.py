@@ -6,8 +6,9 @@ taps and results in tables, so that any number of axes, stride and dilation, for
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -25,15 +26,31 @@ ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Filters of a tile: so many vectors of so many lanes."""
+    """Filters of a tile: so many vectors of so many lanes, which several groups may share evenly.
+
+    Groups that share a vector take turns in its lanes, as their channels do in memory: a tuple of one channel of each
+    is then repeated over all lanes as it is loaded.
+    """
 
     lanes: int
     vectors: int
+    groups: int = 1
 
     @property
     def filters(self) -> int:
         """In a tile."""
         return self.lanes * self.vectors
+
+    @property
+    def taking_turns(self) -> list[int]:
+        """Lanes of one group after the other, in the order in which the groups take turns."""
+        each = self.lanes // self.groups
+        return [(lane % self.groups) * each + lane // self.groups for lane in range(self.lanes)]
+
+    @property
+    def one_by_one(self) -> list[int]:
+        """Lanes in which groups take turns, in the order of one group after the other."""
+        return replace(self, groups=self.lanes // self.groups).taking_turns
 
     @property
     def heights(self) -> tuple[int, ...]:
@@ -81,8 +98,10 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
         with kernel.loop(given.run) as c:
             here = weight.get()
             vectors = [kernel.load(here, kind, place) for place in places]
+            if shape.groups > 1:
+                vectors = [kernel.shuffled(factors, shape.taking_turns) for factors in vectors]
             for row, row_sums in zip(rows, sums, strict=True):
-                value = kernel.splat(kernel.load(row + c * size, element), shape.lanes)
+                value = _repeated(kernel, row + c * (size * shape.groups), element, shape)
                 for total, factor in zip(row_sums, vectors, strict=True):
                     total.set(kernel.fma(value, factor, total.get()))
             weight.set(here + given.w_step)
@@ -91,6 +110,9 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
             aside.put()
             added.set(kernel.constant(0))
     aside.take()
+    if shape.groups > 1:
+        for total in itertools.chain(*sums):
+            total.set(kernel.shuffled(total.get(), shape.one_by_one))
     biases = [kernel.load(given.bias, kind, place) for place in places]
     targets = [given.y + kernel.load(given.results, offset=8 * p) for p in range(height)]
     with kernel.either(given.finish.equals(0)) as (plain, other):
@@ -101,6 +123,14 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
             _store(kernel, given, shape, targets, sums, lambda total, q: finished(total, biases[q]))
     kernel.finish()
     return kernel
+
+
+def _repeated(kernel: Kernel, address: Value, element: ir.Type, shape: Shape) -> Value:
+    """An element in every lane, or one of each group in turn."""
+    if shape.groups == 1:
+        return kernel.splat(kernel.load(address, element), shape.lanes)
+    values = kernel.load(address, vector(element, shape.groups))
+    return kernel.shuffled(values, [lane % shape.groups for lane in range(shape.lanes)])
 
 
 class _Aside:

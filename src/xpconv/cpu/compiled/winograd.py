@@ -273,14 +273,15 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)
-    block = blocks.opened(kernel, given, item // given.parts, scratch, gather)
+    block = blocks.opened(kernel, given, item // given.parts, scratch)
+    source = blocks.read(kernel, given, block, scratch, gather)
     units = block.rows // given.unit
     inputs, outputs = block.images * (units + given.extra) * given.band, block.images * units * given.band
     spectra, products = block.free, block.free + given.in_plane * form.points
     results = products + given.out_plane * form.points
     with kernel.loop(inputs) as t:
         kernel.call(
-            forward, block.source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
+            forward, source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
             spectra + t * given.channels * size, given.in_plane, given.channels,
         )  # fmt: skip
     part = item % given.parts

@@ -181,13 +181,14 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape) -> None:
     first, last = (given.panels * part) // given.parts, (given.panels * (part + 1)) // given.parts
     sums = given.sums + chunk * given.sums_bytes
     with kernel.loop(end, start=begin) as number:
-        block = blocks.opened(kernel, given, number, scratch, gather)
+        block = blocks.opened(kernel, given, number, scratch)
+        source = blocks.read(kernel, given, block, scratch, gather)
         count = block.images * (block.rows // given.unit) * given.band
         spectra, gradients = block.free, block.free + given.in_plane * _POINTS
         places, whole = given.outputs + block.row // given.unit * given.band * 24, gradients + given.gy_plane * _POINTS
         with kernel.loop(count) as t:
             kernel.call(
-                forward, block.source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
+                forward, source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
                 spectra + t * given.channels * size, given.in_plane, given.channels,
             )  # fmt: skip
             place, rows, columns = (kernel.load(places, offset=t * 24 + 8 * i) for i in range(3))
