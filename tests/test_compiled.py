@@ -315,6 +315,7 @@ def test_threads_do_not_change_a_result(x_shape, w_shape, options, monkeypatch):
         ((8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1}),
         ((8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1, "stride": 2, "layout": "channels_first"}),
         ((4, 96, 96, 48), (3, 3, 1, 48), {"groups": 48, "padding": 1}),
+        ((32, 14, 14, 128), (3, 3, 4, 128), {"groups": 32, "padding": 1, "layout": "channels_first"}),
         ((1, 16, 24, 24, 16), (3, 3, 3, 16, 16), {"padding": 1}),
     ],
 )

@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import blocks, threads
-from xpconv.cpu.compiled.blocks import Arguments, blocks_of
+from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import LINE, Call
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
@@ -41,7 +41,9 @@ class Direct:
         maps = group.filters
         panels, held = -(-maps // shape.filters), call.limit // (2 * call.team)
         together = (spec.out_size[0], spec.batch) if _is_for_all(call, groups * panels, held) else None
-        cut = blocks_of(group, call.x_strides, call.dtype, call.team, call.sources, call.fill, held, together)
+        turned = call.y_strides[-1] != size
+        most = min(held, BLOCK_BYTES) // groups if turned else held  # then all groups' results are held too
+        cut = blocks_of(group, call.x_strides, call.dtype, call.team, call.sources, call.fill, most, together)
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(groups * panels, call.team)
         (windows, run_elements), order = _taps(group), taps_order(spec, call.w_strides)
         whole_run = run_elements // shape.groups
@@ -50,7 +52,7 @@ class Direct:
         self._pack = Packing(call.dtype, groups, maps, shape.filters, order, call.w_strides[-1])
         self._bias = PackedBias(call.dtype, groups, maps, shape.filters)
         self._items, self._packs = cut.count * parts, cut.count == 1
-        turned, panel_bytes = call.y_strides[-1] != size, len(order) * shape.filters * size
+        panel_bytes = len(order) * shape.filters * size
         scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
         self._scratch = scratch + int(self._packs) * panel_bytes
         numbers = {
