@@ -206,3 +206,19 @@ def test_several_callers_at_once_get_their_own_results():
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+@DTYPES
+@pytest.mark.parametrize("channels", [32, 24])
+@pytest.mark.parametrize("start", [0, 1, 16])
+def test_large_results_are_the_same_wherever_they_begin(dtype, channels, start):
+    rng, size = np.random.default_rng(0), 300
+    x, w = integers(rng, (2, size, size, channels), dtype), integers(rng, (3, 1, 1, channels), dtype)
+    bias = integers(rng, channels, dtype)
+    sums = sum(x[:, i : i + size - 2] * w[i, 0, 0] for i in range(3)) + bias
+    memory = np.empty(sums.size + 16, dtype)
+    out = memory[start : start + sums.size].reshape(sums.shape)
+    xpconv.corr2d(x, w, bias, groups=channels, method="direct", out=out)
+    np.testing.assert_array_equal(out, sums)
+    np.testing.assert_array_equal(xpconv.corr2d(x, w, bias, groups=channels, method="direct"), sums)
+    np.testing.assert_array_equal(pooled("max_pool", x, (2, 1)), np.maximum(x[:, :-1:2], x[:, 1::2]))

@@ -104,7 +104,7 @@ def new(shape: Sizes, dtype: Any) -> Array:
     return memory[start : start + size].reshape(shape)
 
 
-_LINE, _LARGE = 64, 1 << 24  # bytes
+_LINE, _LARGE = 64, 1 << 20  # bytes
 
 
 def by_axes(

@@ -59,7 +59,7 @@ class Shape:
         assert here is not None
         if self.vectors == 1:  # more pixels would not fit their addresses in registers: 24 took twice the time of 12
             return (12, 6, 2, 1)
-        return (14, 8, 4, 2, 1) if here.registers == 32 else (6, 4, 2, 1)
+        return (14, 7, 4, 2, 1) if here.registers == 32 else (6, 4, 2, 1)
 
 
 def shapes(dtype: str) -> tuple[Shape, ...]:
