@@ -13,12 +13,10 @@ from typing import Any
 
 from xpconv.bench.marks import mark
 from xpconv.bench.markup import Markup, element
-from xpconv.bench.reading import Race, Row, counted, intensity, title, verdict
+from xpconv.bench.reading import Race, Row, counted, intensity, labelled_roofs, roof_axes, title, verdict
 from xpconv.bench.scale import LogAxis, number, percent, ratio, times
 
 LANE, PADDING = 16, 5  # pixels: one rival's bar, and the room above the first and below the last
-_ROOM = 6  # of intensities left of a ridge, where the roof has its label because no point can lie there
-_MERGED = 5.0  # percent of the height: roofs nearer than that share a label
 
 
 def drawn_as(network: int) -> tuple[str, str]:
@@ -39,16 +37,12 @@ def swatch(network: int) -> Markup:
 def roofline(rows: list[Row], limits: dict[str, Any], order: list[str], description: str) -> Markup:
     """One device: its roofs, and a point for each row whose operations are counted."""
     shown = sorted(counted(rows), key=intensity)
-    matrix, copy = limits["matrix_gflops"], limits["copy_gbs"]
-    ridges = [speed / copy for speed in matrix.values()]
-    x = LogAxis.around([*map(intensity, shown), *(ridge / _ROOM for ridge in ridges)], 1.6)
-    y = LogAxis.around([*(row["gflops"] for row in shown), *matrix.values()], 1.9)
+    x, y = roof_axes(shown, limits)
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     points = [_point(row, x, y, order, hollow=row["dtype"] != dtypes[0]) for row in shown]
-    return element(
-        "svg", _grid(x, y), _roofs(x, y, matrix, copy), element("g", points, role="list", class_="points"),
-        class_="plot", role="group", aria_label=description,
-    )  # fmt: skip
+    roofs = _roofs(x, y, limits["matrix_gflops"], limits["copy_gbs"])
+    listed = element("g", points, role="list", class_="points")
+    return element("svg", _grid(x, y), roofs, listed, class_="plot", role="group", aria_label=description)
 
 
 def _grid(x: LogAxis, y: LogAxis) -> Iterator[Markup]:
@@ -72,7 +66,7 @@ def _roofs(x: LogAxis, y: LogAxis, matrix: dict[str, float], copy: float) -> Ite
         "text", f"copy {number(copy)} GB/s", x=f"{x.at(label)}%", y=f"{100 - y.at(label * copy)}%", dx=12, dy=10,
         class_="roof-label",
     )  # fmt: skip
-    for speeds in _neighbours(matrix, y):
+    for speeds in labelled_roofs(matrix, y):
         for speed in speeds.values():
             yield _line(x, y, (speed / copy, x.high), (speed, speed))
         told = " · ".join(f"{dtype} {number(speed)}" for dtype, speed in speeds.items())
@@ -82,19 +76,6 @@ def _roofs(x: LogAxis, y: LogAxis, matrix: dict[str, float], copy: float) -> Ite
             element("tspan", " GFLOP/s", class_="wide"), x=f"{x.at(speed / copy)}%", y=f"{100 - y.at(speed)}%",
             dx=-8, dy=4, class_="roof-label end",
         )  # fmt: skip
-
-
-def _neighbours(matrix: dict[str, float], y: LogAxis) -> list[dict[str, float]]:
-    """The speeds from the fastest on, those together that are too near each other to be labelled one by one."""
-    found: list[dict[str, float]] = []
-    last = inf
-    for dtype, speed in sorted(matrix.items(), key=lambda item: -item[1]):
-        if last - y.at(speed) < _MERGED:
-            found[-1][dtype] = speed
-        else:
-            found.append({dtype: speed})
-        last = y.at(speed)
-    return found
 
 
 def _line(x: LogAxis, y: LogAxis, xs: tuple[float, float], ys: tuple[float, float]) -> Markup:
@@ -184,8 +165,7 @@ def _ratio_bar(rival: dict[str, Any], axis: LogAxis, top: int) -> Iterator[Marku
 def _ratio_number(rival: str, told: dict[str, Any]) -> Markup:
     low, high = (ratio(end) for end in told["ratio_10_90"])
     facts = f"{number(told['ms'])} ms; 10..90 % of the ratio: {low} to {high}"
-    value = element("b", ratio(told["ratio"]), class_=f"text-{verdict(told['ratio_10_90'])}")
-    return element("li", element("span", rival), " ", value, title=facts)
+    return element("li", element("span", rival), " ", element("b", ratio(told["ratio"])), title=facts)
 
 
 def _bar_line(row: Row, known: dict[str, Any], drawn: Any, numbers: Markup, height: int) -> Markup:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from statistics import geometric_mean
 from typing import Any
+
+from xpconv.bench.scale import LogAxis
 
 Row = dict[str, Any]
 Record = dict[str, Any]
 
+_ROOM = 10  # of intensities left of a ridge, where a roof has its label because no point can lie there
+_MERGED = 5.0  # percent of the height: roofs nearer than that share a label
 FIELDS = ("network", "layer", "operation", "batch", "dtype", "layout", "device")  # what a row is, not what it measured
 
 
@@ -64,6 +69,26 @@ def roof(row: Row, limits: dict[str, Any]) -> float:
 def above_roof(rows: Iterable[Row], limits: dict[str, Any]) -> list[Row]:
     """Those that were faster than the roof, most of all because Winograd does fewer products than are counted."""
     return [row for row in counted(rows) if row["gflops"] > roof(row, limits)]
+
+
+def roof_axes(rows: list[Row], limits: dict[str, Any]) -> tuple[LogAxis, LogAxis]:
+    """Operations per byte and GFLOP/s, wide enough for the points, the roofs, and their labels left of the ridges."""
+    matrix, copy = limits["matrix_gflops"].values(), limits["copy_gbs"]
+    x = LogAxis.around([*map(intensity, rows), *(speed / copy / _ROOM for speed in matrix)], 1.6)
+    return x, LogAxis.around([*(row["gflops"] for row in rows), *matrix], 1.9)
+
+
+def labelled_roofs(matrix: dict[str, float], y: LogAxis) -> list[dict[str, float]]:
+    """The speeds from the fastest on, those together that are too near each other to be labelled one by one."""
+    found: list[dict[str, float]] = []
+    last = inf
+    for dtype, speed in sorted(matrix.items(), key=lambda item: -item[1]):
+        if last - y.at(speed) < _MERGED:
+            found[-1][dtype] = speed
+        else:
+            found.append({dtype: speed})
+        last = y.at(speed)
+    return found
 
 
 # --- Beside rivals ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from xpconv.bench.charts import anchor
 from xpconv.bench.markup import Markup, element
 from xpconv.bench.reading import Row, rivals, varying
-from xpconv.bench.scale import TIMES, many, number, percent, times
+from xpconv.bench.scale import TIMES, UNKNOWN, many, number, percent, ratio
 
 Value = float | str | None
 _ALWAYS = ("network", "layer", "operation", "batch")  # other fields are columns where rows differ
@@ -67,8 +67,8 @@ def _columns(rows: list[Row]) -> list[Column]:
         Column("GFLOP/s", lambda row: row["gflops"], number),
         Column("GB/s", lambda row: row["gbs"], number),
         Column("of limit", lambda row: row["share_of_limit"], percent),
-        *(Column(f"{name} {TIMES}", partial(_ratio, name), times) for name in rivals(rows)),
-        Column("error", lambda row: row["error"], number),
+        *(Column(f"{name} {TIMES}", partial(_ratio, name), _factor) for name in rivals(rows)),
+        Column("error", lambda row: row["error"], lambda error: UNKNOWN if error is None else f"{error:.1e}"),
     ]
 
 
@@ -79,6 +79,10 @@ def _field(field: str, row: Row) -> str:
 def _ratio(name: str, row: Row) -> float | None:
     beside = row["rivals"].get(name)
     return beside["ratio"] if beside else None
+
+
+def _factor(value: float | None) -> str:
+    return UNKNOWN if value is None else ratio(value)
 
 
 def _cell(column: Column, row: Row) -> Markup:
