@@ -16,6 +16,7 @@ from xpconv.bench.markup import Markup, element
 from xpconv.bench.reading import Race, Row, counted, intensity, labelled_roofs, roof_axes, title, verdict
 from xpconv.bench.scale import LogAxis, number, percent, ratio, times
 
+_LINE = 15  # pixels from one line of labels to the next
 LANE, PADDING = 16, 5  # pixels: one rival's bar, and the room above the first and below the last
 
 
@@ -67,15 +68,15 @@ def _roofs(x: LogAxis, y: LogAxis, matrix: dict[str, float], copy: float) -> Ite
         class_="roof-label",
     )  # fmt: skip
     for speeds in labelled_roofs(matrix, y):
-        for speed in speeds.values():
+        top = 4 - _LINE * (len(speeds) - 1) / 2
+        highest = max(speeds.values())
+        for place, (dtype, speed) in enumerate(speeds.items()):
             yield _line(x, y, (speed / copy, x.high), (speed, speed))
-        told = " · ".join(f"{dtype} {number(speed)}" for dtype, speed in speeds.items())
-        speed = max(speeds.values())
-        yield element(
-            "text", element("tspan", "matrix product ", class_="wide"), told,
-            element("tspan", " GFLOP/s", class_="wide"), x=f"{x.at(speed / copy)}%", y=f"{100 - y.at(speed)}%",
-            dx=-8, dy=4, class_="roof-label end",
-        )  # fmt: skip
+            yield element(
+                "text", element("tspan", "matrix product ", class_="wide"), f"{dtype} {number(speed)}",
+                element("tspan", " GFLOP/s", class_="wide"), x=f"{x.at(highest / copy)}%",
+                y=f"{100 - y.at(highest)}%", dx=-8, dy=top + _LINE * place, class_="roof-label end",
+            )  # fmt: skip
 
 
 def _line(x: LogAxis, y: LogAxis, xs: tuple[float, float], ys: tuple[float, float]) -> Markup:

@@ -121,7 +121,7 @@ def _roofline(axes: Any, rows: list[Row], limits: dict[str, Any], order: list[st
     for speeds in labelled_roofs(matrix, y):
         for speed in speeds.values():
             axes.plot([speed / copy, x.high], [speed, speed], color=INK, linewidth=0.8)
-        told, speed = ", ".join(f"{dtype} {number(speed)}" for dtype, speed in speeds.items()), max(speeds.values())
+        told, speed = "\n".join(f"{dtype} {number(speed)}" for dtype, speed in speeds.items()), max(speeds.values())
         axes.annotate(told, (speed / copy, speed), (-4, 0), textcoords="offset points", ha="right", va="center",
                       fontsize=6)  # fmt: skip
     _points(axes, rows, order)

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 Record = dict[str, Any]
 
 _ROOM = 10  # of intensities left of a ridge, where a roof has its label because no point can lie there
-_MERGED = 5.0  # percent of the height: roofs nearer than that share a label
+_MERGED = 5.0  # percent of the height: roofs nearer than that have their labels one below the other
 FIELDS = ("network", "layer", "operation", "batch", "dtype", "layout", "device")  # what a row is, not what it measured
 
 
@@ -79,7 +79,7 @@ def roof_axes(rows: list[Row], limits: dict[str, Any]) -> tuple[LogAxis, LogAxis
 
 
 def labelled_roofs(matrix: dict[str, float], y: LogAxis) -> list[dict[str, float]]:
-    """The speeds from the fastest on, those together that are too near each other to be labelled one by one."""
+    """The speeds from the fastest on, those together that are too near for a label beside each."""
     found: list[dict[str, float]] = []
     last = inf
     for dtype, speed in sorted(matrix.items(), key=lambda item: -item[1]):
