@@ -139,7 +139,7 @@ def _scaled(told, batch, device):
 def hostile():
     """Every text a stranger could have written holds what HTML would read as markup."""
     told = row(HOSTILE, HOSTILE, HOSTILE, rivals={HOSTILE: (0.8, 0.7, 0.9)}, method=HOSTILE,
-               left_out={"torch": HOSTILE})  # fmt: skip
+               device=HOSTILE, left_out={"torch": HOSTILE})  # fmt: skip
     machine = MACHINE | {"processor": HOSTILE, "packages": {HOSTILE: HOSTILE}, "commit": HOSTILE}
     return record([told], machine=machine, state=HOSTILE, missing_rivals={"jax": HOSTILE}, not_measured=[HOSTILE],
-                  devices={"cpu": CPU | {"description": HOSTILE}})  # fmt: skip
+                  devices={HOSTILE: CPU | {"description": HOSTILE}})  # fmt: skip

@@ -77,7 +77,9 @@ def test_ids_are_unique_and_links_lead_to_one(sample):
 
 
 def test_the_record_can_be_taken_from_the_page(sample):
-    assert json.loads(parsed(sample).scripts[0]) == sample
+    embedded = parsed(sample).scripts[0]
+    assert json.loads(embedded) == sample
+    assert not set("<>&") & set(embedded)
 
 
 def test_no_text_of_the_record_is_read_as_markup():

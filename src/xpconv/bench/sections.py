@@ -216,13 +216,12 @@ def _table(rows: list[Row]) -> Markup:
 
 
 def _missing(record: Record, rows: list[Row]) -> Markup | str:
-    """What one might look for in vain, and why."""
+    """What one might look for in vain, and why; of rivals that are not installed the head has warned."""
     reasons: dict[tuple[str, str], int] = {}
     for row in rows:
         for rival, why in row["left_out"].items():
             reasons[rival, why] = reasons.get((rival, why), 0) + 1
     told = [f"{rival} in {many(count, 'row')}: {why}" for (rival, why), count in reasons.items()]
-    told += list(record["missing_rivals"].values())
     told += [f"not measured: {key}" for key in record["not_measured"]]
     if not told:
         return ""
