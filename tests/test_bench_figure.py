@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib", reason='needs pip install "xpconv[cli]"')
 from xpconv.bench import figure
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("sample", ["full", "one_row", "interrupted", "two_devices", "hostile"])
 def test_a_png_is_as_wide_as_two_columns_of_a_paper(sample, tmp_path):
     figure.write(getattr(records, sample)(), tmp_path / "bench.png")

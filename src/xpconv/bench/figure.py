@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from xpconv.bench.marks import PALETTE, mark
@@ -34,6 +35,7 @@ _STYLE = {
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "text.color": INK,
     "xtick.color": SOFT, "ytick.color": SOFT, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.size": 0,
     "ytick.minor.size": 0, "legend.frameon": False, "legend.handletextpad": 0.3, "svg.fonttype": "none",
+    "text.parse_math": False,
 }  # fmt: skip
 
 
@@ -83,7 +85,7 @@ def _figure(record: Record) -> Any:
     for (left, right), (name, rows) in zip(panels, shown.items(), strict=True):
         device = record["devices"][name]
         _roofline(left, counted(rows), device["limits"], order)
-        left.set_title(f"{name}: {device['description']}")
+        left.set_title(shorten(f"{name}: {device['description']}", 58, placeholder=" ..."))
         _rivals(right, rows)
     _legend(figure)
     return figure
@@ -137,7 +139,7 @@ def _points(axes: Any, rows: list[Row], order: list[str]) -> None:
                 [intensity(row) for row in own], [row["gflops"] for row in own], linestyle="none", markersize=4,
                 marker=MARKERS[shape], color=PALETTE[colour][0], markerfacecolor="white" if hollow else None,
                 markeredgecolor=PALETTE[colour][0] if hollow else "white", markeredgewidth=0.8 if hollow else 0.4,
-                label=f"_{network}" if hollow else network,  # one that begins with _ is in no legend
+                label=f"_{network}" if hollow else _short(network),  # one that begins with _ is in no legend
             )  # fmt: skip
 
 
@@ -162,10 +164,15 @@ def _lanes(rows: list[Row]) -> list[Lane]:
         own = [row for row in rows if row["network"] == network]
         for place, mean in enumerate(means(own)):
             beside = [row["rivals"][mean.rival] for row in own if mean.rival in row["rivals"]]
-            found.append(Lane(top, mean.rival if place else f"{network}  {mean.rival}", mean, beside))
+            label = _short(mean.rival) if place else f"{_short(network)}  {_short(mean.rival)}"
+            found.append(Lane(top, label, mean, beside))
             top += 1
         top += 0.8
     return found
+
+
+def _short(name: str) -> str:
+    return shorten(name, 24, placeholder=" ...")  # a long one would leave the panels no room
 
 
 def _rivals(axes: Any, rows: list[Row]) -> None:
