@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "layers": {"spec"},
     "pictures": {"files"},
     "figures": {"files", "nn"},
+    "bench": {"files", "nn"},  # of nn, what says how to install an extra
     "demo": {"files", "filters", "figures", "nn", "device"},
     "cli": {"cuda", "filters", "layers", "pictures", "demo", "device", "spec"},
     "__main__": {"cli"},
