@@ -37,10 +37,11 @@ MAY_IMPORT = {
     "nn": {"convolution", "pooling", "spec", "activations", "device", "files"},
     "filters": {"convolution", "device"},
     "layers": {"spec"},
+    "bench": {"__init__", "cuda", "device", "files", "layers", "spec"},
     "pictures": {"files"},
     "figures": {"files", "nn"},
     "demo": {"files", "filters", "figures", "nn", "device"},
-    "cli": {"cuda", "filters", "layers", "pictures", "demo", "device", "spec"},
+    "cli": {"bench", "cuda", "explanation", "files", "filters", "layers", "pictures", "demo", "device", "spec"},
     "__main__": {"cli"},
     "__init__": OPERATIONS | {"device", "explanation", "workspace"},
 }
