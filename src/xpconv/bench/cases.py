@@ -9,8 +9,8 @@ from math import prod
 from xpconv.layers import GRADIENTS, LAYERS, MORE, PLAIN, POOLINGS, Described, Layer, described, named
 from xpconv.spec import ConvSpec, one_of
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+DTYPES = tuple(ITEMSIZE)
 
 
 @dataclass(frozen=True)

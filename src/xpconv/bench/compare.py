@@ -128,8 +128,8 @@ def change(before: Row, after: Row, device: Machine) -> Change:
             verdict = "slower"
         elif new_high / device.factor < old_low:
             verdict = "faster"
-    milliseconds = (1e3 * math.exp(_logarithm(row)) for row in (before, after))
-    return Change(after["key"], *milliseconds, times, verdict, before.get("method", ""), after.get("method", ""))
+    was, now = (1e3 * math.exp(_logarithm(row)) for row in (before, after))
+    return Change(after["key"], was, now, times, verdict, before.get("method", ""), after.get("method", ""))
 
 
 def _samples(row: Row, name: str = OURS) -> list[float]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 import xpconv
-from xpconv.bench.cases import Case
 from xpconv.bench.clock import Clock
 from xpconv.bench.data import numpys_dtype
 from xpconv.bench.sides import Place
@@ -18,7 +17,8 @@ from xpconv.bench.statistics import short
 
 SIZES = {True: (512, 1024, 1536), False: (4096, 8192)}  # of square matrices: on the CPU, on a GPU
 COPIED = {True: 2**27, False: 2**29}  # bytes, many times what a last cache holds
-_REPEATS = 5  # of each, of which the fastest counts: a limit is what can be reached
+SPAN = 0.6  # seconds of each, of which the fastest call counts: a limit is what can be reached
+_LEAST, _MOST = 3, 200  # calls
 
 
 def measured(
@@ -62,17 +62,17 @@ def _copies(place: Place, size: int) -> Iterator[Callable[[], Any]]:
 
 
 def _best(call: Callable[[], Any], clock: Clock) -> float:
-    clock([call])
-    return min(clock([call]) for _ in range(_REPEATS))
+    calls = round(SPAN / max(clock([call]), 1e-9))
+    return min(clock([call]) for _ in range(min(max(calls, _LEAST), _MOST)))
 
 
-def bound(case: Case, limits: dict[str, Any]) -> tuple[str, float]:
-    """What a case is limited by on a device with these limits, and the seconds that it takes there.
+def bound(operations: int | None, moved: int, dtype: str, limits: dict[str, Any]) -> tuple[str, float]:
+    """What limits so many operations and bytes on a device with these limits, and the seconds that it takes there.
 
     Inputs are read once and the result is written once, while all products of the definition are computed.
     """
-    seconds = {"copy": case.bytes / limits["copy_gbs"] / 1e9}
-    if case.operations is not None:
-        seconds["matrix product"] = case.operations / limits["matrix_gflops"][case.dtype] / 1e9
+    seconds = {"copy": moved / limits["copy_gbs"] / 1e9}
+    if operations is not None and dtype in limits["matrix_gflops"]:
+        seconds["matrix product"] = operations / limits["matrix_gflops"][dtype] / 1e9
     limit = max(seconds, key=seconds.__getitem__)
     return limit, seconds[limit]

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from statistics import median
@@ -16,6 +16,7 @@ from typing import Any
 from xpconv.bench import limits, rivals
 from xpconv.bench.cases import Case
 from xpconv.bench.clock import Clock, clock_for
+from xpconv.bench.clock import on as current
 from xpconv.bench.data import Data, data_of, errors, right
 from xpconv.bench.record import Record
 from xpconv.bench.sides import OURS, Place, Side, ours
@@ -82,7 +83,7 @@ class _Running:
         place = Place(device.name, self.asked.threads)
         told: dict[str, Any] = {"description": device.description, "threads": place.threads}
         self.record["devices"][device.name] = told
-        with nullcontext() if place.is_cpu else backend(device.name)[1]:
+        with current(backend(device.name)[1]):
             try:
                 clock = self.asked.clock(device.name, cold=self.asked.cold)
                 dtypes = list(dict.fromkeys(case.dtype for case in cases))
@@ -164,7 +165,7 @@ class _Row:
         assert self._ours is not None
         assert self._ours.plan is not None
         plan, seconds = self._ours.plan, medians(rounds)
-        limit, least = limits.bound(case, device_limits)
+        limit, least = limits.bound(case.operations, case.bytes, case.dtype, device_limits)
         best = best_sides(seconds)
         return {
             **described(case, self._place.device),

@@ -69,8 +69,11 @@ def conv_plan(
 ) -> Plan:
     """The plan for one forward convolution; `spectral` says whether the dtype bears a spectrum's rounding."""
     seconds = expected_seconds(spec, compiled)
+    expected: float | None = None
+    rejected: tuple[tuple[str, str], ...] = ()
     if method == "auto":
         method, reason = _chosen(seconds, spectral)
+        expected, rejected = seconds[method], _rejected(method, seconds, spectral)
         exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
         reason += f"; {exact} where a value is not finite" if method in ROUNDING else ""
     else:
@@ -85,9 +88,9 @@ def conv_plan(
             transform = winograd.F3 if spec.axes == 1 else winograd.F4
             taps += transform.points * transform.terms(spec.window)
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
-        return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight)
+        return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
-    return Plan(method, reason, tile, padded + workspace)
+    return Plan(method, reason, tile, padded + workspace, expected, rejected)
 
 
 def _chosen(seconds: dict[str, float], spectral: bool) -> tuple[str, str]:
@@ -98,6 +101,22 @@ def _chosen(seconds: dict[str, float], spectral: bool) -> tuple[str, str]:
     times = ", ".join(f"{name} {s:.2g} s" for name, s in there.items())
     quicker = min(there, key=there.__getitem__) != method
     return method, f"{'nearly ' if quicker else ''}the least expected time: {times}"
+
+
+def _rejected(method: str, seconds: dict[str, float], spectral: bool) -> tuple[tuple[str, str], ...]:
+    """The other methods, and why each is not taken."""
+    return tuple((name, _why_not(name, method, seconds, spectral)) for name in seconds if name != method)
+
+
+def _why_not(name: str, method: str, seconds: dict[str, float], spectral: bool) -> str:
+    if seconds[name] == math.inf:
+        return "does not take this geometry"
+    if name in ROUNDING and not spectral:
+        return "rounds, which integers cannot bear"
+    times = f"{seconds[name] / seconds[method]:.2g} times the expected time"
+    if seconds[name] < seconds[method]:
+        return f"{times}, which is not worth its rounding: it has to save a quarter"
+    return times
 
 
 ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
