@@ -391,7 +391,7 @@ def test_bench_says_why_there_is_no_gpu():
         ([WORDS, "--batch", 4], f"--batch is for layers by name, and {WORDS!r} is a layer in words"),
         (["--layers", "AlexNet"], "no layer is called 'AlexNet'; there are ResNet-50, VGG-16"),
         (["--dtype", "half"], "--dtype='half' is unknown"),
-        (["--layers", "pooling"], "--tune times convolutions, and 'pooling' is none; without --tune bench measures it too"),
+        (["--layers", "pooling"], "--tune times convolutions, and 'pooling' is none; without --tune bench measures it"),
         (["--batch", "1,8"], "--tune takes one --batch, got 1, 8"),
         (["--batch", "0"], "--batch must be a whole number of at least 1, got '0'"),
     ],

@@ -4,7 +4,7 @@ The model, in logarithms of times. Between the runs every candidate on a device 
 is estimated from what is not under test: the median of the rivals' changes over the rows, or without rivals the change
 of the device's own limits. What the rivals' changes scatter about that factor is the noise of a change, which has in it
 the noise within both runs and all that differs from one process to the next. A row got slower or faster where its
-change, less the machine's, is more than 5 %, more than 3.5 times that noise, and where the 95 % intervals of both
+change, less the machine's, is more than 5 %, more than four times that noise, and where the 95 % intervals of both
 medians, the machine's factor taken off, have nothing in common.
 """
 
@@ -24,7 +24,7 @@ Verdict: TypeAlias = Literal["slower", "faster", "same", "too few rounds"]
 Row: TypeAlias = Mapping[str, Any]
 
 LEAST = 0.05  # a change that is worth a word
-_SURE = 3.5  # times the noise: one row in 2000 is beyond it by chance
+_SURE = 4.0  # times the noise, which is itself known within a tenth or two: a run of 30 rows rarely has one beyond
 _MANY = 16  # changes that tell how large the noise is; fewer may agree by chance
 _FLOOR, _FLOOR_OF_FEW = 0.015, 0.04  # the least noise that is believed
 _ROUNDS = 3  # of fewer the median says next to nothing

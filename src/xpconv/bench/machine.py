@@ -43,6 +43,14 @@ def slowed(variables: dict[str, str]) -> str:
     return told + (": NumPy's BLAS MAY BE SLOWED" if is_set else "")
 
 
+def busy(machine: dict[str, Any]) -> str:
+    """A line on other work that ran when the measuring began; nothing where there was little."""
+    load, cores = machine.get("load_average"), machine.get("cores")
+    if not isinstance(load, list) or not cores or load[0] < cores / 4:
+        return ""
+    return f"{load[0]} threads of other work ran on the {cores} cores when this began: TIMES AND RATIOS MAY BE WRONG"
+
+
 def processor() -> str:
     """Its name, as the system has it."""
     info = Path("/proc/cpuinfo")

@@ -10,11 +10,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from xpconv.bench.compare import Change, Comparison
-from xpconv.bench.machine import slowed
+from xpconv.bench.machine import busy, slowed
 from xpconv.bench.record import Record
 from xpconv.bench.statistics import geometric_mean
 
-_WIDE = 120  # columns of text in which every rival has one of its own
+_OTHERS = 90  # columns of text that all but the rivals take
 _VARIED = ("batch", "dtype", "layout")
 
 
@@ -26,10 +26,11 @@ def of_record(record: Record, width: int) -> Iterator[Table | str]:
         f"xpconv {record['xpconv']}, begun {record['begun']}"
     )
     yield slowed(machine.get("variables", {}))
+    yield from filter(None, [busy(machine)])
     for device, told in record["devices"].items():
         if rows := [row for row in record["rows"] if row["device"] == device]:
             yield _limits(device, told)
-            yield _of_rows(rows, wide=width >= _WIDE)
+            yield _of_rows(rows, width)
     yield from _means(record["rows"])
     yield from (f"without {name}: {why}" for name, why in record["missing_rivals"].items())
     yield from (f"failed: {key}: {why}" for key, why in record["failed"].items())
@@ -42,10 +43,11 @@ def _limits(device: str, told: dict[str, Any]) -> str:
     return f"{device}: {told['description']}; matrix products {products}; copies {_number(limits['copy_gbs'])} GB/s"
 
 
-def _of_rows(rows: list[dict[str, Any]], *, wide: bool) -> Table:
+def _of_rows(rows: list[dict[str, Any]], width: int) -> Table:
     """One line a row; what all rows have in common stands above them."""
     shared = {name: rows[0][name] for name in _VARIED if len({row[name] for row in rows}) == 1}
     rivals = list(dict.fromkeys(name for row in rows for name in row["rivals"]))
+    wide = _OTHERS + sum(max(len(name), 6) + 2 for name in rivals) <= width
     said = ", ".join(f"N={value}" if name == "batch" else str(value) for name, value in shared.items())
     numbers = ("ms", *(("10..90 %",) if wide else ()), "GFLOP/s", "of limit")
     table = Table(

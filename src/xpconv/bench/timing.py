@@ -24,6 +24,7 @@ REST = 0.12
 WAKING = 0.015
 BATCH = 0.02  # seconds of calls that count, at least one
 _MOST = 10_000
+_TICK = 1e-10  # seconds: what no clock tells apart from nothing, which has no logarithm
 
 
 def measure(
@@ -50,7 +51,7 @@ def measure(
             made = calls(waking + counted)
             time.sleep(rest)
             clock(made[:waking])
-            taken[name] = clock(made[waking:])
+            taken[name] = max(clock(made[waking:]), _TICK)
         seconds = {name: min(seconds[name], spent) for name, spent in taken.items()}
         samples.append(taken)
 

@@ -20,7 +20,7 @@ from xpconv.files import check_writable
 from xpconv.spec import checked_layout
 
 Words = list[str] | None
-_WIDTH = 120  # of tables that no terminal shows
+_WIDTH = 160  # of tables that no terminal shows
 
 
 def bench(
