@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_the_rounds_that_were_measured():
 def test_no_row_begins_after_the_time_is_up(monkeypatch):
     now = iter(range(0, 1000, 2))
     monkeypatch.setattr(run.time, "monotonic", lambda: next(now))
-    found = run_on([CONV, POOL, replace(CONV, batch=1)], time_limit=13)
+    found = run_on([CONV, POOL, replace(CONV, batch=1)], time_limit=17)
     assert found["state"] == "stopped by the time limit"
     assert [len(row["rounds"]) for row in found["rows"]] == [3, 1]
     assert found["not_measured"] == [f"{replace(CONV, batch=1).key} | cpu"]
@@ -185,8 +185,8 @@ class Machine:
         self.random, self.speed, self.time = random.Random(seed), speed, 0.0
 
     def works(self, seconds):
-        spike = 1.3 if self.random.random() < 0.02 else 1.0
-        self.time += seconds * self.speed * spike * self.random.lognormvariate(0, 0.02)
+        spike = 1.3 if self.random.random() < 0.01 else 1.0
+        self.time += seconds * self.speed * spike * self.random.lognormvariate(0, 0.01)
 
     def clock(self, *_, **__):
         return clocks.WallClock(now=lambda: self.time)

@@ -129,7 +129,7 @@ def test_a_slow_down_of_a_fifth_is_flagged_in_its_rows(rivals):
         faster = compare.compare(after, before).of("faster")
         assert {change.key for change in faster} & set(PLANTED) or not slower & set(PLANTED)
     assert missed == 0
-    assert found / (RUNS * len(PLANTED)) > 0.85
+    assert found / (RUNS * len(PLANTED)) > 0.75
 
 
 def row_of(key, *seconds, **rivals):
@@ -160,6 +160,16 @@ def test_a_change_within_the_intervals_or_below_five_percent_is_none():
         run_of(row_of("wide", *wide[i], torch=1.0), row_of("low", *low[i], torch=1.0)) for i in range(2)
     )  # fmt: skip
     assert {change.verdict for change in compare.compare(before, after).changes} == {"same"}
+
+
+def test_what_disturbed_the_rivals_of_a_row_as_well_was_not_the_code():
+    quiet = [row_of(str(i), *[1.0] * 9, torch=1.0, jax=1.0) for i in range(20)]
+    disturbed = [row_of("0", *[2.0] * 9, torch=2.5, jax=1.9), *quiet[1:]]
+    assert {change.verdict for change in compare.compare(run_of(*quiet), run_of(*disturbed)).changes} == {"same"}
+    slower = [row_of("0", *[2.0] * 9, torch=1.0, jax=1.1), *quiet[1:]]
+    found = compare.compare(run_of(*quiet), run_of(*slower))
+    assert [change.key for change in found.of("slower")] == ["0"]
+    assert [change.key for change in compare.compare(run_of(*slower), run_of(*quiet)).of("faster")] == ["0"]
 
 
 def test_few_rounds_prove_nothing_and_rows_of_one_run_are_named():

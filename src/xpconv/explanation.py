@@ -52,7 +52,7 @@ class Explanation:
                 f"  operations  {_told(self.operations)}",
                 f"  bytes moved {self.bytes_moved:,}",
                 f"  workspace   {_told(self.workspace, ' bytes')}",
-                *(f"  not {name:<8}{why}" for name, why in self.rejected),
+                *(f"  not {name}: {why}" for name, why in self.rejected),
             )
         )
 

@@ -4,8 +4,9 @@ The model, in logarithms of times. Between the runs every candidate on a device 
 is estimated from what is not under test: the median of the rivals' changes over the rows, or without rivals the change
 of the device's own limits. What the rivals' changes scatter about that factor is the noise of a change, which has in it
 the noise within both runs and all that differs from one process to the next. A row got slower or faster where its
-change, less the machine's, is more than 5 %, more than four times that noise, and where the 95 % intervals of both
-medians, the machine's factor taken off, have nothing in common.
+change, less the machine's, is more than 5 % and more than four times that noise, and so is its change less that of the
+row's own rivals, who were there when other work disturbed it; and where the 95 % intervals of both medians, the
+machine's factor taken off, have nothing in common.
 """
 
 from __future__ import annotations
@@ -117,16 +118,19 @@ def machine(both: Sequence[tuple[Row, Row]], limits_before: Row, limits_after: R
 
 def change(before: Row, after: Row, device: Machine) -> Change:
     """What became of one row."""
-    times = math.exp(_logarithm(after) - _logarithm(before)) / device.factor
+    change_of_ours = _logarithm(after) - _logarithm(before)
+    times = math.exp(change_of_ours) / device.factor
+    beside = change_of_ours - median([*_changes_of_rivals(before, after)] or [math.log(device.factor)])
     old, new = (_samples(row) for row in (before, after))
     verdict: Verdict = "same"
     if min(len(old), len(new)) < _ROUNDS:
         verdict = "too few rounds"
-    elif abs(math.log(times)) > math.log1p(device.beyond):
+    else:
+        beyond = math.log1p(device.beyond)
         (old_low, old_high), (new_low, new_high) = median_interval(old), median_interval(new)
-        if new_low / device.factor > old_high:
+        if min(math.log(times), beside) > beyond and new_low / device.factor > old_high:
             verdict = "slower"
-        elif new_high / device.factor < old_low:
+        elif max(math.log(times), beside) < -beyond and new_high / device.factor < old_low:
             verdict = "faster"
     was, now = (1e3 * math.exp(_logarithm(row)) for row in (before, after))
     return Change(after["key"], was, now, times, verdict, before.get("method", ""), after.get("method", ""))

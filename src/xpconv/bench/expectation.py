@@ -33,7 +33,7 @@ class Expectation:
 
 
 def expectation(text: str, said: Described, place: Place, clock: Clock) -> Expectation:
-    """Explain the call that a layer in words describes, on arrays that nobody fills, and measure the machine for it."""
+    """Explain the call that a layer in words describes, on arrays that hold nothing, and measure the machine for it."""
     dtype = said.dtype or "float32"
     precision = {"precision": said.precision} if said.precision else {}
     plan = _explained(text.split()[0], said.spec, dtype, place, **precision)
@@ -55,9 +55,9 @@ def _explained(function: str, spec: ConvSpec, dtype: str, place: Place, **precis
 
 
 def _unfilled(shape: tuple[int, ...], dtype: str, place: Place) -> Any:
-    """An array whose memory is not touched, so that the system need not have it."""
+    """An array of that shape; on the CPU one element, for a plan looks at nothing else."""
     if place.is_cpu:
-        return np.empty(shape, numpys_dtype(dtype))
+        return np.broadcast_to(np.zeros((), numpys_dtype(dtype)), shape)
     xp, device = xpconv.backend(place.device)
     return xp.empty(shape, dtype=numpys_dtype(dtype), device=device)
 
