@@ -11,7 +11,7 @@ import pytest
 from xpconv.bench import limits, rivals
 from xpconv.bench.cases import Case, cases
 from xpconv.bench.data import data_of, errors, right
-from xpconv.bench.run import checked
+from xpconv.bench.row import checked
 from xpconv.bench.sides import OURS, Place, ours
 from xpconv.layers import LAYERS, MORE, OPERATIONS, Layer, described, named
 

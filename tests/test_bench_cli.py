@@ -15,7 +15,7 @@ for library in ("typer", "rich", "matplotlib", "PIL", "sklearn"):
 from typer.testing import CliRunner  # noqa: E402
 
 from xpconv import device as devices_module  # noqa: E402
-from xpconv.bench import limits, record, run  # noqa: E402
+from xpconv.bench import limits, record, row, run  # noqa: E402
 from xpconv.bench.table import of_comparison, of_record  # noqa: E402
 from xpconv.cli import app, bench_command  # noqa: E402
 from xpconv.device import DeviceInfo  # noqa: E402
@@ -86,14 +86,14 @@ def test_bench_compares_with_an_earlier_run(tmp_path):
 
 
 def test_ctrl_c_leaves_with_130_and_what_was_measured(tmp_path, monkeypatch):
-    measure = run._Row.measure
+    measure = row.Row.measure
 
-    def interrupted(self):
-        measure(self)
-        if self._case.batch == 2:
+    def interrupted(self, *args, **how):
+        measure(self, *args, **how)
+        if self.case.batch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run._Row, "measure", interrupted)
+    monkeypatch.setattr(row.Row, "measure", interrupted)
     result = call("bench", "--layers", "LeNet", "--batch", "1,2,3", "--rivals", "none", "--rounds", 1,
                   "--save", tmp_path / "a.json")  # fmt: skip
     assert result.exit_code == 130
@@ -108,14 +108,14 @@ def test_every_finished_row_is_saved_at_once(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    measure = run._Row.measure
+    measure = row.Row.measure
 
-    def killed(self):
-        if self._case.batch == 2:
+    def killed(self, *args, **how):
+        if self.case.batch == 2:
             raise Killed
-        measure(self)
+        measure(self, *args, **how)
 
-    monkeypatch.setattr(run._Row, "measure", killed)
+    monkeypatch.setattr(row.Row, "measure", killed)
     with pytest.raises(Killed):
         call("bench", "--layers", "LeNet", "--batch", "1,2", "--rivals", "none", "--rounds", 1,
              "--save", tmp_path / "a.json")  # fmt: skip
@@ -149,7 +149,7 @@ def test_pictures_are_written_from_the_record_and_the_comparison(tmp_path, monke
 
 
 def test_a_row_that_fails_is_told_and_alone_leaves_with_1(monkeypatch):
-    monkeypatch.setattr(run, "right", lambda *_: False)
+    monkeypatch.setattr(row, "right", lambda *_: False)
     result = call("bench", *QUICK)
     assert result.exit_code == 1
     assert "failed: in words | conv2d" in result.stdout
@@ -170,6 +170,7 @@ def test_a_row_that_fails_is_told_and_alone_leaves_with_1(monkeypatch):
         (1, ["--device", "cuda"], "device='cuda' cannot be had: CuPy is not installed"),
         (2, ["--rivals", "tensorflow"], "--rivals='tensorflow' is unknown"),
         (1, ["--rivals", "scipy,cupyx"], "--rivals cupyx: cupyx is not installed: pip install"),
+        (1, ["--dtype", "bfloat16"], "bfloat16 needs NumPy to have it: pip install ml-dtypes"),
         (2, ["--precision", "tf32"], "--precision is for --tune"),
         (1, ["--save", "nowhere/a.json"], "nowhere/a.json cannot be written: there is no folder nowhere"),
         (1, ["--html", "nowhere/a.html"], "nowhere/a.html cannot be written: there is no folder nowhere"),
@@ -179,7 +180,8 @@ def test_a_row_that_fails_is_told_and_alone_leaves_with_1(monkeypatch):
 )
 def test_what_cannot_be_measured_is_one_line_before_anything_is(tmp_path, monkeypatch, status, arguments, complaint):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "cupyx", None)
+    for absent in ("cupyx", "ml_dtypes"):
+        monkeypatch.setitem(sys.modules, absent, None)
     assert refused(status, *arguments, monkeypatch=monkeypatch).startswith(f"xpconv: {complaint}")
 
 
@@ -210,16 +212,16 @@ def text_of(parts, width):
 
 
 def made_up():
-    row = {
+    one = {
         "key": "a", "network": "net", "layer": "3x3", "batch": 8, "dtype": "float32", "layout": "channels_last",
         "device": "cpu", "method": "winograd", "ms": 1.234, "ms_10_90": [1.2, 1.3], "gflops": 1100.0, "gbs": 9.0,
         "limit": "matrix product", "share_of_limit": 2.05, "rounds": [{"xpconv": 1.0}] * 3,
         "rivals": {"torch": {"ratio": 2.0}, "onnxruntime": {"ratio": 0.5}},
     }  # fmt: skip
-    other = row | {"key": "b", "batch": 1, "gflops": None, "limit": "copy", "share_of_limit": 0.5, "rivals": {}}
+    other = one | {"key": "b", "batch": 1, "gflops": None, "limit": "copy", "share_of_limit": 0.5, "rivals": {}}
     there = {"description": "chip", "limits": {"matrix_gflops": {"float32": 500.0}, "copy_gbs": 20.0}}
     return record.new({}, {"cores": 2, "load_average": [1.7, 1, 1]}) | {
-        "devices": {"cpu": there}, "rows": [row, other], "missing_rivals": {"jax": "jax is not installed: pip"},
+        "devices": {"cpu": there}, "rows": [one, other], "missing_rivals": {"jax": "jax is not installed: pip"},
         "failed": {"c": "MemoryError"}, "not_measured": ["d"], "state": "stopped by the time limit",
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ import pytest
 
 from xpconv import repeats
 from xpconv.bench import clock as clocks
-from xpconv.bench import limits, record, rivals, run
+from xpconv.bench import limits, record, rivals, row, run
 from xpconv.bench.cases import Case
 from xpconv.bench.compare import compare
 from xpconv.bench.sides import Place, Side, ours
@@ -80,9 +80,9 @@ def test_a_row_says_what_was_measured_and_a_record_survives_json(monkeypatch):
 
 def test_a_rival_is_its_faster_way_and_the_hopeless_one_is_timed_once():
     seconds = {"xpconv": 1.0, "torch": 5.0, "torch channels_last": 2.0, "scipy oaconvolve": 9.0}
-    assert run.best_sides(seconds) == {"torch": "torch channels_last", "scipy": "scipy oaconvolve"}
-    assert run.hopeless(seconds) == ["torch"]
-    assert run.hopeless({**seconds, "torch": 3.9}) == []
+    assert row.best_sides(seconds) == {"torch": "torch channels_last", "scipy": "scipy oaconvolve"}
+    assert row.hopeless(seconds) == ["torch"]
+    assert row.hopeless({**seconds, "torch": 3.9}) == []
 
 
 def test_a_wrong_rival_is_left_out_with_its_error_and_not_timed(monkeypatch):
@@ -90,31 +90,31 @@ def test_a_wrong_rival_is_left_out_with_its_error_and_not_timed(monkeypatch):
         raise ValueError("cannot\nand more")
 
     rival(monkeypatch, ("numpy", 0.5, lambda y: y), ("scipy", 0, fail), ("torch", np.nan, lambda y: y))
-    (row,) = run_on([CONV], rivals=["numpy"])["rows"]
-    assert row["left_out"]["numpy"].startswith("error 0.")
-    assert row["left_out"]["scipy"] == "ValueError: cannot"
-    assert row["left_out"]["torch"] == "its result is not finite, or misshapen"
-    assert row["rivals"] == {}
+    (told,) = run_on([CONV], rivals=["numpy"])["rows"]
+    assert told["left_out"]["numpy"].startswith("error 0.")
+    assert told["left_out"]["scipy"] == "ValueError: cannot"
+    assert told["left_out"]["torch"] == "its result is not finite, or misshapen"
+    assert told["rivals"] == {}
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("broken")])
 def test_a_row_that_fails_is_told_and_the_others_go_on(monkeypatch, error):
-    made = run.data_of
+    made = row.data_of
 
     def data_of(case):
         if case is CONV:
             raise error
         return made(case)
 
-    monkeypatch.setattr(run, "data_of", data_of)
+    monkeypatch.setattr(row, "data_of", data_of)
     found = run_on([CONV, POOL])
     assert found["failed"] == {f"{CONV.key} | cpu": f"{type(error).__name__}: {error}"}
-    assert [row["layer"] for row in found["rows"]] == ["pool"]
+    assert [told["layer"] for told in found["rows"]] == ["pool"]
     assert (found["state"], found["not_measured"]) == ("complete", [])
 
 
 def test_a_wrong_result_of_ours_is_a_failed_row(monkeypatch):
-    monkeypatch.setattr(run, "right", lambda *_: False)
+    monkeypatch.setattr(row, "right", lambda *_: False)
     found = run_on([CONV])
     assert found["rows"] == []
     assert "xpconv: error" in found["failed"][f"{CONV.key} | cpu"]
@@ -126,31 +126,59 @@ def test_ctrl_c_keeps_the_rounds_that_were_measured():
 
         def __call__(self, _):
             self.calls += 1
-            if self.calls == 2 + 2 + 2 + 2 + 1:  # in the third round of the first row, sized up twice
+            if self.calls == 2 + 2 * 2 + 1:  # in the third round of the first row
                 raise KeyboardInterrupt
             return 1e-3
 
     found = run_on([CONV, POOL], rounds=9, clock=lambda *_, **__: Interrupted())
     assert found["state"] == "interrupted"
-    assert [len(row["rounds"]) for row in found["rows"]] == [2]
+    assert [len(told["rounds"]) for told in found["rows"]] == [2]
     assert found["not_measured"] == [f"{POOL.key} | cpu"]
 
 
 def test_no_row_begins_after_the_time_is_up(monkeypatch):
     now = iter(range(0, 1000, 2))
     monkeypatch.setattr(run.time, "monotonic", lambda: next(now))
-    found = run_on([CONV, POOL, replace(CONV, batch=1)], time_limit=17)
+    found = run_on([CONV, POOL, replace(CONV, batch=1)], time_limit=13)  # each look at the clock takes two seconds
     assert found["state"] == "stopped by the time limit"
-    assert [len(row["rounds"]) for row in found["rows"]] == [3, 1]
+    assert [len(told["rounds"]) for told in found["rows"]] == [1, 1]
     assert found["not_measured"] == [f"{replace(CONV, batch=1).key} | cpu"]
 
 
-def test_it_is_told_what_comes_and_finds_what_was_measured_on_record():
+def test_the_rounds_of_a_row_are_spread_over_the_run(monkeypatch):
+    assert run.Asked(rounds=9).passes == [3, 3, 3]
+    assert run.Asked(rounds=10).passes == [3, 3, 4]
+    assert run.Asked(rounds=2).passes == [1, 1]
+    rival(monkeypatch, ("numpy", 0, lambda y: y))
+    made, heard = record.new({}, {}), []
+    asked = run.Asked(["numpy"], rounds=7, rest=0.0, batch=1e-5)
+    run.run([CPU], [CONV, POOL], asked, made, lambda _: heard.append([len(told["rounds"]) for told in made["rows"]]))
+    assert heard == [[], [], [2], [2, 2], [4, 2], [4, 4], [7, 4]]
+    assert [len(told["rounds"]) for told in made["rows"]] == [7, 7]
+
+
+def test_a_rival_that_is_gone_in_a_later_pass_costs_no_finished_round(monkeypatch):
+    calls = []
+
+    def sides_of(*_):
+        calls.append(1)
+        side = Side("numpy", lambda: ours(CONV, row.data_of(CONV)).call(), np.asarray)
+        return ([side], {}) if len(calls) == 1 else ([], {"numpy": "MemoryError"})
+
+    monkeypatch.setattr(rivals, "sides_of", sides_of)
+    found = run_on([CONV], rivals=["numpy"], rounds=6)
+    assert [len(told["rounds"]) for told in found["rows"]] == [2]
+    assert "numpy cannot be had again: MemoryError" in found["failed"][f"{CONV.key} | cpu"]
+
+
+def test_it_is_told_what_comes_and_finds_what_was_measured_on_record(tmp_path):
     made = record.new({}, {})
     heard = []
     asked = run.Asked(rounds=1, rest=0.0, batch=1e-5)
     run.run([CPU], [CONV, POOL], asked, made, lambda comes: heard.append((comes, len(made["rows"]))))
     assert heard == [("what cpu can do", 0), (f"{CONV.key} | cpu", 0), (f"{POOL.key} | cpu", 1)]
+    record.save(made, tmp_path / "a.json")
+    assert record.load(tmp_path / "a.json")["state"] == "complete"
 
 
 # --- Clocks, and a slow-down that is planted --------------------------------------------------------------------------
@@ -288,7 +316,7 @@ def gpu(cupy, monkeypatch):
 def test_a_cuda_device_is_timed_by_events_and_its_arrays_lie_there(gpu):
     found = run_on([CONV, POOL], [DeviceInfo("cuda:0", "a GPU"), CPU], rounds=2)
     assert (found["state"], found["failed"]) == ("complete", {})
-    assert [row["device"] for row in found["rows"]] == ["cuda:0"] * 2 + ["cpu"] * 2
+    assert [told["device"] for told in found["rows"]] == ["cuda:0"] * 2 + ["cpu"] * 2
     assert found["rows"][0]["ms"] > 0
     assert found["rows"][0]["tile"] != found["rows"][2]["tile"]
     assert set(gpu.overwritten) == {0}  # nothing is overwritten for warm calls
@@ -316,14 +344,14 @@ def test_a_lost_device_ends_there_and_the_others_go_on(monkeypatch):
         if broken and device != "cpu":
             raise RuntimeError("cudaErrorIllegalAddress")
 
-    made = run.ours
-    monkeypatch.setattr(run, "ours", ours)
+    made = row.ours
+    monkeypatch.setattr(row, "ours", ours)
     monkeypatch.setattr(run, "synchronize", synchronize)
     third = replace(CONV, batch=1)
     found = run_on([CONV, POOL, third], [DeviceInfo("cuda:0", "a GPU"), CPU], rounds=1)
     assert found["state"].startswith("the device was lost: cuda:0: ")
     assert "cudaErrorIllegalAddress" in found["state"]
-    assert [(row["device"], row["layer"]) for row in found["rows"]] == [
+    assert [(told["device"], told["layer"]) for told in found["rows"]] == [
         ("cuda:0", "conv"), ("cpu", "conv"), ("cpu", "pool"), ("cpu", "conv"),
     ]  # fmt: skip
     assert found["not_measured"] == [f"{third.key} | cuda:0"]

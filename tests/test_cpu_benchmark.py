@@ -153,7 +153,7 @@ def test_a_peer_that_is_not_installed_is_told_once(monkeypatch):
 
 
 def test_a_wrong_side_is_told_and_not_timed(monkeypatch):
-    monkeypatch.setattr("xpconv.bench.run.right", lambda *_: False)
+    monkeypatch.setattr("xpconv.bench.row.right", lambda *_: False)
     told = run_quickly([TINY])["cells"][TINY.key]
     assert told["rounds"] == []
     assert "WRONG xpconv" in report.line(TINY.key, told)

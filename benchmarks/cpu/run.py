@@ -10,7 +10,7 @@ from typing import Any
 
 from xpconv.bench import rivals
 from xpconv.bench.data import data_of
-from xpconv.bench.run import checked
+from xpconv.bench.row import checked
 from xpconv.bench.sides import OURS
 from xpconv.bench.statistics import medians, ratios, short, spread
 from xpconv.bench.timing import BATCH, REST, Calls, measure, repeated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,10 +119,13 @@ def measure(
     from xpconv.bench import compare, machine, record, run, table
     from xpconv.bench import rivals as rivals_here
     from xpconv.bench.cases import cases
+    from xpconv.bench.data import numpys_dtype
 
     dtypes, layouts = dtypes or ["float32"], [checked_layout(word) for word in layouts] or ["channels_last"]
     counts = [whole_count("--batch", word) for word in batches] or [8]
     chosen = cases(layers, dtypes, counts, layouts)
+    for case in chosen:
+        numpys_dtype(case.dtype)  # which may not be installed
     places = _devices(device)
     names, missing = rivals_here.chosen(rivals)
     files.check()
@@ -134,8 +138,9 @@ def measure(
     keeper, console = Keeper(files.save), Console()
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH)
-    with _progress(len(chosen) * len(places), made, keeper, console) as step:
-        run.run(places, chosen, run.Asked(names, threads=threads, **how), made, step)
+    asked = run.Asked(names, threads=threads, **how)
+    with _progress(len(places) * (1 + len(chosen) * len(asked.passes)), made, keeper, console) as step:
+        run.run(places, chosen, asked, made, step)
     keeper.keep(made)
     compared = compare.compare(before, made) if before else None
     show(table.of_record(made, console.width), console)
@@ -193,10 +198,10 @@ def _progress(count: int, made: dict[str, Any], keeper: Keeper, console: Console
     """A bar with the time that is left; each step saves what is there."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("begins", total=count)
+        task, done = bar.add_task("begins", total=count), itertools.count()
 
         def step(comes: str) -> None:
             keeper.keep(made)
-            bar.update(task, description=comes, completed=len(made["rows"]) + len(made["failed"]))
+            bar.update(task, description=comes, completed=next(done))
 
         yield step

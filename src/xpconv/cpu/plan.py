@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xpconv.cpu import overlap, winograd
+from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
 from xpconv.workspace import DEFAULT_LIMIT
@@ -72,8 +73,8 @@ def conv_plan(
     expected: float | None = None
     rejected: tuple[tuple[str, str], ...] = ()
     if method == "auto":
-        method, reason = _chosen(seconds, spectral)
-        expected, rejected = seconds[method], _rejected(method, seconds, spectral)
+        method, reason = chosen(seconds, spectral)
+        expected, rejected = seconds[method], rejections(method, seconds, spectral)
         exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
         reason += f"; {exact} where a value is not finite" if method in ROUNDING else ""
     else:
@@ -93,34 +94,6 @@ def conv_plan(
     return Plan(method, reason, tile, padded + workspace, expected, rejected)
 
 
-def _chosen(seconds: dict[str, float], spectral: bool) -> tuple[str, str]:
-    """The method that is expected to be fastest, and why; one that rounds has to save a quarter."""
-    there = {name: s for name, s in seconds.items() if s < math.inf and (spectral or name not in ROUNDING)}
-    worth = _WORTH * min(s for name, s in there.items() if name not in ROUNDING)
-    method = min(there, key=lambda name: there[name] if name not in ROUNDING or there[name] < worth else math.inf)
-    times = ", ".join(f"{name} {s:.2g} s" for name, s in there.items())
-    quicker = min(there, key=there.__getitem__) != method
-    return method, f"{'nearly ' if quicker else ''}the least expected time: {times}"
-
-
-def _rejected(method: str, seconds: dict[str, float], spectral: bool) -> tuple[tuple[str, str], ...]:
-    """The other methods, and why each is not taken."""
-    return tuple((name, _why_not(name, method, seconds, spectral)) for name in seconds if name != method)
-
-
-def _why_not(name: str, method: str, seconds: dict[str, float], spectral: bool) -> str:
-    if seconds[name] == math.inf:
-        return "does not take this geometry"
-    if name in ROUNDING and not spectral:
-        return "rounds, which integers cannot bear"
-    times = f"{seconds[name] / seconds[method]:.2g} times the expected time"
-    if seconds[name] < seconds[method]:
-        return f"{times}, which is not worth its rounding: it has to save a quarter"
-    return times
-
-
-ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
-_WORTH = 0.75  # of the time of a method that does not, that one of these may take at most
 _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",
@@ -264,7 +237,7 @@ def winograd_gradient_pays(spec: ConvSpec) -> bool:
     tiles = products // (2 * spec.channels * spec.filters)
     sums = 4 * winograd.F4.points * spec.channels * spec.filters
     seconds = products / _COMPILED + tiles * (spec.channels + spec.filters) / _REGISTERED + sums / _STREAMED + _CALL
-    return seconds < _WORTH * (conv_operations(spec) / _COMPILED + _CALL)
+    return seconds < WORTH * (conv_operations(spec) / _COMPILED + _CALL)
 
 
 def _direct_seconds(spec: ConvSpec) -> float:
