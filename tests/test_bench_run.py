@@ -285,9 +285,10 @@ def test_what_is_no_record_is_one_line(tmp_path, text, complaint):
 
 def test_a_damaged_row_is_told(tmp_path):
     made = record.new({}, {})
-    record.save(made | {"rows": [{"key": "a"}]}, tmp_path / "old.json")
-    with pytest.raises(ValueError, match="row 1 is damaged"):
-        record.load(tmp_path / "old.json")
+    for row_of_it in ({"key": "a"}, {"key": "a", "device": "cpu", "ms": 1, "rivals": {}, "rounds": [{"torch": 1.0}]}):
+        record.save(made | {"rows": [row_of_it]}, tmp_path / "old.json")
+        with pytest.raises(ValueError, match="row 1 is damaged"):
+            record.load(tmp_path / "old.json")
 
 
 # --- A GPU, emulated --------------------------------------------------------------------------------------------------

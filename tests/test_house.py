@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "pictures": {"files"},
     "figures": {"files", "nn"},
     "demo": {"files", "filters", "figures", "nn", "device"},
-    "cli": {"bench", "cuda", "explanation", "files", "filters", "layers", "pictures", "demo", "device", "spec"},
+    "cli": {"bench", "cuda", "files", "filters", "layers", "pictures", "demo", "device", "spec"},
     "__main__": {"cli"},
     "__init__": OPERATIONS | {"device", "explanation", "workspace"},
 }

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from xpconv.bench.sides import OURS
 from xpconv.files import written_whole
 
 FORMAT = 1
@@ -65,9 +66,17 @@ def load(path: Path) -> Record:
         if not isinstance(found.get(name), kind):
             raise ValueError(f'{path} is no whole record of xpconv bench: "{name}" is missing or damaged')
     for number, row in enumerate(found["rows"], 1):
-        if not isinstance(row, dict) or any(name not in row for name in _ROW) or not row["rounds"]:
+        if not _is_whole(row):
             raise ValueError(f"{path} is no whole record of xpconv bench: row {number} is damaged")
     return found
+
+
+def _is_whole(row: Any) -> bool:
+    """Whether a row has what it is compared by."""
+    if not isinstance(row, dict) or any(name not in row for name in _ROW):
+        return False
+    rounds = row["rounds"]
+    return bool(rounds) and all(isinstance(seconds, dict) and seconds.get(OURS, 0) > 0 for seconds in rounds)
 
 
 def _version() -> str:

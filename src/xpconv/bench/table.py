@@ -124,10 +124,8 @@ def of_comparison(compared: Comparison) -> Iterator[Table | str]:
 
 
 def _of_changes(changes: list[Change]) -> Table:
-    table = Table(
-        Column("row", overflow="fold"), *(Column(name, justify="right") for name in ("before", "now", "times")), "",
-        "method",
-    )  # fmt: skip
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("before", "now", "times"))
+    table = Table(Column("row", overflow="fold"), *numbers, "", "method", box=SIMPLE_HEAD)
     for change in changes:
         colour = "red" if change.verdict == "slower" else "green"
         methods = dict.fromkeys((change.before_method, change.after_method))
