@@ -20,7 +20,7 @@ from typer.testing import CliRunner  # noqa: E402
 from xpconv import __main__ as entry  # noqa: E402
 from xpconv import cli, demo, figures  # noqa: E402
 from xpconv import device as module  # noqa: E402
-from xpconv.cli import app, confusion_table  # noqa: E402
+from xpconv.cli import app, confusion_table, tune_command  # noqa: E402
 from xpconv.device import DeviceInfo  # noqa: E402
 
 
@@ -338,7 +338,7 @@ def test_bench_keeps_what_is_measured_before_ctrl_c(quick, monkeypatch):
 
 
 def test_bench_looks_at_the_folder_before_the_measuring(quick, monkeypatch):
-    monkeypatch.setattr(cli, "tune_layers", refuse_to_work)
+    monkeypatch.setattr(tune_command, "tune_layers", refuse_to_work)
     quick.parent.write_text("a file")
     assert refused(1, "bench", "--tune", WORDS).endswith(f"{quick.parent}: File exists")
 
@@ -346,9 +346,11 @@ def test_bench_looks_at_the_folder_before_the_measuring(quick, monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_bench_takes_named_layers(monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "tune_layers", lambda cases, _: asked.extend(cases) or True)
+    monkeypatch.setattr(tune_command, "tune_layers", lambda cases, _: asked.extend(cases) or True)
     assert run("bench", "--tune").exit_code == 0
-    assert {case.name.partition(" ")[0] for case in asked} == {"ResNet-50", "VGG-16", "depthwise", "audio", "volume"}
+    assert {case.name.partition(" ")[0] for case in asked} == {
+        "ResNet-50", "VGG-16", "depthwise", "audio", "volume", "LeNet", "dilated", "grouped",
+    }  # fmt: skip
     assert {(case.spec.batch, case.dtype, case.precision) for case in asked} == {(8, "float32", "highest")}
     asked.clear()
     given = ["--layers", "vgg-16", "--layers", "volume 3x3x3 32->32, 32x32x32", "--batch", 2, "--precision", "tf32"]
@@ -359,10 +361,6 @@ def test_bench_takes_named_layers(monkeypatch):
         2,
     )
     assert {case.precision for case in asked} == {"tf32"}
-
-
-def test_bench_needs_to_be_told_to_tune():
-    assert refused(2, "bench") == "xpconv: bench can only tune so far: xpconv bench --tune"
 
 
 @pytest.mark.usefixtures("_no_gpu")
@@ -393,6 +391,9 @@ def test_bench_says_why_there_is_no_gpu():
         ([WORDS, "--batch", 4], f"--batch is for layers by name, and {WORDS!r} is a layer in words"),
         (["--layers", "AlexNet"], "no layer is called 'AlexNet'; there are ResNet-50, VGG-16"),
         (["--dtype", "half"], "--dtype='half' is unknown"),
+        (["--layers", "pooling"], "--tune times convolutions, and 'pooling' is none; without --tune bench measures it"),
+        (["--batch", "1,8"], "--tune takes one --batch, got 1, 8"),
+        (["--batch", "0"], "--batch must be a whole number of at least 1, got '0'"),
     ],
 )
 def test_a_wrong_layer_is_one_line_that_names_the_part(arguments, complaint):

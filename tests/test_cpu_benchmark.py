@@ -13,12 +13,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
 from benchmarks.cpu import __main__ as program
-from benchmarks.cpu import report, timing
+from benchmarks.cpu import report
 from benchmarks.cpu.cells import Cell, cells
-from benchmarks.cpu.reference import data_of, errors, right
 from benchmarks.cpu.run import Asked, figures, run
 from benchmarks.cpu.sides import sides_of
 
+from xpconv.bench.data import data_of, errors, right
 from xpconv.layers import Layer
 
 ROUNDS = [{"xpconv": 1.0, "torch": 3.0, "onnxruntime": 2.0}, {"xpconv": 2.0, "torch": 2.0, "onnxruntime": 8.0},
@@ -30,28 +30,6 @@ OPERATIONS = ("conv", "max pool", "average pool", "input gradient", "weight grad
 def entry(rounds, **more):
     told = {"group": "conv", "kind": "1x1", "batch": 1, "operations": 4e6, "rounds": rounds, "first_rounds": []} | more
     return told | figures(told)
-
-
-def test_a_ratio_is_that_of_the_best_peer_in_the_round():
-    assert timing.ratios(ROUNDS, "xpconv", ["torch", "onnxruntime"]) == [2.0, 1.0, 4.0]
-    assert timing.ratios(ROUNDS, "xpconv", ["torch"]) == [3.0, 1.0, 4.0]
-    assert timing.ratios(ROUNDS, "xpconv", []) == []
-
-
-def test_medians_are_taken_over_the_rounds():
-    assert timing.medians(ROUNDS) == {"xpconv": 1.0, "torch": 3.0, "onnxruntime": 5.0}
-    assert timing.medians([]) == {}
-
-
-def test_the_spread_goes_from_the_tenth_to_the_ninetieth_percentile():
-    values = [5.0, 1.0, 2.0, 9.0, 4.0]
-    np.testing.assert_allclose(timing.spread(values), np.quantile(values, [0.1, 0.9]))
-    assert timing.spread([3.0]) == (3.0, 3.0)
-
-
-def test_the_mean_of_ratios_is_geometric():
-    assert timing.geometric_mean([0.5, 2.0]) == 1.0
-    assert timing.geometric_mean([]) is None
 
 
 def test_a_cell_tells_its_median_ratio_the_best_peer_and_its_speed():
@@ -83,31 +61,6 @@ def test_the_summary_has_a_mean_for_all_and_for_each_class():
     assert means["N = 8"] == means["stem"] == (1, pytest.approx(1.0))
     assert means["1x1"] == means["pool"] == (1, pytest.approx(4.0))
     assert "depthwise" not in means
-
-
-def test_candidates_take_turns_and_are_woken_before_they_are_timed():
-    calls = []
-    rounds = []
-    candidates = {name: (lambda n, name=name: [lambda: calls.append(name)] * n) for name in "AB"}
-    timing.measure(candidates, 2, rounds, rest=0, batch=1e-9)
-    assert "".join(calls) == "AABB" + "AABB" * 2
-    assert [list(taken) for taken in rounds] == [["A", "B"]] * 2
-
-
-def test_an_interrupted_round_does_not_count():
-    def interrupt():
-        raise KeyboardInterrupt
-
-    rounds, made = [], iter([*[int] * 6, interrupt, int])
-    with pytest.raises(KeyboardInterrupt):
-        timing.measure({"A": lambda n: [next(made) for _ in range(n)]}, 9, rounds, rest=0, batch=1e-9)
-    assert len(rounds) == 2
-
-
-def test_no_round_begins_after_the_time_is_up():
-    rounds, left = [], iter([1, 1, 0])
-    timing.measure({"A": lambda n: [int] * n}, 9, rounds, time_left=lambda: next(left), rest=0, batch=1e-9)
-    assert len(rounds) == 2
 
 
 def test_there_are_34_cells_of_convolutions_and_every_name_is_unique():
@@ -155,22 +108,22 @@ def test_peers_that_are_installed_agree_with_the_reference(cell):
 
 def assert_right(cell, both):
     """Every side of the cell."""
-    data = data_of(cell)
+    data = data_of(cell.case)
     sides, missing = sides_of(cell, data, both=both)
-    assert all(why.startswith(("ModuleNotFoundError", "ImportError")) for why in missing.values()), missing
-    for name, error in errors(cell, data, {side.name: side.result(side.call()) for side in sides}).items():
-        assert right(cell, error), name
+    assert all("is not installed" in why for why in missing.values()), missing
+    for name, error in errors(cell.case, data, {side.name: side.result(side.call()) for side in sides}).items():
+        assert right(cell.case, error), name
 
 
 def test_wrong_results_are_noticed():
-    data = data_of(TINY)
+    data = data_of(TINY.case)
     (side,), _ = sides_of(TINY, data)
     y = side.call()
     bent, broken = y.copy(), y.copy()
     bent[1, 2, 1, 0] += 0.1
     broken[1, 2, 1, 0] = np.nan
-    found = errors(TINY, data, {"bent": bent, "broken": broken, "short": y[:, 1:]})
-    assert not any(right(TINY, error) for error in found.values())
+    found = errors(TINY.case, data, {"bent": bent, "broken": broken, "short": y[:, 1:]})
+    assert not any(right(TINY.case, error) for error in found.values())
 
 
 def run_quickly(cells, **asked):
@@ -193,14 +146,14 @@ def test_a_cell_runs_through_and_the_table_tells_it():
 
 def test_a_peer_that_is_not_installed_is_told_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    data = data_of(cell := replace(TINY, peers=("opencv",)))
+    data = data_of((cell := replace(TINY, peers=("opencv",))).case)
     missing = sides_of(cell, data)[1]
-    assert missing["opencv"].startswith("ModuleNotFoundError")
+    assert missing["opencv"] == "cv2 is not installed: pip install opencv-python-headless"
     assert "opencv" not in report.line("a", entry([{"xpconv": 1.0}], missing=missing, methods={}, errors={}))
 
 
 def test_a_wrong_side_is_told_and_not_timed(monkeypatch):
-    monkeypatch.setattr("benchmarks.cpu.run.right", lambda *_: False)
+    monkeypatch.setattr("xpconv.bench.row.right", lambda *_: False)
     told = run_quickly([TINY])["cells"][TINY.key]
     assert told["rounds"] == []
     assert "WRONG xpconv" in report.line(TINY.key, told)

@@ -37,11 +37,12 @@ MAY_IMPORT = {
     "nn": {"convolution", "pooling", "spec", "activations", "device", "files"},
     "filters": {"convolution", "device"},
     "layers": {"spec"},
+    "bench": {"cpu", "cuda", "device", "files", "layers", "spec"},
     "pictures": {"files"},
     "figures": {"files", "nn"},
     "bench": {"files", "nn"},  # of nn, what says how to install an extra
     "demo": {"files", "filters", "figures", "nn", "device"},
-    "cli": {"cuda", "filters", "layers", "pictures", "demo", "device", "spec"},
+    "cli": {"bench", "cuda", "files", "filters", "layers", "pictures", "demo", "device", "spec"},
     "__main__": {"cli"},
     "__init__": OPERATIONS | {"device", "explanation", "workspace"},
 }

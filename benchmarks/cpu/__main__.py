@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from datetime import date
@@ -21,9 +22,10 @@ def main(words: list[str] | None = None) -> None:
         os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), str(asked.threads)))
     if asked.alone:
         sys.modules["llvmlite"] = None  # type: ignore[assignment]  # an import of it then fails
+    from xpconv.bench.machine import machine
+
     from . import process, report
     from .cells import cells
-    from .environment import environment
     from .run import Asked, run
 
     begin = time.monotonic()
@@ -36,7 +38,7 @@ def main(words: list[str] | None = None) -> None:
         lambda: asked.time_limit - (time.monotonic() - begin),
     )
     groups = tuple(dict.fromkeys(asked.group or _GROUPS))
-    record = _new_record(asked, environment(threads))
+    record = _new_record(asked, machine(threads))
     files = _files(asked.results, record)
 
     def done(key: str | None = None) -> None:
@@ -76,13 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _new_record(asked: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
+def _new_record(asked: argparse.Namespace, environment: dict[str, Any]) -> dict[str, Any]:
     told = {name: getattr(asked, name) for name in ("rounds", "layouts", "weights", "group", "cells", "alone")}
     return {
         "date": date.today().isoformat(),
         "state": "running",
         "seconds": 0.0,
-        "environment": machine,
+        "environment": environment,
         "asked": told,
         "cells": {},
         "not_run": [],
@@ -93,10 +95,9 @@ def _files(folder: Path | None, record: dict[str, Any]) -> tuple[Path, Path] | N
     """The JSON and the table; nothing is overwritten."""
     if folder is None:
         return None
-    from .environment import stem
-
     folder.mkdir(parents=True, exist_ok=True)
-    name = stem(record["environment"]["processor"], record["date"])
+    processor = re.sub(r"[^a-z0-9]+", "-", record["environment"]["processor"].lower()).strip("-")
+    name = f"cpu-{processor}-{record['date']}"
     name = free = f"{name}-numpy-alone" if record["asked"]["alone"] else name
     number = 2
     while (folder / f"{free}.json").exists():

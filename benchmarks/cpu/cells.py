@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from xpconv.bench.cases import Case
 from xpconv.layers import Layer
 
 GROUPS = ("conv", "lenet", "pool", "filter", "grad", "float64", "overhead")
@@ -29,10 +30,9 @@ class Cell:
         return " | ".join(word for word in words if word)
 
     @property
-    def operations(self) -> int | None:
-        """Multiplications and additions of the definition; for pooling none are counted."""
-        counted = self.operation not in ("max pool", "average pool", "global average")
-        return 2 * self.layer.products(self.batch or 1) if counted else None
+    def case(self) -> Case:
+        """What is measured."""
+        return Case.of_layer(replace(self.layer, operation=self.operation), self.batch, self.dtype)
 
 
 def cells(groups: tuple[str, ...] = GROUPS, substring: str = "") -> list[Cell]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .environment import CHECKOUT
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 MEMORY = ("conv | 3x3 64@56 | N=8 | float32", "conv | 1x1 64->256@56 | N=8 | float32",
           "conv | VGG 3x3 64@224 | N=1 | float32")  # fmt: skip
@@ -94,10 +94,11 @@ def extra_memory(key: str, name: str) -> int:
 
 
 def _side(cell: Any, name: str) -> Any:
-    from .reference import data_of
+    from xpconv.bench.data import data_of
+
     from .sides import sides_of
 
-    found, missing = sides_of(replace(cell, peers=(name.split()[0],) if name != "xpconv" else ()), data_of(cell))
+    found, missing = sides_of(replace(cell, peers=(name.split()[0],) if name != "xpconv" else ()), data_of(cell.case))
     for side in found:
         if side.name == name:
             return side

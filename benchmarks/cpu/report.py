@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from xpconv.bench.machine import slowed
+from xpconv.bench.sides import OURS
+from xpconv.bench.statistics import geometric_mean, medians, ratios
+
 from .cells import CONVOLUTIONS, GROUPS, KINDS
-from .environment import slowed
-from .sides import FIRST, OURS
-from .timing import geometric_mean, medians, ratios
+from .sides import FIRST
 
 Entries = list[dict[str, Any]]
 
@@ -89,7 +91,7 @@ def _head(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _not_installed(why: str) -> bool:
-    return why.startswith(("ModuleNotFoundError", "ImportError"))
+    return "is not installed" in why
 
 
 def _summary(record: dict[str, Any]) -> Iterator[str]:

@@ -40,6 +40,8 @@ class Explanation:
     operations: int | None  # multiplications and additions of the definition
     bytes_moved: int  # inputs read once, result written once
     workspace: int | None  # bytes beyond inputs and result; None where the library does not tell
+    expected: float | None = None  # seconds of the machine that the planner's model was fitted to, where there is one
+    rejected: tuple[tuple[str, str], ...] = ()  # methods that were weighed against this one, and why not they
 
     def __str__(self) -> str:
         return "\n".join(
@@ -50,6 +52,7 @@ class Explanation:
                 f"  operations  {_told(self.operations)}",
                 f"  bytes moved {self.bytes_moved:,}",
                 f"  workspace   {_told(self.workspace, ' bytes')}",
+                *(f"  not {name}: {why}" for name, why in self.rejected),
             )
         )
 
@@ -70,7 +73,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Returns
     -------
     Explanation
-        method and reason, tile, operations, bytes moved and workspace; printable.
+        method and reason, tile, operations, bytes moved, workspace, and the methods that were not taken; printable.
 
     Raises
     ------
@@ -110,6 +113,8 @@ def explained(request: Request) -> Explanation:
         operations=operations(request.spec),
         bytes_moved=_bytes_moved(request),
         workspace=plan.workspace,
+        expected=plan.expected,
+        rejected=plan.rejected,
     )
 
 

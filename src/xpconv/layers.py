@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xpconv.spec import (
@@ -23,6 +23,10 @@ DTYPES = (
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
 )  # fmt: skip
 PRECISIONS = ("highest", "tf32")
+GRADIENTS = ("input gradient", "weight gradient")
+POOLINGS = ("max pool", "average pool", "global average")
+PLAIN = ("filter", "signal")  # one image or signal and one kernel, without batch and channels
+OPERATIONS = ("conv", *GRADIENTS, *POOLINGS, *PLAIN)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Layer:
     dilation: int = 1
     groups: int = 1
     first: bool = False  # whether it stands for its network where time is short
+    operation: str = "conv"  # what is done with it: one of OPERATIONS
 
     def spec(self, batch: int) -> ConvSpec:
         """The convolution of so many items."""
@@ -140,10 +145,56 @@ LAYERS = (
     Layer("audio", "2 taps 64->64, 16000, dilation 64", (16000,), 64, 64, 2, dilation=64),
     Layer("volume", "3x3x3 64->128, 8x56x56", (8, 56, 56), 64, 128, 3, padding=1, first=True),
     Layer("volume", "3x3x3 32->32, 32x32x32", (32, 32, 32), 32, 32, 3, padding=1),
+    Layer("LeNet", "5x5 1->6, 28x28", (28, 28), 1, 6, 5, padding=2),
+    Layer("LeNet", "5x5 6->16, 14x14", (14, 14), 6, 16, 5, first=True),
+    Layer("dilated", "3x3 256->256, 28x28, dilation 2", (28, 28), 256, 256, 3, padding=2, dilation=2, first=True),
+    Layer("grouped", "3x3 256->256, 14x14, 32 groups", (14, 14), 256, 256, 3, padding=1, groups=32, first=True),
 )
 
 
-def named(names: Sequence[str]) -> list[Layer]:
+def _gradient(operation: str, layer: Layer, *, first: bool = False) -> Layer:
+    name = f"{operation} of {layer.name}"
+    return replace(layer, network="gradients", name=name, first=first, operation=operation)
+
+
+def _pooling(
+    operation: str, size: int, channels: int, window: int, stride: int = 1, padding: int = 0, *, first: bool = False
+) -> Layer:
+    how = operation if operation == "global average" else f"{operation} {window}x{window}, stride {stride}"
+    name = f"{how}, {channels} maps, {size}x{size}"
+    return Layer(
+        "pooling", name, (size, size), channels, channels, window, stride, padding,
+        groups=channels, first=first, operation=operation,
+    )  # fmt: skip
+
+
+def _filter(window: int, *, first: bool = False) -> Layer:
+    name = f"{window}x{window} on 2048x2048"
+    return Layer("filter", name, (2048, 2048), 1, 1, window, padding=window // 2, first=first, operation="filter")
+
+
+# What is compared beside the layers that tuning takes: pooling, filters of one map, gradients.
+MORE = (
+    _pooling("max pool", 112, 64, 2, 2),
+    _pooling("max pool", 112, 64, 3, 2, 1, first=True),
+    _pooling("average pool", 56, 64, 3, 1, 1),
+    _pooling("global average", 7, 2048, 7, first=True),
+    _filter(3, first=True),
+    _filter(5),
+    _filter(11, first=True),
+    _filter(31),
+    _filter(101, first=True),
+    Layer("signal", "31 taps on 1000000", (1_000_000,), 1, 1, 31, padding=15, first=True, operation="signal"),
+    _gradient("input gradient", LAYERS[0], first=True),
+    _gradient("input gradient", LAYERS[4]),
+    _gradient("input gradient", LAYERS[7]),
+    _gradient("weight gradient", LAYERS[0], first=True),
+    _gradient("weight gradient", LAYERS[4]),
+    _gradient("weight gradient", LAYERS[7]),
+)
+
+
+def named(names: Sequence[str], among: Sequence[Layer] = LAYERS) -> list[Layer]:
     """The layers that go by these names: a network's, a layer's, or "all"; without a name those that stand first.
 
     Examples
@@ -152,18 +203,20 @@ def named(names: Sequence[str]) -> list[Layer]:
     ['volume 3x3x3 64->128, 8x56x56', 'volume 3x3x3 32->32, 32x32x32']
     """
     if not names:
-        return [layer for layer in LAYERS if layer.first]
-    found = [layer for name in names for layer in _of_name(name)]
+        return [layer for layer in among if layer.first]
+    found = [layer for name in names for layer in _of_name(name, among)]
     return list(dict.fromkeys(found))
 
 
-def _of_name(name: str) -> list[Layer]:
+def _of_name(name: str, among: Sequence[Layer]) -> list[Layer]:
     wanted = name.strip().casefold()
-    found = [layer for layer in LAYERS if wanted in ("all", layer.network.casefold(), str(layer).casefold())]
+    found = [layer for layer in among if wanted in ("all", layer.network.casefold(), str(layer).casefold())]
+    if not found and any(wanted in (layer.network.casefold(), str(layer).casefold()) for layer in MORE):
+        raise ValueError(f"--tune times convolutions, and {name!r} is none; without --tune bench measures it too")
     if not found:
-        networks = ", ".join(dict.fromkeys(layer.network for layer in LAYERS))
+        networks = ", ".join(dict.fromkeys(layer.network for layer in among))
         raise ValueError(
-            f"no layer is called {name!r}; there are {networks}, each layer by itself as {str(LAYERS[0])!r}"
+            f"no layer is called {name!r}; there are {networks}, each layer by itself as {str(among[0])!r}"
         )
     return found
 

@@ -19,6 +19,8 @@ class Plan:
     reason: str
     tile: str = "the whole result"  # what is computed at a time
     workspace: int | None = None  # bytes beyond inputs and result; None where the library does not tell
+    expected: float | None = None  # seconds of the machine that the planner's model was fitted to; only ratios matter
+    rejected: tuple[tuple[str, str], ...] = ()  # methods that were weighed, and why they were not taken
 
 
 def operations(spec: Any) -> int | None:

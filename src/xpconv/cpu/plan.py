@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xpconv.cpu import overlap, winograd
+from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
 from xpconv.workspace import DEFAULT_LIMIT
@@ -69,8 +70,11 @@ def conv_plan(
 ) -> Plan:
     """The plan for one forward convolution; `spectral` says whether the dtype bears a spectrum's rounding."""
     seconds = expected_seconds(spec, compiled)
+    expected: float | None = None
+    rejected: tuple[tuple[str, str], ...] = ()
     if method == "auto":
-        method, reason = _chosen(seconds, spectral)
+        method, reason = chosen(seconds, spectral)
+        expected, rejected = seconds[method], rejections(method, seconds, spectral)
         exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
         reason += f"; {exact} where a value is not finite" if method in ROUNDING else ""
     else:
@@ -85,23 +89,11 @@ def conv_plan(
             transform = winograd.F3 if spec.axes == 1 else winograd.F4
             taps += transform.points * transform.terms(spec.window)
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
-        return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight)
+        return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
-    return Plan(method, reason, tile, padded + workspace)
+    return Plan(method, reason, tile, padded + workspace, expected, rejected)
 
 
-def _chosen(seconds: dict[str, float], spectral: bool) -> tuple[str, str]:
-    """The method that is expected to be fastest, and why; one that rounds has to save a quarter."""
-    there = {name: s for name, s in seconds.items() if s < math.inf and (spectral or name not in ROUNDING)}
-    worth = _WORTH * min(s for name, s in there.items() if name not in ROUNDING)
-    method = min(there, key=lambda name: there[name] if name not in ROUNDING or there[name] < worth else math.inf)
-    times = ", ".join(f"{name} {s:.2g} s" for name, s in there.items())
-    quicker = min(there, key=there.__getitem__) != method
-    return method, f"{'nearly ' if quicker else ''}the least expected time: {times}"
-
-
-ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
-_WORTH = 0.75  # of the time of a method that does not, that one of these may take at most
 _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",
@@ -245,7 +237,7 @@ def winograd_gradient_pays(spec: ConvSpec) -> bool:
     tiles = products // (2 * spec.channels * spec.filters)
     sums = 4 * winograd.F4.points * spec.channels * spec.filters
     seconds = products / _COMPILED + tiles * (spec.channels + spec.filters) / _REGISTERED + sums / _STREAMED + _CALL
-    return seconds < _WORTH * (conv_operations(spec) / _COMPILED + _CALL)
+    return seconds < WORTH * (conv_operations(spec) / _COMPILED + _CALL)
 
 
 def _direct_seconds(spec: ConvSpec) -> float:

@@ -106,16 +106,19 @@ class EventClock:
     """Seconds on the device between two events around a launch.
 
     The level 2 cache is overwritten before, so that nothing is timed on what the launch before it left there; that also
-    keeps the device busy while the host prepares the launch, which so is not timed.
+    keeps the device busy while the host prepares the launch, which so is not timed. `overwritten` are the bytes: of
+    none the launch finds what was left.
     """
 
     def __init__(self, overwritten: int | None = None) -> None:
         level_2 = cupy.cuda.Device().attributes["L2CacheSize"]
-        self._buffer = cupy.empty(overwritten or max(4 * level_2, 2**28), dtype=cupy.uint8)
+        count = max(4 * level_2, 2**28) if overwritten is None else overwritten
+        self._buffer = cupy.empty(count, dtype=cupy.uint8)
         self._begin, self._end = cupy.cuda.Event(), cupy.cuda.Event()
 
     def __call__(self, _name: str, run: Callable[[], None]) -> float:
-        self._buffer.fill(0)
+        if self._buffer.size:
+            self._buffer.fill(0)
         self._begin.record()
         run()
         self._end.record()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import running
-from xpconv.cpu.plan import ROUNDING, row_bytes, spectra_plan, tiles, tiling
+from xpconv.cpu.choice import ROUNDING
+from xpconv.cpu.plan import row_bytes, spectra_plan, tiles, tiling
 from xpconv.dtypes import widened
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import (

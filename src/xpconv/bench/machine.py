@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+_SOURCE = Path(__file__).resolve().parents[1]
 _PACKAGES = (
     "numpy", "scipy", "array-api-compat", "llvmlite", "threadpoolctl", "torch", "onnxruntime", "onnx",
-    "opencv-python", "opencv-python-headless",
+    "opencv-python", "opencv-python-headless", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x",
 )  # fmt: skip
 _SLOWS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # NumPy's BLAS then has kernels or blocks for another processor
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
-def environment(threads: int) -> dict[str, Any]:
+def machine(threads: int) -> dict[str, Any]:
     """Everything that answers."""
     return {
         "processor": processor(),
@@ -44,19 +43,27 @@ def slowed(variables: dict[str, str]) -> str:
     return told + (": NumPy's BLAS MAY BE SLOWED" if is_set else "")
 
 
+def busy(machine: dict[str, Any]) -> str:
+    """A line on other work that ran when the measuring began; nothing where there was little."""
+    load, cores = machine.get("load_average"), machine.get("cores")
+    if not isinstance(load, list) or not cores or load[0] < cores / 4:
+        return ""
+    return f"{load[0]} threads of other work ran on the {cores} cores when this began: TIMES AND RATIOS MAY BE WRONG"
+
+
 def processor() -> str:
     """Its name, as the system has it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     if not names and platform.system() == "Darwin":
-        names = [_attempt(lambda: _command("sysctl", "-n", "machdep.cpu.brand_string"))]
+        names = [str(_attempt(lambda: _command("sysctl", "-n", "machdep.cpu.brand_string")))]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def stem(name: str, date: str) -> str:
-    """How the files are called: cpu, the processor, the date."""
-    return f"cpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{date}"
+def threads_here() -> int:
+    """As many as there are processors for this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:
@@ -81,9 +88,12 @@ def _blas() -> list[str]:
     return [" ".join(str(library.get(key, "")) for key in keys).strip() for library in threadpool_info()]
 
 
-def _commit() -> str:
-    changed = _command("git", "-C", str(CHECKOUT), "status", "--porcelain", "--untracked-files=no", "--", "src")
-    return _command("git", "-C", str(CHECKOUT), "rev-parse", "HEAD") + (" and changes" if changed else "")
+def _commit() -> str | None:
+    """Of the checkout that xpconv is imported from, if it is one."""
+    if not (_SOURCE.parents[1] / ".git").exists():
+        return None
+    changed = _command("git", "-C", str(_SOURCE), "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return _command("git", "-C", str(_SOURCE), "rev-parse", "HEAD") + (" and changes" if changed else "")
 
 
 def _command(*words: str) -> str:
