@@ -40,7 +40,8 @@ def record(rows, **more):
             "layers": ["all"], "dtype": ["float32", "float64"], "batch": [1, 8], "layout": ["channels_last"],
             "rivals": list(RIVALS), "rounds": 7, "cold": False, "time_limit": 540.0,
         },
-        "machine": MACHINE, "devices": {"cpu": CPU}, "missing_rivals": {}, "rows": rows, "not_measured": [],
+        "machine": MACHINE, "devices": {"cpu": CPU}, "missing_rivals": {}, "rows": rows, "failed": {},
+        "not_measured": [],
     }  # fmt: skip
     return copy.deepcopy(told | more)
 
@@ -141,5 +142,6 @@ def hostile():
     told = row(HOSTILE, HOSTILE, HOSTILE, rivals={HOSTILE: (0.8, 0.7, 0.9)}, method=HOSTILE,
                device=HOSTILE, left_out={"torch": HOSTILE})  # fmt: skip
     machine = MACHINE | {"processor": HOSTILE, "packages": {HOSTILE: HOSTILE}, "commit": HOSTILE}
-    return record([told], machine=machine, state=HOSTILE, missing_rivals={"jax": HOSTILE}, not_measured=[HOSTILE],
+    return record([told], machine=machine, state=HOSTILE, missing_rivals={"jax": HOSTILE},
+                  not_measured=[HOSTILE], failed={HOSTILE: HOSTILE},
                   devices={HOSTILE: CPU | {"description": HOSTILE}})  # fmt: skip

@@ -7,12 +7,12 @@ import subprocess
 from collections import Counter
 from html import escape
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import pytest
 
 import bench_records as records
 from xpconv.bench import page, reading
+from xpconv.bench.compare import Change, Comparison, Machine
 from xpconv.bench.scale import LogAxis
 
 SAMPLES = ("full", "empty", "one_row", "interrupted", "two_devices", "hostile")
@@ -242,16 +242,15 @@ def test_a_complete_run_warns_of_nothing():
 
 
 def test_changes_are_listed_worst_first_and_the_rest_is_counted():
-    changes = [("a", 1.1, "slower"), ("b", 1.0, "same"), ("c", 0.7, "faster"), ("d", 1.5, "slower"), ("e", None, "new")]
-    rows = [
-        SimpleNamespace(key=key, before_ms=change and 2.0, after_ms=2.0 * (change or 1), change=change, verdict=verdict)
-        for key, change, verdict in changes
-    ]
-    compared = SimpleNamespace(rows=rows, machine_factor=1.034, old="<old>.json")
+    changes = [("a", 1.1, "slower"), ("b", 1.0, "same"), ("c", 0.7, "faster"), ("d", 1.5, "slower")]
+    rows = tuple(Change(key, 2.0, 2.0 * times, times, verdict) for key, times, verdict in changes)
+    machines = {"cpu": Machine(1.034, 0.02, "7 times of rivals")}
+    compared = Comparison("2026-11-27T08:05:00+00:00", machines, rows, ("gone <key>",), ("e",), ("threads differ",))
     text = parsed(records.one_row(), compared).text
-    assert "Since <old>.json 2 slower, 1 faster, 1 the same within the noise" in text
-    assert f"1.03{TIMES} the time that it took then" in text
-    assert f"slower d 2.00 3.00 1.50{TIMES} slower a 2.00 2.20 1.10{TIMES} faster c 2.00 1.40 0.70{TIMES} new e" in text
+    assert "Since 27 November 2026, 08:05 UTC 2 slower, 1 faster, 1 same; 1 new, 1 gone." in text
+    assert f"slower d 2.00 3.00 1.50{TIMES} slower a 2.00 2.20 1.10{TIMES} faster c 2.00 1.40 0.70{TIMES}" in text
+    assert "cpu took 1.03 times as long as before by 7 times of rivals" in text
+    assert "threads differ new: e gone: gone <key>" in text
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------------

@@ -37,10 +37,9 @@ MAY_IMPORT = {
     "nn": {"convolution", "pooling", "spec", "activations", "device", "files"},
     "filters": {"convolution", "device"},
     "layers": {"spec"},
-    "bench": {"cpu", "cuda", "device", "files", "layers", "spec"},
+    "bench": {"cpu", "cuda", "device", "files", "layers", "nn", "spec"},  # of nn, what says how to install an extra
     "pictures": {"files"},
     "figures": {"files", "nn"},
-    "bench": {"files", "nn"},  # of nn, what says how to install an extra
     "demo": {"files", "filters", "figures", "nn", "device"},
     "cli": {"bench", "cuda", "files", "filters", "layers", "pictures", "demo", "device", "spec"},
     "__main__": {"cli"},

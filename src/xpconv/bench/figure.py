@@ -10,7 +10,6 @@ from typing import Any
 from xpconv.bench.marks import PALETTE, mark
 from xpconv.bench.reading import (
     Mean,
-    Record,
     Row,
     counted,
     intensity,
@@ -21,6 +20,7 @@ from xpconv.bench.reading import (
     roof_axes,
     verdict,
 )
+from xpconv.bench.record import Record
 from xpconv.bench.scale import LogAxis, number, ratio
 from xpconv.files import written_whole
 from xpconv.nn.extras import require

@@ -15,7 +15,7 @@ _PACKAGES = (
     "numpy", "scipy", "array-api-compat", "llvmlite", "threadpoolctl", "torch", "onnxruntime", "onnx",
     "opencv-python", "opencv-python-headless", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x",
 )  # fmt: skip
-_SLOWS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # NumPy's BLAS then has kernels or blocks for another processor
+SLOWS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # NumPy's BLAS then has kernels or blocks for another processor
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
@@ -27,7 +27,7 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "threads_of_xpconv": _attempt(_compiled_threads),
         "load_average": _attempt(lambda: [round(load, 2) for load in os.getloadavg()]),
-        "variables": {name: os.environ.get(name, "not set") for name in (*_SLOWS, *_THREADS)},
+        "variables": {name: os.environ.get(name, "not set") for name in (*SLOWS, *_THREADS)},
         "blas": _attempt(_blas),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -38,8 +38,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 def slowed(variables: dict[str, str]) -> str:
     """A line on the variables that slow NumPy's BLAS."""
-    told = ", ".join(f"{name}={variables.get(name, 'not set')}" for name in _SLOWS)
-    is_set = any(variables.get(name, "not set") != "not set" for name in _SLOWS)
+    told = ", ".join(f"{name}={variables.get(name, 'not set')}" for name in SLOWS)
+    is_set = any(variables.get(name, "not set") != "not set" for name in SLOWS)
     return told + (": NumPy's BLAS MAY BE SLOWED" if is_set else "")
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from xpconv.bench import sections
+from xpconv.bench.compare import Comparison
+from xpconv.bench.machine import SLOWS
 from xpconv.bench.marks import PALETTE
 from xpconv.bench.markup import Markup, element, joined
-from xpconv.bench.reading import Record, Row, means, networks
+from xpconv.bench.reading import Row, means, moment, networks
+from xpconv.bench.record import Record
 from xpconv.bench.scale import many, number, times
-from xpconv.bench.sections import Comparison
 from xpconv.files import written_whole
-
-_SLOWS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # NumPy's BLAS then has kernels or blocks for another processor
 
 
 def write(record: Record, path: Path, compared: Comparison | None = None) -> None:
@@ -72,7 +71,7 @@ def _colours() -> str:
 def _header(record: Record, rows: list[Row]) -> Markup:
     machine = record["machine"]
     count = f"{many(len(rows), 'row')} of {many(len(networks(rows)), 'network')}"
-    lead = f"{count}, {_moment(record['begun'])}, {record['state']} after {record['seconds']:.0f} s"
+    lead = f"{count}, {moment(record['begun'])}, {record['state']} after {record['seconds']:.0f} s"
     warnings = [element("li", text) for text in _warnings(record)]
     return joined([
         element("p", f"xpconv {record['xpconv']}, benchmark", class_="over"),
@@ -84,15 +83,10 @@ def _header(record: Record, rows: list[Row]) -> Markup:
     ])  # fmt: skip
 
 
-def _moment(begun: str) -> str:
-    moment = datetime.fromisoformat(begun)
-    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
-
-
 def _warnings(record: Record) -> Iterator[str]:
     if record["state"] != "complete":
         yield f"The run is not complete ({record['state']}); not measured: {many(len(record['not_measured']), 'row')}."
-    for name in _SLOWS:
+    for name in SLOWS:
         value = record["machine"]["variables"].get(name, "not set")
         if value != "not set":
             yield f"{name}={value} may slow NumPy's BLAS, and with it what xpconv leaves to NumPy."

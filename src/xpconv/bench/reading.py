@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from math import inf
 from statistics import geometric_mean
 from typing import Any
@@ -12,11 +13,19 @@ from typing import Any
 from xpconv.bench.scale import LogAxis
 
 Row = dict[str, Any]
-Record = dict[str, Any]
 
 _ROOM = 10  # of intensities left of a ridge, where a roof has its label because no point can lie there
 _MERGED = 5.0  # percent of the height: roofs nearer than that have their labels one below the other
 FIELDS = ("network", "layer", "operation", "batch", "dtype", "layout", "device")  # what a row is, not what it measured
+
+
+def moment(begun: str) -> str:
+    """When a run began, as people write it."""
+    try:
+        then = datetime.fromisoformat(begun)
+    except ValueError:
+        return begun
+    return f"{then.day} {then:%B %Y, %H:%M %Z}".strip()
 
 
 def networks(rows: Iterable[Row]) -> list[str]:

@@ -7,7 +7,7 @@ from math import isfinite
 from statistics import median
 from typing import Any
 
-from xpconv import Explanation
+import xpconv
 from xpconv.bench import limits, rivals, timing
 from xpconv.bench.cases import Case
 from xpconv.bench.data import Data, data_of, errors, right
@@ -25,7 +25,7 @@ class Row:
         self.case, self.device, self._place = case, place.device, place
         self.key = key_of(case, place.device)
         self.rounds: list[dict[str, float]] = []
-        self._plan: Explanation | None = None
+        self._plan: xpconv.Explanation | None = None
         self._errors: dict[str, float] = {}
         self._left_out: dict[str, str] = {}
         self._timed: set[str] = set()  # the sides that are right, and worth their time

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 from xpconv.bench import charts, sheet
+from xpconv.bench.compare import Comparison, Verdict
 from xpconv.bench.markup import Markup, element, joined
-from xpconv.bench.reading import Record, Row, above_roof, counted, means, networks, races, title, usual
+from xpconv.bench.reading import Row, above_roof, counted, means, moment, networks, races, title, usual
+from xpconv.bench.record import Record
 from xpconv.bench.scale import LogAxis, many, number, ratio, times
 
 _FEWER_PRODUCTS = ("winograd", "fft", "separable")
-_ORDER = {"slower": 0, "faster": 1, "new": 2, "gone": 3}
-
-
-class Change(Protocol):
-    """A row of this record beside the same of an older one."""
-
-    key: str
-    before_ms: float | None
-    after_ms: float | None
-    change: float | None
-    verdict: str
-
-
-class Comparison(Protocol):
-    """This record beside an older one."""
-
-    rows: Sequence[Change]
-    machine_factor: float
-    old: str
 
 
 def of(record: Record, rows: list[Row], compared: Comparison | None) -> Iterator[Markup | str]:
@@ -53,22 +36,18 @@ def _paragraph(*content: Any, class_: str | None = None) -> Markup:
 
 
 def _changes(compared: Comparison) -> Markup:
-    """What became slower or faster."""
-    counts = dict.fromkeys(("slower", "faster", "same", "new", "gone"), 0)
-    for row in compared.rows:
-        counts[row.verdict] += 1
-    told = (
-        f"{counts['slower']} slower, {counts['faster']} faster, {counts['same']} the same within the noise that both "
-        f"runs state, {counts['new']} new, {counts['gone']} gone. The machine itself now takes "
-        f"{times(compared.machine_factor)} the time that it took then."
-    )
-    shown = sorted((row for row in compared.rows if row.verdict in _ORDER),
-                   key=lambda row: (_ORDER[row.verdict], -abs((row.change or 1) - 1)))  # fmt: skip
+    """What became slower or faster, and what is meant by that."""
+    verdicts: tuple[Verdict, ...] = ("slower", "faster", "same", "too few rounds")
+    counts = [f"{len(compared.of(verdict))} {verdict}" for verdict in verdicts if compared.of(verdict)]
+    told = f"{', '.join(counts) or 'No row is in both runs'}; {len(compared.added)} new, {len(compared.missing)} gone."
+    notes = [f"{device} {machine}." for device, machine in compared.machines.items()] + list(compared.warnings)
+    notes += [f"new: {key}" for key in compared.added] + [f"gone: {key}" for key in compared.missing]
+    shown = [*compared.of("slower"), *compared.of("faster")]
     lines = [
         element(
             "tr", element("td", row.verdict, class_=f"text-{row.verdict}"), element("th", row.key, scope="row"),
             [element("td", text, class_="number") for text in (
-                number(row.before_ms), number(row.after_ms), times(row.change)
+                number(row.before_ms), number(row.after_ms), times(row.times)
             )],
         )
         for row in shown
@@ -77,7 +56,8 @@ def _changes(compared: Comparison) -> Markup:
              for n, title in enumerate(("verdict", "row", "ms then", "ms now", "change"))]  # fmt: skip
     table = element("table", element("thead", element("tr", heads)), element("tbody", lines))
     box = element("div", table, class_="box", tabindex="0", role="region", aria_labelledby="changes-title")
-    return _section("changes", f"Since {compared.old}", _paragraph(told), box if lines else "")
+    return _section("changes", f"Since {moment(compared.before)}", _paragraph(told), box if lines else "",
+                    element("ul", [element("li", note) for note in notes], class_="plain"))  # fmt: skip
 
 
 def _rooflines(record: Record, rows: list[Row]) -> Markup:
@@ -222,6 +202,7 @@ def _missing(record: Record, rows: list[Row]) -> Markup | str:
         for rival, why in row["left_out"].items():
             reasons[rival, why] = reasons.get((rival, why), 0) + 1
     told = [f"{rival} in {many(count, 'row')}: {why}" for (rival, why), count in reasons.items()]
+    told += [f"failed: {key}: {why}" for key, why in record["failed"].items()]
     told += [f"not measured: {key}" for key in record["not_measured"]]
     if not told:
         return ""
