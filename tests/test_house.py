@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "nn": {"convolution", "pooling", "spec", "activations", "device", "files"},
     "filters": {"convolution", "device"},
     "layers": {"spec"},
-    "bench": {"cpu", "cuda", "device", "files", "layers", "spec"},
+    "bench": {"cpu", "cuda", "device", "explanation", "files", "layers", "spec"},
     "pictures": {"files"},
     "figures": {"files", "nn"},
     "demo": {"files", "filters", "figures", "nn", "device"},

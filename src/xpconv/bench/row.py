@@ -7,13 +7,13 @@ from math import isfinite
 from statistics import median
 from typing import Any
 
-from xpconv import Explanation
 from xpconv.bench import limits, rivals, timing
 from xpconv.bench.cases import Case
 from xpconv.bench.data import Data, data_of, errors, right
 from xpconv.bench.sides import OURS, Place, Side, ours
 from xpconv.bench.statistics import medians, ratios, short, spread
 from xpconv.bench.timing import repeated
+from xpconv.explanation import Explanation
 
 _HOPELESS = 2.0  # times the rival's other way: it is timed no more
 
