@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROUNDS = 9
-LAYERS = ("LeNet", "ResNet-50 3x3 64->64, 56x56", "depthwise 3x3 of 144 maps, 56x56", "pooling", "gradients")
+LAYERS = ("LeNet", "ResNet-50 3x3 64->64, 56x56", "depthwise 3x3 of 144 maps, 56x56", "pooling")
 RIVALS = ("torch", "onnxruntime")
 SLOWED, PLANTED = "conv", 0.2
 

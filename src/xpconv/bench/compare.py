@@ -4,7 +4,7 @@ The model, in logarithms of times. Between the runs every candidate on a device 
 is estimated from what is not under test: the median of the rivals' changes over the rows, or without rivals the change
 of the device's own limits. What the rivals' changes scatter about that factor is the noise of a change, which has in it
 the noise within both runs and all that differs from one process to the next. A row got slower or faster where its
-change, less the machine's, is more than 5 % and more than four times that noise, and so is its change less that of the
+change, less the machine's, is more than 5 % and more than 3.5 times that noise, and so is its change less that of the
 row's own rivals, who were there when other work disturbed it; and where the 95 % intervals of both medians, the
 machine's factor taken off, have nothing in common.
 """
@@ -25,7 +25,7 @@ Verdict: TypeAlias = Literal["slower", "faster", "same", "too few rounds"]
 Row: TypeAlias = Mapping[str, Any]
 
 LEAST = 0.05  # a change that is worth a word
-_SURE = 4.0  # times the noise, which is itself known within a tenth or two: a run of 30 rows rarely has one beyond
+_SURE = 3.5  # times the noise, of both changes: of 1000 rows two at most are beyond by chance
 _MANY = 16  # changes that tell how large the noise is; fewer may agree by chance
 _FLOOR, _FLOOR_OF_FEW = 0.015, 0.04  # the least noise that is believed
 _ROUNDS = 3  # of fewer the median says next to nothing

@@ -7,13 +7,13 @@ from math import isfinite
 from statistics import median
 from typing import Any
 
-import xpconv
 from xpconv.bench import limits, rivals, timing
 from xpconv.bench.cases import Case
 from xpconv.bench.data import Data, data_of, errors, right
 from xpconv.bench.sides import OURS, Place, Side, ours
 from xpconv.bench.statistics import medians, ratios, short, spread
 from xpconv.bench.timing import repeated
+from xpconv.explanation import Explanation
 
 _HOPELESS = 2.0  # times the rival's other way: it is timed no more
 
@@ -25,7 +25,7 @@ class Row:
         self.case, self.device, self._place = case, place.device, place
         self.key = key_of(case, place.device)
         self.rounds: list[dict[str, float]] = []
-        self._plan: xpconv.Explanation | None = None
+        self._plan: Explanation | None = None
         self._errors: dict[str, float] = {}
         self._left_out: dict[str, str] = {}
         self._timed: set[str] = set()  # the sides that are right, and worth their time
