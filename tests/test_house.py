@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "nn": {"convolution", "pooling", "spec", "activations", "device", "files"},
     "filters": {"convolution", "device"},
     "layers": {"spec"},
-    "bench": {"cpu", "cuda", "device", "explanation", "files", "layers", "nn", "spec"},  # of nn, how to install an extra
+    "bench": {"cpu", "cuda", "device", "explanation", "files", "layers", "nn", "spec"},  # of nn: extras
     "pictures": {"files"},
     "figures": {"files", "nn"},
     "demo": {"files", "filters", "figures", "nn", "device"},
