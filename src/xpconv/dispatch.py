@@ -22,7 +22,7 @@ import array_api_compat
 
 from xpconv.dtypes import KINDS, NO_ARITHMETIC, kind, kind_of, short_name
 from xpconv.plan import Arrays
-from xpconv.request import WHOLE, Request
+from xpconv.request import WHOLE, Request, lifted_arrays
 from xpconv.spec import Array
 from xpconv.workspace import workspace_limit
 
@@ -42,7 +42,8 @@ def device_of(arguments: Iterable[Any]) -> AbstractContextManager[Any]:
 
 def run(request: Request) -> Any:
     """Compute what the request describes."""
-    engine, arrays = engine_of(request), request.arrays
+    engine = engine_of(request)
+    arrays = arrays_for(engine, request)
     if request.out is not None and (into := getattr(engine, "into", None)) is not None and into(request):
         return request.out
     try:
@@ -53,18 +54,24 @@ def run(request: Request) -> Any:
         with workspace_limit(1):  # the smallest tiles
             result = _computed(engine, request, arrays)
     if isinstance(result, tuple):
-        result = tuple(_as_asked(part, request, arrays) for part in result)
+        result = tuple(_as_asked(engine, part, request, arrays) for part in result)
     else:
-        result = _as_asked(result, request, arrays)
+        result = _as_asked(engine, result, request, arrays)
     if request.then is not None:
         result = request.then(result)
     return result if request.out is None else _write(request.out, result)
 
 
-def _as_asked(result: Array, request: Request, arrays: Arrays) -> Array:
+def arrays_for(engine: ModuleType, request: Request) -> Arrays:
+    """The request's arrays in their full forms, in which lazy ones are only described."""
+    lifted = getattr(engine, "lifted", None)
+    return request.arrays if lifted is None else lifted_arrays(request.given, request.lift, lifted)
+
+
+def _as_asked(engine: ModuleType, result: Array, request: Request, arrays: Arrays) -> Array:
     """The result without the axes that the user's arrays did not have, in memory of its own."""
     if request.drop != WHOLE:
-        result = result[request.drop]
+        result = getattr(engine, "dropped", operator.getitem)(result, request.drop)
     shared = any(array is not None and _overlap(result, array) for array in arrays)
     return array_api_compat.array_namespace(result).asarray(result, copy=True) if shared else result
 

@@ -20,6 +20,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import Task, TaskRef
 
 from xpconv.chunks import shuffle
+from xpconv.chunks.graph import Lifted
 from xpconv.chunks.places import by_layout
 from xpconv.chunks.runs import edges_of, sizes_of
 from xpconv.spec import Array, ScatterSpec, Sizes, in_layout
@@ -29,6 +30,7 @@ BASE = 32
 
 def scatter(operation: str, values: Array, indices: Array, spec: ScatterSpec, least: int) -> Array:
     """Values at their indices, which are at least `least`, in a plane of zeros that is cut in proportion to them."""
+    values, indices = (a.base[a.lift] if isinstance(a, Lifted) else a for a in (values, indices))
     indices = indices.rechunk(values.chunks)
     batch, out, channels = by_layout(spec.layout, values.chunks)
     cuts = tuple(_in_proportion(edges_of(sizes), n) for sizes, n in zip(out, spec.size, strict=True))

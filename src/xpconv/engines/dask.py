@@ -9,9 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 from xpconv.chunks import convolutions, poolings, scattering
+from xpconv.chunks.graph import Lifted, without_axes
+from xpconv.request import Index
 from xpconv.spec import AdaptiveSpec, Array, ConvSpec, PoolSpec, ScatterSpec
 
 METHODS = ("auto", "direct", "gemm", "winograd", "fft")  # of NumPy and CuPy, whose chunks these are
+
+
+def lifted(array: Array, index: Index) -> Lifted:
+    """An array with the axes that it lacks, which tasks add to the blocks that they read."""
+    return Lifted(array, index)
+
+
+def dropped(result: Array, index: Index) -> Array:
+    """The result without the axes that the user's arrays did not have."""
+    return without_axes(result, index)
 
 
 def conv(
