@@ -174,7 +174,7 @@ def _in_chunks(name: str, arrays: dict[str, Array | None]) -> dict[str, Array | 
         given = ", ".join(f"{argument} of {_type_name(chunk)}" for argument, chunk in chunks.items())
         raise TypeError(f"{name} needs chunks of one library, got {given}; move one with map_blocks")
     for argument, array in arrays.items():
-        if array_api_compat.is_dask_array(array) and any(n != n for sizes in array.chunks for n in sizes):
+        if any(n != n for sizes in getattr(array, "chunks", ()) for n in sizes):  # NaN
             raise ValueError(f"{argument} has chunks of unknown sizes; call {argument}.compute_chunk_sizes() first")
     return {
         argument: array

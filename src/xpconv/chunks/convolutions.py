@@ -7,14 +7,15 @@ from functools import partial
 from typing import Any
 
 from xpconv.chunks import work
+from xpconv.chunks.advice import advise
 from xpconv.chunks.borders import folded
 from xpconv.chunks.channels import Maps, meetings, whole_groups
 from xpconv.chunks.graph import Axis, chunked
-from xpconv.chunks.places import Places, Sources, bias_axis, by_layout, by_weight, parts, weight, whole
+from xpconv.chunks.places import Places, Sources, bias_axis, by_layout, by_weight, in_maps, parts, weight, whole
 from xpconv.chunks.runs import edges_of, intervals_of, sizes_of
 from xpconv.chunks.windows import input_edges, reaches, readings, result_edges
 from xpconv.dtypes import widened
-from xpconv.spec import Array, ConvSpec, Sizes, in_layout
+from xpconv.spec import Array, ConvSpec, Sizes
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ def conv(x: Array, w: Array, bias: Array | None, spec: ConvSpec, options: dict[s
     edges = [edges_of(sizes) for sizes in space]
     results = [result_edges(spec, axis, edges[axis]) for axis in range(spec.axes)]
     read = tuple(readings(spec, axis, edges[axis], results[axis]) for axis in range(spec.axes))
+    advise("conv", spec, space, read)
     met = _read_channels(spec, channels, per_group, filters)
     places = Places(spec.layout, spec.axes, int(bool(met.summed)))
     sources = [
         (x, places.maps(batch, read, met.of_array)),
         (w, weight(spec.layout, tuple(whole(None, sizes) for sizes in window), *met.of_weight)),
     ]
-    facts = in_layout(spec.layout, batch, read, met.maps)  # type: ignore[arg-type]
-    chunks = in_layout(spec.layout, batch, tuple(map(sizes_of, results)), tuple(m.filters for m in met.maps))  # type: ignore[arg-type]
+    facts = in_maps(spec.layout, batch, read, met.maps)
+    chunks = in_maps(spec.layout, batch, tuple(map(sizes_of, results)), tuple(m.filters for m in met.maps))
     if met.summed:
         job = partial(work.convolution_of_channels, spec=spec, options=options | {"activation": None})
         y = _sum_of_chunks("conv-part", job, met.summed, facts, sources, chunks, x)
@@ -86,8 +88,8 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
         (gy, places.maps(batch, reached, met.of_array)),
         (w, weight(spec.layout, tuple(whole(None, sizes) for sizes in window), *met.of_weight)),
     ]
-    facts = in_layout(spec.layout, batch, reached, met.maps)  # type: ignore[arg-type]
-    chunks = in_layout(spec.layout, batch, tuple(map(sizes_of, cuts)), tuple(m.channels for m in met.maps))  # type: ignore[arg-type]
+    facts = in_maps(spec.layout, batch, reached, met.maps)
+    chunks = in_maps(spec.layout, batch, tuple(map(sizes_of, cuts)), tuple(m.channels for m in met.maps))
     outputs = tuple(m._replace(filters=m.channels) for m in met.maps)  # whose filters the bias belongs to
     if met.summed:
         job = partial(work.input_gradient_of_filters, spec=spec)
@@ -123,8 +125,8 @@ def _unpadded(gx: Array, results: tuple[Sizes, ...], spec: ConvSpec, dtype: Any)
     )
     places = Places(spec.layout, spec.axes)
     sources = [(gx, places.maps(batch, folds, whole(places.channels, channels)))]
-    facts = in_layout(spec.layout, batch, folds, channels)  # type: ignore[arg-type]
-    chunks = in_layout(spec.layout, batch, tuple(map(sizes_of, cuts)), channels)  # type: ignore[arg-type]
+    facts = in_maps(spec.layout, batch, folds, channels)
+    chunks = in_maps(spec.layout, batch, tuple(map(sizes_of, cuts)), channels)
     return chunked(
         "conv-grad-input", partial(work.unpadded, layout=spec.layout, dtype=dtype), facts, sources, chunks, dtype
     )
@@ -153,8 +155,8 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
         tuple(whole(place, sizes) for place, sizes in zip(places.space, results, strict=True)),
     )
     sources = [
-        (x, in_layout(spec.layout, batch_axes[0], space_axes[0], of_x)),  # type: ignore[arg-type]
-        (gy, in_layout(spec.layout, batch_axes[1], space_axes[1], of_gy)),  # type: ignore[arg-type]
+        (x, in_maps(spec.layout, batch_axes[0], space_axes[0], of_x)),
+        (gy, in_maps(spec.layout, batch_axes[1], space_axes[1], of_gy)),
     ]
     whole_window = tuple((m,) for m in spec.window)
     facts = (batch, *read, *weight(spec.layout, whole_window, per_group, maps))

@@ -40,15 +40,15 @@ def _joined(axes: tuple[Cut, ...], blocks: tuple[Array | Rim, ...]) -> Array:
     given, runs = zip(*axes, strict=True) if axes else ((), ())
     if all(len(of_axis) == 1 for of_axis in runs):
         return _cell(blocks[0], tuple(of_axis[0] for of_axis in runs))
-    shape = tuple(sum(run.count for run in of_axis) for of_axis in runs)
+    shape = tuple(sum(run.length for run in of_axis) for of_axis in runs)
     like = blocks[0][0][2] if isinstance(blocks[0], tuple) else blocks[0]
     joined = array_namespace(like).empty(shape, dtype=like.dtype, device=device(like))
-    starts = (accumulate((run.count for run in of_axis), initial=0) for of_axis in runs)
+    starts = (accumulate((run.length for run in of_axis), initial=0) for of_axis in runs)
     for cell in product(*(zip(of_axis, first, strict=False) for of_axis, first in zip(runs, starts, strict=True))):
         number = 0
         for (run, _), many in zip(cell, given, strict=True):
             number = number * many + run.block
-        target = tuple(slice(first, first + run.count) for run, first in cell)
+        target = tuple(slice(first, first + run.length) for run, first in cell)
         joined[target] = _cell(blocks[number], tuple(run for run, _ in cell))
     return joined
 
@@ -61,12 +61,12 @@ def _cell(block: Array | Rim, runs: tuple[Run, ...]) -> Array:
     for axis, run in enumerate(runs):
         if run.step == 0:
             xp = array_namespace(block)
-            block = xp.repeat(block, run.count, axis=axis)
+            block = xp.repeat(block, run.length, axis=axis)
     return block
 
 
 def _slice(run: Run) -> slice:
     if run.step == -1:
-        stop = run.start - run.count
+        stop = run.start - run.length
         return slice(run.start, None if stop < 0 else stop, -1)
-    return slice(run.start, run.start + (run.count if run.step else 1))
+    return slice(run.start, run.start + (run.length if run.step else 1))

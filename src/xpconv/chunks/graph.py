@@ -1,4 +1,4 @@
-"""A layer of a Dask graph that stays symbolic: tables along each axis, from which a task is made when it is asked for."""
+"""Layers of a Dask graph that stay symbolic: tables along each axis, from which a task is made when it is asked for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from xpconv.chunks.runs import Interval, Part, Run
 from xpconv.request import WHOLE, Index
 from xpconv.spec import Array, Sizes
 
-
 # From this size on a block's rim is cut by a task of its own. With whole blocks as arguments a task of each chunk is
 # all that there is, but every worker fetches the blocks that border on its own, and all blocks of a row of chunks stay
 # in memory until the next row is done.
@@ -41,7 +40,7 @@ class SymbolicLayer(Layer):
         """The task of a key of the grid."""
 
     @property
-    def has_legacy_tasks(self) -> bool:  # type: ignore[override]  # answered without making the tasks
+    def has_legacy_tasks(self) -> bool:  # answered without making the tasks
         """Whether tasks are tuples: never."""
         return False
 
@@ -177,7 +176,9 @@ def chunked(
     name = f"{operation}-{tokenize(work, facts, sources)}"
     layer = ChunkLayer(name, work, facts, sources)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[a for _, given in read for a in given])
-    return da.Array(graph, name, chunks, meta=meta_from_array(arrays[0][0]._meta, len(chunks), dtype=dtype))
+    meta = arrays[0][0]._meta
+    meta = meta.real if meta.dtype.kind == "c" and dtype.kind != "c" else meta
+    return da.Array(graph, name, chunks, meta=meta_from_array(meta, len(chunks), dtype=dtype))
 
 
 def _source(x: Lifted, axes: tuple[Axis, ...]) -> tuple[Source, list[Array]]:
@@ -201,7 +202,7 @@ def _source(x: Lifted, axes: tuple[Axis, ...]) -> tuple[Source, list[Array]]:
 
 @dataclass(frozen=True)
 class Lifted:
-    """A lazy array with the axes that it lacks; the tasks that gather from it add them, and read the blocks as they are."""
+    """A lazy array with the axes that it lacks; tasks read its blocks as they are, and add them."""
 
     base: Array
     lift: Index

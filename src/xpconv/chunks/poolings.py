@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
 from dask.array.utils import meta_from_array
 
 from xpconv.chunks import work
+from xpconv.chunks.advice import advise
 from xpconv.chunks.graph import Axis, chunked
-from xpconv.chunks.places import Places, by_layout, whole
+from xpconv.chunks.places import Places, by_layout, in_maps, whole
 from xpconv.chunks.runs import edges_of, part_of, sizes_of
 from xpconv.chunks.windows import input_edges, reaches, readings, result_edges, span_edges
 from xpconv.dtypes import widened
-from xpconv.spec import AdaptiveSpec, Array, PoolSpec, Sizes, in_layout
+from xpconv.spec import AdaptiveSpec, Array, PoolSpec, Sizes
 
 
 def pool(operation: str, x: Array, spec: PoolSpec, options: dict[str, Any], dtype: Any) -> Any:
@@ -23,10 +25,11 @@ def pool(operation: str, x: Array, spec: PoolSpec, options: dict[str, Any], dtyp
     edges = [edges_of(sizes) for sizes in space]
     results = [result_edges(spec, axis, edges[axis]) for axis in range(spec.axes)]
     read = tuple(readings(spec, axis, edges[axis], results[axis]) for axis in range(spec.axes))
+    advise(operation, spec, space, read)
     places = Places(spec.layout, spec.axes)
     sources = [(x, places.maps(batch, read, whole(places.channels, channels)))]
-    facts = in_layout(spec.layout, batch, read, channels)  # type: ignore[arg-type]
-    chunks: Any = in_layout(spec.layout, batch, tuple(map(sizes_of, results)), channels)  # type: ignore[arg-type]
+    facts = in_maps(spec.layout, batch, read, channels)
+    chunks = in_maps(spec.layout, batch, tuple(map(sizes_of, results)), channels)
     job = partial(work.pooling, operation=operation, spec=spec, options=options)
     return _parted(chunked(operation, job, facts, sources, chunks, dtype), options)
 
@@ -49,6 +52,7 @@ def unfold(x: Array, spec: PoolSpec) -> Array:
     edges = [edges_of(sizes) for sizes in space]
     results = [result_edges(spec, axis, edges[axis]) for axis in range(spec.axes)]
     read = tuple(readings(spec, axis, edges[axis], results[axis]) for axis in range(spec.axes))
+    advise("unfold", spec, space, read)
     places = _PatchPlaces(spec)
     window = tuple((m,) for m in spec.window)
     sources = [(x, places.maps(batch, read, whole(places.channels, channels)))]
@@ -79,11 +83,13 @@ class _PatchPlaces(Places):
 
 def fold(patches: Array, spec: PoolSpec) -> Array:
     """For each chunk of the result the patches that reach it, added up."""
-    axes, chunks = spec.axes, patches.chunks
-    last = spec.layout == "channels_last"
-    results, window = (chunks[1 : axes + 1], chunks[axes + 1 : -1]) if last else (chunks[axes + 2 :], chunks[2 : axes + 2])
+    axes, (batch, *inner, end) = spec.axes, patches.chunks
+    if spec.layout == "channels_last":
+        results, window, channels = inner[:axes], inner[axes:], end
+    else:
+        results, window, channels = [*inner[axes + 1 :], end], inner[1 : axes + 1], inner[0]
     along_window = tuple(whole(None, sizes) for sizes in window)
-    return _put_back("fold", patches, spec, chunks[0], results, chunks[-1 if last else 1], along_window, {})
+    return _put_back("fold", patches, spec, batch, tuple(results), channels, along_window, {}, patches.dtype)
 
 
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
@@ -97,7 +103,7 @@ def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor
     dtype = widened(gy._meta).dtype
     job = partial(work.shared, spec=spec, options=options, dtype=dtype)
     sources = [(gy, tuple(whole(place, sizes) for place, sizes in enumerate(gy.chunks)))]
-    facts = in_layout(spec.layout, batch, read, channels)  # type: ignore[arg-type]
+    facts = in_maps(spec.layout, batch, read, channels)
     shares = chunked("avg-pool-shares", job, facts, sources, gy.chunks, dtype)
     one = {"count_include_pad": False, "divisor": 1}
     return _put_back("avg_pool_grad", shares, spec, batch, results, channels, (), one, gy.dtype)
@@ -105,18 +111,17 @@ def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor
 
 def _put_back(
     operation: str, given: Array, spec: PoolSpec, batch: Sizes, results: tuple[Sizes, ...], channels: Sizes,
-    window: tuple[Axis, ...], options: dict[str, Any], dtype: Any = None,
+    window: tuple[Axis, ...], options: dict[str, Any], dtype: Any,
 ) -> Array:  # fmt: skip
     made = [edges_of(sizes) for sizes in results]
     cuts = [input_edges(spec, axis, made[axis]) for axis in range(spec.axes)]
     reached = tuple(reaches(spec, axis, cuts[axis], made[axis]) for axis in range(spec.axes))
     places = Places(spec.layout, spec.axes)
     maps = places.maps(batch, reached, whole(places.channels, channels))
-    inner = maps[: spec.axes + 1] if spec.layout == "channels_last" else maps[:2]
-    axes = (*inner, *window, *maps[len(inner) :])
-    dtype = given.dtype if dtype is None else dtype
-    facts = in_layout(spec.layout, batch, reached, channels)  # type: ignore[arg-type]
-    chunks: Any = in_layout(spec.layout, batch, tuple(map(sizes_of, cuts)), channels)  # type: ignore[arg-type]
+    before = spec.axes + 1 if spec.layout == "channels_last" else 2  # axes, of those of the window
+    axes = (*maps[:before], *window, *maps[before:])
+    facts = in_maps(spec.layout, batch, reached, channels)
+    chunks = in_maps(spec.layout, batch, tuple(map(sizes_of, cuts)), channels)
     job = partial(work.put_back, operation=operation, spec=spec, options=options, dtype=dtype)
     return chunked(operation, job, facts, [(given, axes)], chunks, dtype)
 
@@ -131,16 +136,16 @@ def adaptive(operation: str, x: Array, spec: AdaptiveSpec, options: dict[str, An
     cuts = [span_edges(spec.spans(axis), edges[axis]) for axis in range(len(space))]
     places = Places(spec.layout, len(space))
     chosen: list[tuple[Any, ...]] = [
-        tuple(spec.spans(axis)[first:stop] for first, stop in zip(cut, cut[1:], strict=False))
+        tuple(spec.spans(axis)[first:stop] for first, stop in pairwise(cut))
         for axis, cut in enumerate(cuts)
     ]
     along = tuple(
         Axis(place, tuple(part_of(spans[0][0], spans[-1][1], edges[axis]) for spans in chosen[axis]))
         for axis, place in enumerate(places.space)
     )
-    axes: Any = in_layout(spec.layout, whole(places.batch, batch), along, whole(places.channels, channels))  # type: ignore[arg-type]
-    facts = in_layout(spec.layout, batch, tuple(tuple(map(_from_start, spans)) for spans in chosen), channels)  # type: ignore[arg-type]
-    chunks: Any = in_layout(spec.layout, batch, tuple(map(sizes_of, cuts)), channels)  # type: ignore[arg-type]
+    axes = in_maps(spec.layout, whole(places.batch, batch), along, whole(places.channels, channels))
+    facts = in_maps(spec.layout, batch, tuple(tuple(map(_from_start, spans)) for spans in chosen), channels)
+    chunks = in_maps(spec.layout, batch, tuple(map(sizes_of, cuts)), channels)
     job = partial(work.adaptive, operation=operation, spec=spec, options=options)
     return _parted(chunked(operation, job, facts, [(x, axes)], chunks, x.dtype), options)
 

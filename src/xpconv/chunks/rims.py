@@ -20,7 +20,7 @@ def home_of(part: Part) -> int:
     """The block that most of a part comes from: its task is the one that reads that block whole."""
     counts: dict[int, int] = {}
     for run in part:
-        counts[run.block] = counts.get(run.block, 0) + run.count
+        counts[run.block] = counts.get(run.block, 0) + run.length
     return max(counts, key=counts.__getitem__)
 
 
@@ -48,8 +48,8 @@ def strips_of(parts: Collection[Part], sizes: Sizes) -> tuple[tuple[Interval, ..
 def span_of(run: Run) -> Interval:
     """The positions of a block that a run reads."""
     if run.step == -1:
-        return run.start - run.count + 1, run.start + 1
-    return run.start, run.start + (run.count if run.step else 1)
+        return run.start - run.length + 1, run.start + 1
+    return run.start, run.start + (run.length if run.step else 1)
 
 
 def rim(lift: Index, strips: tuple[tuple[Interval, ...], ...], block: Array) -> Rim:

@@ -18,7 +18,7 @@ class Run(NamedTuple):
     block: int
     start: int  # counted from the block's first element
     step: int
-    count: int
+    length: int
 
 
 Part: TypeAlias = tuple[Run, ...]  # what one task gathers along one axis, in order
@@ -65,9 +65,9 @@ def part_at(positions: Sequence[int], edges: Sizes) -> Part:
         start = position - edges[block]
         if runs and runs[-1].block == block:
             run = runs[-1]
-            step = start - run.start if run.count == 1 else run.step
-            if step in (-1, 0, 1) and start == run.start + step * run.count:
-                runs[-1] = Run(block, run.start, step, run.count + 1)
+            step = start - run.start if run.length == 1 else run.step
+            if step in (-1, 0, 1) and start == run.start + step * run.length:
+                runs[-1] = Run(block, run.start, step, run.length + 1)
                 continue
         runs.append(Run(block, start, 1, 1))
     return tuple(runs)
@@ -75,4 +75,4 @@ def part_at(positions: Sequence[int], edges: Sizes) -> Part:
 
 def length_of(part: Part) -> int:
     """Elements of a part."""
-    return sum(run.count for run in part)
+    return sum(run.length for run in part)

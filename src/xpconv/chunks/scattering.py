@@ -21,9 +21,9 @@ from dask.task_spec import Task, TaskRef
 
 from xpconv.chunks import shuffle
 from xpconv.chunks.graph import Lifted
-from xpconv.chunks.places import by_layout
+from xpconv.chunks.places import by_layout, in_maps
 from xpconv.chunks.runs import edges_of, sizes_of
-from xpconv.spec import Array, ScatterSpec, Sizes, in_layout
+from xpconv.spec import Array, ScatterSpec, Sizes
 
 BASE = 32
 
@@ -45,7 +45,7 @@ def scatter(operation: str, values: Array, indices: Array, spec: ScatterSpec, le
         )
     }
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[values, indices])
-    chunks: Any = in_layout(spec.layout, batch, tuple(map(sizes_of, cuts)), channels)  # type: ignore[arg-type]
+    chunks = in_maps(spec.layout, batch, tuple(map(sizes_of, cuts)), channels)
     return da.Array(graph, name, chunks, meta=meta_from_array(values._meta, len(chunks), dtype=values.dtype))
 
 
@@ -65,10 +65,11 @@ def _splits(
 ) -> Iterator[Task]:  # fmt: skip
     edges = [edges_of(sizes) for sizes in by_layout(spec.layout, values.chunks)[1]]
     for number, place in enumerate(product(*(range(len(along) - 1) for along in edges))):
-        block: Any = in_layout(spec.layout, plane[0], place, plane[1])
+        block = in_maps(spec.layout, plane[0], place, plane[1])
         starts = tuple(along[i] for along, i in zip(edges, place, strict=True))
         split = partial(shuffle.split, spec=spec, cuts=cuts, starts=starts, least=least)
-        yield Task(_bucket(name, 0, plane, number), split, TaskRef((values.name, *block)), TaskRef((indices.name, *block)))
+        given = (TaskRef((array.name, *block)) for array in (values, indices))
+        yield Task(_bucket(name, 0, plane, number), split, *given)
 
 
 def _rounds(name: str, out: tuple[Sizes, ...], cuts: tuple[Sizes, ...], plane: tuple[int, int]) -> Iterator[Task]:
@@ -111,5 +112,5 @@ def _puts(
     for number, place in enumerate(product(*(range(len(cut) - 1) for cut in cuts))):
         box = tuple((cut[i], cut[i + 1]) for cut, i in zip(cuts, place, strict=True))
         put = partial(shuffle.put, operation=operation, spec=spec, box=box, batch=batch[1], channels=channels[1])
-        key: Any = (name, *in_layout(spec.layout, batch[0], place, channels[0]))
+        key = (name, *in_maps(spec.layout, batch[0], place, channels[0]))
         yield Task(key, put, TaskRef(_bucket(name, rounds, (batch[0], channels[0]), number)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from array_api_compat import array_namespace, device
 

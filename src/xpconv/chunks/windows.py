@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
+from math import ceil, prod
 from typing import NamedTuple
 
 from xpconv.chunks.borders import padded_part
-from xpconv.chunks.runs import Interval, Part, edges_of, intervals_of, length_of, part_of
+from xpconv.chunks.runs import Interval, Part, intervals_of, length_of, part_of
 from xpconv.spec import ConvSpec, PoolSpec, Sizes
 
 
@@ -88,6 +90,14 @@ def span_edges(spans: tuple[Interval, ...], edges: Sizes) -> Sizes:
     return (0, *sorted(cut for cut in inner if 0 < cut < len(spans)), len(spans))
 
 
-def halo_factor(sizes: Sizes, parts: tuple[Reading, ...]) -> float:
-    """Elements that all chunks read of an axis, over those that it has."""
-    return sum(reading.size for reading in parts) / max(edges_of(sizes)[-1], 1)
+def halo_factor(reads: Iterable[tuple[Reading, ...]], size: Sizes) -> float:
+    """Elements that all chunks of the result read, over those that there are."""
+    axes = (sum(reading.size for reading in along) / max(n, 1) for along, n in zip(reads, size, strict=True))
+    return prod(axes)
+
+
+def advised_chunks(spec: ConvSpec | PoolSpec, most: float) -> Sizes:
+    """Sizes of chunks of which windows read no more than `most` times as many elements as there are."""
+    overlaps = [max(reach - step, 0) for reach, step in zip(spec.reach, spec.stride, strict=True)]
+    share = most ** (1 / max(sum(overlap > 0 for overlap in overlaps), 1)) - 1
+    return tuple(min(max(ceil(overlap / share), 1), n) for overlap, n in zip(overlaps, spec.size, strict=True))

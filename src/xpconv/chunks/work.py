@@ -6,6 +6,7 @@ chunks is bound to it beforehand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +14,12 @@ from array_api_compat import array_namespace, device
 
 from xpconv.chunks.borders import Folded
 from xpconv.chunks.channels import Maps
-from xpconv.chunks.places import by_layout, by_weight
+from xpconv.chunks.places import by_layout, by_weight, in_maps
 from xpconv.chunks.windows import Reach, Reading
 from xpconv.dispatch import agnostic_engine, device_of, run
 from xpconv.dtypes import widened
 from xpconv.request import Request
-from xpconv.spec import AdaptiveSpec, Array, ConvSpec, PoolSpec, Sizes, in_layout
+from xpconv.spec import AdaptiveSpec, Array, ConvSpec, PoolSpec, Sizes
 
 Facts = tuple[Any, ...]
 
@@ -35,21 +36,28 @@ def computed(operation: str, arrays: tuple[Array | None, ...], spec: Any, option
 def convolution(arrays: list[Array], facts: Facts, *, spec: ConvSpec, options: dict[str, Any]) -> Array:
     """One chunk of a convolution."""
     x, w, *bias = arrays
-    batch, space, maps = by_layout(spec.layout, facts)
-    return computed("conv", (x, w, *(bias or [None])), conv_spec_of(spec, batch, space, maps), options)
+    return computed("conv", (x, w, *(bias or [None])), conv_spec(spec, facts), options)
 
 
 def convolution_of_channels(arrays: list[Array], facts: Facts, *, spec: ConvSpec, options: dict[str, Any]) -> Array:
     """What some of the channels add to one chunk of a convolution, in the dtype that sums are kept in."""
-    channels, *axes = facts
-    batch, space, maps = by_layout(spec.layout, tuple(axes))
     x, w = map(widened, arrays)
-    spec = conv_spec_of(spec, batch, space, maps._replace(channels=channels))
-    return computed("conv", (x, w, None), spec, options)[None]
+    return computed("conv", (x, w, None), conv_spec_of_channels(spec, facts), options)[None]
 
 
-def conv_spec_of(spec: ConvSpec, batch: int, space: tuple[Reading, ...], maps: Maps) -> ConvSpec:
+def conv_spec(spec: ConvSpec, facts: Facts) -> ConvSpec:
     """The spec of one chunk's call; padding that repeats the axis was gathered."""
+    batch, space, maps = by_layout(spec.layout, facts)
+    return _reading(spec, batch, space, maps)
+
+
+def conv_spec_of_channels(spec: ConvSpec, facts: Facts) -> ConvSpec:
+    """The spec of the call for some of the channels, which the first fact counts."""
+    batch, space, maps = by_layout(spec.layout, facts[1:])
+    return _reading(spec, batch, space, maps._replace(channels=facts[0]))
+
+
+def _reading(spec: ConvSpec, batch: int, space: tuple[Reading, ...], maps: Maps) -> ConvSpec:
     return replace(
         spec, batch=batch, size=tuple(reading.size for reading in space),
         padding=tuple(reading.padding for reading in space),
@@ -61,9 +69,7 @@ def finished(arrays: list[Array], facts: Facts, *, layout: str, activation: str 
     """``phi(y + bias)`` of sums that are complete."""
     y, *bias = arrays
     agnostic = agnostic_engine()
-    return agnostic.epilogue(
-        agnostic.channels_last(y, layout), bias[0] if bias else None, activation, layout, dtype
-    )
+    return agnostic.epilogue(agnostic.channels_last(y, layout), bias[0] if bias else None, activation, layout, dtype)
 
 
 # --- Gradients of convolution -----------------------------------------------------------------------------------------
@@ -74,26 +80,35 @@ def input_gradient(
 ) -> Array:
     """One chunk of the input's gradient, or of a transposed convolution."""
     gy, w, *bias = arrays
-    batch, space, maps = by_layout(spec.layout, facts)
-    spec = replace(
-        spec, batch=batch, size=tuple(reach.size for reach in space), padding=tuple(reach.padding for reach in space),
-        **maps._asdict(),
-    )  # fmt: skip
     if dtype != gy.dtype:
         gy, w = widened(gy), widened(w)
-    if _is_reached(space):
-        return computed("conv_grad_input", (gy, w, *(bias or [None])), spec, {"activation": activation})
-    nothing = zeros(spec.x_shape, gy)
+    local = input_gradient_spec(spec, facts)
+    if _is_reached(by_layout(spec.layout, facts)[1]):
+        return computed("conv_grad_input", (gy, w, *(bias or [None])), local, {"activation": activation})
+    nothing = zeros(local.x_shape, gy)
     return finished([nothing, *bias], (), layout=spec.layout, activation=activation, dtype=dtype)
 
 
 def input_gradient_of_filters(arrays: list[Array], facts: Facts, *, spec: ConvSpec) -> Array:
     """What some of the filters add to one chunk of the input's gradient, in the dtype that sums are kept in."""
-    filters, *axes = facts
-    batch, space, maps = by_layout(spec.layout, tuple(axes))
-    axes = in_layout(spec.layout, batch, space, maps._replace(filters=filters))
     gy, w = map(widened, arrays)
-    return input_gradient([gy, w], axes, spec=spec, activation=None, dtype=gy.dtype)[None]
+    facts = _of_filters(spec, facts)
+    return input_gradient([gy, w], facts, spec=spec, activation=None, dtype=gy.dtype)[None]
+
+
+def _of_filters(spec: ConvSpec, facts: Facts) -> Facts:
+    """The facts of a chunk whose filters the first fact counts."""
+    batch, space, maps = by_layout(spec.layout, facts[1:])
+    return in_maps(spec.layout, batch, space, maps._replace(filters=facts[0]))
+
+
+def input_gradient_spec(spec: ConvSpec, facts: Facts) -> ConvSpec:
+    """The spec of the convolution from one chunk to the results that reach it."""
+    batch, space, maps = by_layout(spec.layout, facts)
+    return replace(
+        spec, batch=batch, size=tuple(reach.size for reach in space), padding=tuple(reach.padding for reach in space),
+        **maps._asdict(),
+    )  # fmt: skip
 
 
 def _is_reached(space: tuple[Reach, ...]) -> bool:
@@ -109,10 +124,14 @@ def zeros(shape: Sizes, like: Array) -> Array:
 def weight_gradient(arrays: list[Array], facts: Facts, *, spec: ConvSpec) -> Array:
     """What one block of results adds to the weight's gradient, in the dtype that sums are kept in."""
     x, gy = map(widened, arrays)
+    return computed("conv_grad_weight", (x, gy), weight_gradient_spec(spec, facts), {})[(None,) * (spec.axes + 1)]
+
+
+def weight_gradient_spec(spec: ConvSpec, facts: Facts) -> ConvSpec:
+    """The spec of the convolution that makes one block of results."""
     batch, *space = facts[: spec.axes + 1]
     _, per_group, maps = by_weight(spec.layout, facts[spec.axes + 1 :])
-    spec = conv_spec_of(spec, batch, tuple(space), maps._replace(channels=per_group * maps.groups))
-    return computed("conv_grad_weight", (x, gy), spec, {})[(None,) * (spec.axes + 1)]
+    return _reading(spec, batch, tuple(space), maps._replace(channels=per_group * maps.groups))
 
 
 def unpadded(arrays: list[Array], facts: Facts, *, layout: str, dtype: Any) -> Array:
@@ -129,55 +148,64 @@ def _added(gx: Array, fold: Folded, axis: int) -> Array:
     """What was gathered of one axis, with its copies added to the chunk's own elements, one copy of each at a time."""
     xp, before = array_namespace(gx), (slice(None),) * axis
     own, copies = gx[(*before, slice(fold.size))], gx[(*before, slice(fold.size, None))]
-    rounds: list[dict[int, int]] = []
-    for copy, target in enumerate(fold.targets):
-        free = next((round_ for round_ in rounds if target not in round_), None)
-        if free is None:
-            rounds.append(free := {})
-        free[target] = copy
-    for round_ in rounds:
-        targets, sources = (xp.asarray(tuple(part), device=device(gx)) for part in (round_.keys(), round_.values()))
+    if fold.targets:
         own = xp.asarray(own, copy=True)
+    for round_ in _rounds(fold.targets):
+        targets, sources = (xp.asarray(tuple(part), device=device(gx)) for part in (round_.keys(), round_.values()))
         own[(*before, targets)] += xp.take(copies, sources, axis=axis)
     return own
+
+
+def _rounds(targets: Sizes) -> list[dict[int, int]]:
+    """Which copy goes to which target, no target twice in a round."""
+    rounds: list[dict[int, int]] = []
+    times: dict[int, int] = {}
+    for copy, target in enumerate(targets):
+        times[target] = times.get(target, -1) + 1
+        if times[target] == len(rounds):
+            rounds.append({})
+        rounds[times[target]][target] = copy
+    return rounds
 
 
 # --- Windows ----------------------------------------------------------------------------------------------------------
 
 
 def pooling(arrays: list[Array], facts: Facts, *, operation: str, spec: PoolSpec, options: dict[str, Any]) -> Any:
-    """One chunk of a pooling, or of patches."""
+    """One chunk of a pooling."""
     (x,) = arrays
-    batch, space, channels = by_layout(spec.layout, facts)
-    local = pool_spec_of(spec, batch, space, channels)
+    local = pool_spec(spec, facts)
     result = computed(operation, (x,), local, options)
     if not options.get("return_indices"):
         return result
-    y, indices = result
-    return y, in_whole(indices, local.size, tuple(reading.start for reading in space), spec.size)
+    starts = tuple(reading.start for reading in by_layout(spec.layout, facts)[1])
+    return result[0], in_whole(result[1], local.size, starts, spec.size)
 
 
-def patches(arrays: list[Array], facts: Facts, *, spec: PoolSpec) -> Array:
-    """One chunk of `unfold`, whose facts have the axes of the window too."""
-    (x,) = arrays
-    batch, space, channels = patch_axes(spec, facts)
-    return computed("unfold", (x,), pool_spec_of(spec, batch, space, channels), {})
-
-
-def patch_axes(spec: PoolSpec, facts: Facts) -> tuple[Any, Facts, Any]:
-    """What belongs to the batch, to the spatial axes and to the channels, of patches."""
-    axes = spec.axes
-    if spec.layout == "channels_last":
-        return facts[0], facts[1 : axes + 1], facts[-1]
-    return facts[0], facts[2 + axes :], facts[1]
-
-
-def pool_spec_of(spec: PoolSpec, batch: int, space: tuple[Reading, ...], channels: int) -> PoolSpec:
+def pool_spec(spec: PoolSpec, facts: Facts) -> PoolSpec:
     """The spec of one chunk's call."""
+    return _pooled(spec, *by_layout(spec.layout, facts))
+
+
+def _pooled(spec: PoolSpec, batch: int, space: tuple[Reading, ...], channels: int) -> PoolSpec:
     return replace(
         spec, batch=batch, channels=channels, size=tuple(reading.size for reading in space),
         padding=tuple(reading.padding for reading in space),
     )  # fmt: skip
+
+
+def patches(arrays: list[Array], facts: Facts, *, spec: PoolSpec) -> Array:
+    """One chunk of `unfold`."""
+    (x,) = arrays
+    return computed("unfold", (x,), patches_spec(spec, facts), {})
+
+
+def patches_spec(spec: PoolSpec, facts: Facts) -> PoolSpec:
+    """The spec of one chunk's call, whose facts have the axes of the window too."""
+    axes = spec.axes
+    if spec.layout == "channels_last":
+        return _pooled(spec, facts[0], facts[1 : axes + 1], facts[-1])
+    return _pooled(spec, facts[0], facts[2 + axes :], facts[1])
 
 
 def in_whole(indices: Array, size: Sizes, starts: Sizes, whole: Sizes) -> Array:
@@ -206,7 +234,8 @@ def adaptive(arrays: list[Array], facts: Facts, *, operation: str, spec: Adaptiv
     batch, space, channels = by_layout(spec.layout, facts)
     windows = tuple(spans for _, spans in space)
     size = by_layout(spec.layout, tuple(x.shape))[1]
-    result = computed(operation, (x,), Spans(spec.layout, batch, channels, size, tuple(map(len, windows)), windows), options)
+    local = Spans(spec.layout, batch, channels, size, tuple(map(len, windows)), windows)
+    result = computed(operation, (x,), local, options)
     if not options.get("return_indices"):
         return result
     return result[0], in_whole(result[1], size, tuple(start for start, _ in space), spec.size)
@@ -218,20 +247,47 @@ def adaptive(arrays: list[Array], facts: Facts, *, operation: str, spec: Adaptiv
 def shared(arrays: list[Array], facts: Facts, *, spec: PoolSpec, options: dict[str, Any], dtype: Any) -> Array:
     """One chunk of the gradients of an average, each divided by what its window counted; the facts are readings."""
     (gy,) = arrays
-    local = pool_spec_of(spec, *by_layout(spec.layout, facts))
+    local = pool_spec(spec, facts)
     return agnostic_engine().divided(widened(gy), local, options["count_include_pad"], options["divisor"], dtype)
 
 
-def put_back(arrays: list[Array], facts: Facts, *, operation: str, spec: PoolSpec, options: dict[str, Any], dtype: Any) -> Array:
+def put_back(
+    arrays: list[Array], facts: Facts, *, operation: str, spec: PoolSpec, options: dict[str, Any], dtype: Any
+) -> Array:
     """One chunk of what patches or shared gradients add up to."""
     (parts,) = arrays
+    local = put_back_spec(spec, facts)
+    if _is_reached(by_layout(spec.layout, facts)[1]):
+        x = computed(operation, (widened(parts),), local, options)
+    else:
+        x = zeros(local.x_shape, parts)
+    return array_namespace(x).astype(x, dtype, copy=False)
+
+
+def put_back_spec(spec: PoolSpec, facts: Facts) -> PoolSpec:
+    """The spec of the windows that reach one chunk."""
     batch, space, channels = by_layout(spec.layout, facts)
-    local = replace(
+    return replace(
         spec, batch=batch, channels=channels, size=tuple(reach.size for reach in space),
         padding=tuple(reach.padding for reach in space), ceil_mode=False,
     )  # fmt: skip
-    if _is_reached(space):
-        x = computed(operation, (widened(parts),), local, options)
-    else:
-        x = zeros(in_layout(spec.layout, batch, local.size, channels), parts)
-    return array_namespace(x).astype(x, dtype, copy=False)
+
+
+# --- Telling what a task would do -------------------------------------------------------------------------------------
+
+_SPECS: dict[Any, Callable[[Any, Facts], Any]] = {
+    convolution: conv_spec,
+    convolution_of_channels: conv_spec_of_channels,
+    input_gradient: input_gradient_spec,
+    input_gradient_of_filters: lambda spec, facts: input_gradient_spec(spec, _of_filters(spec, facts)),
+    weight_gradient: weight_gradient_spec,
+    pooling: pool_spec,
+    patches: patches_spec,
+    put_back: put_back_spec,
+}
+
+
+def spec_of(job: Any, facts: Facts) -> Any:
+    """The spec of the call that a job makes for a chunk; None where it makes none of windows."""
+    local = _SPECS.get(job.func)
+    return None if local is None else local(job.keywords["spec"], facts)

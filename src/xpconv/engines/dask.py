@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpconv.chunks import convolutions, poolings, scattering
+from xpconv.chunks import convolutions, poolings, scattering, telling
 from xpconv.chunks.graph import Lifted, without_axes
+from xpconv.plan import Arrays, Plan
 from xpconv.request import Index
 from xpconv.spec import AdaptiveSpec, Array, ConvSpec, PoolSpec, ScatterSpec
 
 METHODS = ("auto", "direct", "gemm", "winograd", "fft")  # of NumPy and CuPy, whose chunks these are
+
+
+def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan:
+    """What the engine of the chunks does with one of them."""
+    result = globals()[operation](*arrays, spec, **options)
+    return telling.told(operation, result[0] if isinstance(result, tuple) else result, arrays, options)
 
 
 def lifted(array: Array, index: Index) -> Lifted:
