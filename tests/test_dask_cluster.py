@@ -49,30 +49,32 @@ def test_two_worker_processes_give_the_numbers_of_the_whole_array(client, name, 
     monkeypatch.setattr(graph, "WORTH_A_RIM", 0)
     x, w = integers(2, 40, 36, 3), integers(5, 5, 3, 4, seed=1)
     lazy = CALLS[name](da.from_array(x, chunks=(1, 11, 9, 2)), w)
-    np.testing.assert_allclose(client.compute(lazy).result(timeout=60), CALLS[name](x, w), atol=1e-9)
+    np.testing.assert_allclose(client.compute(lazy).result(timeout=30), CALLS[name](x, w), atol=1e-9)
 
 
 def test_a_worker_that_is_killed_in_the_middle_costs_time_and_no_value(client):
     victim = next(iter(client.nthreads()))
-    number = client.submit(os.getpid, workers=[victim], pure=False).result(timeout=60)
+    number = client.submit(os.getpid, workers=[victim], pure=False).result(timeout=30)
     half_way = distributed.Event("half-way", client=client)
 
     def load(block_info=None):
         first, last = block_info[None]["array-location"][0]
-        if first >= 120:
-            distributed.Event("half-way").wait(60)
+        worker = distributed.get_worker()
+        if hasattr(worker, "has_loaded"):  # either worker finishes one chunk, and waits in the next
+            distributed.Event("half-way").wait(30)
+        worker.has_loaded = True
         return np.arange(first, last, dtype=float)
 
     x = da.map_blocks(load, chunks=((10,) * 24,), dtype=float, meta=np.zeros(0))
     future = client.compute(xpconv.conv1d(x, [1.0, 2.0, 3.0], padding="same"))
     started = time.monotonic()
     while not any(x.name in str(key) for key in client.has_what().get(victim, ())):
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < 30
         time.sleep(0.02)
     os.kill(number, signal.SIGKILL)  # and with it the chunks that it held
     half_way.set()
     np.testing.assert_array_equal(
-        future.result(timeout=60), xpconv.conv1d(np.arange(240.0), [1.0, 2.0, 3.0], padding="same")
+        future.result(timeout=30), xpconv.conv1d(np.arange(240.0), [1.0, 2.0, 3.0], padding="same")
     )
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=30)
     assert number not in client.run(os.getpid).values()
