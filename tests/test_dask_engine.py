@@ -32,7 +32,10 @@ from engine_cases import (  # noqa: E402
 )
 from xpconv.chunks import graph, scattering  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*rechunk x to")
+pytestmark = [
+    pytest.mark.filterwarnings("error::numpy.exceptions.ComplexWarning"),
+    pytest.mark.filterwarnings("ignore:.*rechunk x to"),
+]
 both_transports = pytest.mark.usefixtures("transport")
 both_layouts = pytest.mark.parametrize("layout", ["channels_last", FIRST])
 seeds = st.integers(0, 2**32 - 1)
@@ -126,6 +129,14 @@ def test_sums_over_chunks_of_channels_are_kept_in_float32(dtype):
     assert float(gw.compute(scheduler="synchronous").item()) == float(np.asarray(9000, dtype))
 
 
+def test_copies_of_an_element_are_summed_in_float32_too():
+    gy, w = np.ones((1, 3004, 1), np.float16), np.ones((1, 1, 1), np.float16)
+    options = {"size": 4, "padding": ((3000, 0),), "padding_mode": "edge"}
+    gx = call(xpconv.conv_grad_input, gy, w, rng=np.random.default_rng(0), most=900, **options)
+    np.testing.assert_array_equal(gx, xpconv.conv_grad_input(gy, w, **options))
+    assert gx[0, 0, 0] > 2048  # where float16 would have stopped counting
+
+
 @pytest.mark.parametrize("method", ["direct", "gemm", "fft"])
 def test_the_method_is_that_of_the_chunks(method):
     x, w = integers(2, 9, 9, 2), integers(3, 3, 2, 2, seed=1)
@@ -186,9 +197,10 @@ def test_index_minus_one_gets_no_gradient_and_others_outside_raise_when_computed
     gy = da.ones((1, 3, 1), chunks=2)
     gx = xpconv.max_pool_grad(gy, np.asarray([-1, 0, -1]).reshape(1, 3, 1), size=4)
     assert gx.compute(scheduler="synchronous").ravel().tolist() == [1, 0, 0, 0]
-    outside = lazily(xpconv.max_pool_grad, gy, np.asarray([0, 7, 1]).reshape(1, 3, 1), size=4)
-    with pytest.raises(ValueError, match="indices has 7, outside the plane of 4 elements that size gives"):
-        outside.compute(scheduler="synchronous")
+    for function, index in ((xpconv.max_pool_grad, 7), (xpconv.max_pool_grad, -2), (xpconv.max_unpool, -1)):
+        outside = lazily(function, gy, np.asarray([0, index, 1]).reshape(1, 3, 1), size=4)
+        with pytest.raises(ValueError, match=f"indices has {index}, outside the plane of 4 elements that size gives"):
+            outside.compute(scheduler="synchronous")
 
 
 @both_layouts

@@ -22,9 +22,10 @@ from xpconv.chunks.runs import Interval, Part, Run
 from xpconv.request import WHOLE, Index
 from xpconv.spec import Array, Sizes
 
-# From this size on a block's rim is cut by a task of its own. With whole blocks as arguments a task of each chunk is
-# all that there is, but every worker fetches the blocks that border on its own, and all blocks of a row of chunks stay
-# in memory until the next row is done.
+# From this size on, in bytes, a block's rim is cut by a task of its own. Given whole blocks, one task per chunk is all
+# that there is, but a worker fetches every block that borders on its own, and more rows of blocks stay in memory. Of 14
+# by 14 chunks of 8 MB under a window of 5 by 5, on two workers, 42 to 190 MB travelled as rims and 1440 to 1600 MB as
+# blocks, with 1.0 GB and 1.3 GB in a worker at most. A task costs about 0.1 ms, which small blocks do not earn back.
 WORTH_A_RIM = 1 << 20
 
 
