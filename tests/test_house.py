@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "explanation": GEOMETRY | {"dispatch", "request"},
     "cpu": {"spec", "plan", "files", "workspace"},
     "cuda": GEOMETRY | {"files", "workspace"},
-    "engines": GEOMETRY | {"activations", "cpu", "cuda", "request", "workspace"},
+    "chunks": GEOMETRY | {"dispatch", "request"},
+    "engines": GEOMETRY | {"activations", "chunks", "cpu", "cuda", "request", "workspace"},
     "files": set(),
     "nn": {"convolution", "pooling", "spec", "activations", "device", "files"},
     "filters": {"convolution", "device"},
@@ -91,7 +92,7 @@ def test_importing_xpconv_loads_no_array_library():
 
 
 def test_a_library_is_loaded_only_for_its_own_arrays():
-    assert loaded_by("import xpconv; xpconv.conv1d([1, 2], [1])", ("torch", "jax", "cupy")) == []
+    assert loaded_by("import xpconv; xpconv.conv1d([1, 2], [1])", ("torch", "jax", "cupy", "dask")) == []
 
 
 def loaded_by(statement, names):

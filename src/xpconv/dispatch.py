@@ -7,9 +7,11 @@ arrays came in.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from numbers import Number
@@ -20,11 +22,11 @@ import array_api_compat
 
 from xpconv.dtypes import KINDS, NO_ARITHMETIC, kind, kind_of, short_name
 from xpconv.plan import Arrays
-from xpconv.request import WHOLE, Request
+from xpconv.request import WHOLE, Request, lifted_arrays
 from xpconv.spec import Array
 from xpconv.workspace import workspace_limit
 
-_ENGINES = ("numpy", "cupy", "torch", "jax")  # every other library of the array API runs on the agnostic engine
+_ENGINES = ("numpy", "cupy", "torch", "jax", "dask")  # every other library of the array API runs on the agnostic engine
 _SAME_LIBRARY = {"jaxlib": "jax", "ml_dtypes": "numpy"}
 _OPTIONAL = ("bias", "out")
 _TOO_LARGE = object()
@@ -40,7 +42,8 @@ def device_of(arguments: Iterable[Any]) -> AbstractContextManager[Any]:
 
 def run(request: Request) -> Any:
     """Compute what the request describes."""
-    engine, arrays = engine_of(request), request.arrays
+    engine = engine_of(request)
+    arrays = arrays_for(engine, request)
     if request.out is not None and (into := getattr(engine, "into", None)) is not None and into(request):
         return request.out
     try:
@@ -51,18 +54,24 @@ def run(request: Request) -> Any:
         with workspace_limit(1):  # the smallest tiles
             result = _computed(engine, request, arrays)
     if isinstance(result, tuple):
-        result = tuple(_as_asked(part, request, arrays) for part in result)
+        result = tuple(_as_asked(engine, part, request, arrays) for part in result)
     else:
-        result = _as_asked(result, request, arrays)
+        result = _as_asked(engine, result, request, arrays)
     if request.then is not None:
         result = request.then(result)
     return result if request.out is None else _write(request.out, result)
 
 
-def _as_asked(result: Array, request: Request, arrays: Arrays) -> Array:
+def arrays_for(engine: ModuleType, request: Request) -> Arrays:
+    """The request's arrays in their full forms, in which lazy ones are only described."""
+    lifted = getattr(engine, "lifted", None)
+    return request.arrays if lifted is None else lifted_arrays(request.given, request.lift, lifted)
+
+
+def _as_asked(engine: ModuleType, result: Array, request: Request, arrays: Arrays) -> Array:
     """The result without the axes that the user's arrays did not have, in memory of its own."""
     if request.drop != WHOLE:
-        result = result[request.drop]
+        result = getattr(engine, "dropped", operator.getitem)(result, request.drop)
     shared = any(array is not None and _overlap(result, array) for array in arrays)
     return array_api_compat.array_namespace(result).asarray(result, copy=True) if shared else result
 
@@ -105,6 +114,9 @@ def engine_of(request: Request) -> ModuleType:
     """The engine that is asked first; it must have the method that was asked for."""
     engine = engine_for(type(request.given[0]))  # type: ignore[arg-type]  # mypy: a type may be unhashable
     method = request.options.get("method", "auto")
+    if array_api_compat.is_dask_array(request.given[0]):
+        engine_of(replace(request, given=(chunk_of(request.given[0]),)))  # which must have the method
+        return engine
     if request.reference_methods and method not in engine.METHODS:
         engine = agnostic_engine()
     if method not in engine.METHODS:
@@ -118,8 +130,13 @@ def engine_of(request: Request) -> ModuleType:
 
 
 def arrays_of(name: str, **arguments: Any) -> tuple[Array | None, ...]:
-    """The arguments as arrays of one library on one device; lists and scalars become NumPy arrays."""
+    """The arguments as arrays of one library on one device; lists and scalars become NumPy arrays.
+
+    Beside a Dask array, arrays of the library of its chunks become Dask arrays of one chunk.
+    """
     arrays = {argument: _as_array(name, argument, value) for argument, value in arguments.items()}
+    if any(map(array_api_compat.is_dask_array, arrays.values())):
+        arrays = _in_chunks(name, arrays)
     present = {argument: array for argument, array in arrays.items() if array is not None}
     libraries = {library_of(type(array)) for array in present.values()}
     if len(libraries) > 1:
@@ -144,6 +161,32 @@ def _as_array(name: str, argument: str, value: Any) -> Array | None:
         )
     _check_dtype(name, argument, array_api_compat.array_namespace(value), value.dtype)
     return value
+
+
+def _in_chunks(name: str, arrays: dict[str, Array | None]) -> dict[str, Array | None]:
+    """Arrays as Dask arrays whose chunks are of one library, and whose chunk sizes are known."""
+    from dask.array import from_array
+
+    if arrays.get("out") is not None:
+        raise TypeError(f"{name} cannot write the lazy result of Dask arrays into out; leave out= away, and store it")
+    chunks = {argument: chunk_of(array) for argument, array in arrays.items() if array is not None}
+    if len({library_of(type(chunk)) for chunk in chunks.values()}) > 1:
+        given = ", ".join(f"{argument} of {_type_name(chunk)}" for argument, chunk in chunks.items())
+        raise TypeError(f"{name} needs chunks of one library, got {given}; move one with map_blocks")
+    for argument, array in arrays.items():
+        if any(n != n for sizes in getattr(array, "chunks", ()) for n in sizes):  # NaN
+            raise ValueError(f"{argument} has chunks of unknown sizes; call {argument}.compute_chunk_sizes() first")
+    return {
+        argument: array
+        if array is None or array_api_compat.is_dask_array(array)
+        else from_array(array, chunks=-1, asarray=False)
+        for argument, array in arrays.items()
+    }
+
+
+def chunk_of(array: Array) -> Array:
+    """The array, or an empty one like the chunks of a Dask array."""
+    return array._meta if array_api_compat.is_dask_array(array) else array
 
 
 def _numpy_array(name: str, argument: str, value: Any) -> Array:
@@ -280,6 +323,25 @@ def _rounded(number: Any, dtype: str) -> Any:
         return number
     with np.errstate(over="ignore"):
         return np.dtype(dtype).type(number).item()
+
+
+# --- Indices ----------------------------------------------------------------------------------------------------------
+
+
+def check_inside(indices: Array, places: int, least: int) -> None:
+    """Raise for an index outside the plane, wherever the values can be looked at."""
+    if array_api_compat.is_dask_array(indices) or math.prod(indices.shape) == 0:
+        return
+    xp = array_api_compat.array_namespace(indices)
+    try:
+        lowest, highest = int(xp.min(indices)), int(xp.max(indices))
+    except (TypeError, RuntimeError):
+        if array_api_compat.is_cupy_array(indices):
+            raise  # the device's own error
+        return  # traced by jax.jit or torch.vmap: there are no values yet
+    if lowest < least or highest >= places:
+        worst = highest if highest >= places else lowest
+        raise ValueError(f"indices has {worst}, outside the plane of {places} elements that size gives")
 
 
 # --- out= -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from xpconv.dispatch import agnostic_engine, engine_of
+from xpconv.dispatch import agnostic_engine, arrays_for, engine_of
 from xpconv.dtypes import kind_of
 from xpconv.plan import operations
 from xpconv.request import Request
@@ -98,7 +98,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 def explained(request: Request) -> Explanation:
     """The explanation of a call that is already described."""
     engine, plan = engine_of(request), None
-    arguments = request.operation, request.arrays, request.spec, request.options
+    arguments = request.operation, arrays_for(engine, request), request.spec, request.options
     if hasattr(engine, request.operation):
         plan = engine.plan(*arguments)
     if plan is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from array_api_compat import array_namespace, is_cupy_array, is_dask_array
+from array_api_compat import array_namespace, is_cupy_array
 
-from xpconv.dispatch import arrays_of
+from xpconv.dispatch import arrays_of, check_inside
 from xpconv.dtypes import index_dtype, kind_of
 from xpconv.request import Request
 from xpconv.spec import (
@@ -348,8 +348,8 @@ def _max_unpool(
     Raises
     ------
     ValueError
-        For an index outside the plane, wherever the values can be looked at: not under `jax.jit`, nor of a lazy Dask
-        array.
+        For an index outside the plane, wherever the values can be looked at: not under `jax.jit`; of a lazy Dask
+        array when it is computed.
 
     Examples
     --------
@@ -490,26 +490,10 @@ def _scatter(
     spec, form = scatter_spec(*shapes, name=variant.name, argument=argument, size=sizes, layout=checked_layout(layout))
     looks = operation == "max_unpool" or not is_cupy_array(indices)  # a GPU's host would wait, at every training step
     if looks:
-        _check_inside(indices, math.prod(sizes), least=0 if operation == "max_unpool" else -1)
+        check_inside(indices, math.prod(sizes), least=0 if operation == "max_unpool" else -1)
     xp = array_namespace(indices)
     indices = xp.astype(indices, index_dtype(xp), copy=False)  # a narrow one cannot count the plane
     return Request(operation, (values, indices), spec, lift=(form.x, form.x), drop=form.y, by_value=looks)
-
-
-def _check_inside(indices: Array, places: int, least: int) -> None:
-    """Raise for an index outside the plane, wherever the values can be looked at."""
-    if is_dask_array(indices) or math.prod(indices.shape) == 0:
-        return
-    xp = array_namespace(indices)
-    try:
-        lowest, highest = int(xp.min(indices)), int(xp.max(indices))
-    except (TypeError, RuntimeError):
-        if is_cupy_array(indices):
-            raise  # the device's own error
-        return  # traced by jax.jit or torch.vmap: there are no values yet
-    if lowest < least or highest >= places:
-        worst = highest if highest >= places else lowest
-        raise ValueError(f"indices has {worst}, outside the plane of {places} elements that size gives")
 
 
 def _require_order(name: str, x: Array) -> None:

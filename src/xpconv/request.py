@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import getitem
 from typing import Any, TypeAlias
 
 from xpconv.plan import Arrays
@@ -33,9 +34,9 @@ class Request:
         return lifted_arrays(self.given, self.lift)
 
 
-def lifted_arrays(arrays: Arrays, lift: tuple[Index, ...]) -> Arrays:
+def lifted_arrays(arrays: Arrays, lift: tuple[Index, ...], lifted: Callable[[Any, Index], Any] = getitem) -> Arrays:
     """Arrays with the axes that they lack."""
     if all(index == WHOLE for index in lift):
         return arrays
     indices = (*lift, *(WHOLE,) * (len(arrays) - len(lift)))
-    return tuple(a if a is None or i == WHOLE else a[i] for a, i in zip(arrays, indices, strict=True))
+    return tuple(a if a is None or i == WHOLE else lifted(a, i) for a, i in zip(arrays, indices, strict=True))
