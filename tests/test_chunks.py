@@ -118,8 +118,16 @@ def test_every_window_that_reaches_a_chunk_is_given_to_it(case, data):
                 place = local * spec.stride[0] + k * spec.dilation[0] - reach.padding[0]
                 if 0 <= place < reach.size:
                     made[place] += 10.0**k * (i + 1)
-        assert reach.padding[0] >= 0
+        if given_results:
+            span = (len(given_results) - 1) * spec.stride[0] + spec.reach[0]
+            assert 0 <= reach.padding[0] < span  # what is cropped is less than there is
+            assert sum(reach.padding) + reach.size == span
         np.testing.assert_array_equal(made, expected)
+
+
+def test_a_chunk_between_two_windows_is_reached_by_none():
+    apart = ConvSpec("channels_last", 1, 1, (1,), (1,), (3,), (1,), ((2, 2),), 1, 1, False)
+    assert [reach.results for reach in windows.reaches(apart, 0, (0, 1), (0, 2))] == [(0, 0)]
 
 
 def test_what_ceil_mode_reads_beyond_the_padding_is_not_padding():

@@ -72,11 +72,11 @@ def _reached(spec: ConvSpec | PoolSpec, axis: int, first: int, stop: int, result
     step, reach, before = spec.stride[axis], spec.reach[axis], spec.padding[axis][0]
     start, end = first + before, stop + before  # on the padded axis
     first_result = max(-(-(start - reach + 1) // step), 0)
-    if first_result * step > start:  # one more, so that no padding before is negative
-        first_result -= 1
     stop_result = min((end - 1) // step + 1, results[-1])
     if first_result >= stop_result:
         return Reach(part_of(0, 0, results), (0, 0), stop - first, (0, 0))
+    if first_result * step > start:  # one more, so that no padding before is negative
+        first_result -= 1
     left = start - first_result * step
     span = (stop_result - first_result - 1) * step + reach
     part = part_of(first_result, stop_result, results)
