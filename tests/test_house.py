@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "explanation": GEOMETRY | {"dispatch", "request"},
     "cpu": {"spec", "plan", "files", "workspace"},
     "cuda": GEOMETRY | {"files", "workspace"},
-    "chunks": GEOMETRY | {"dispatch", "request"},
+    "chunks": GEOMETRY | {"dispatch", "request", "workspace"},
     "engines": GEOMETRY | {"activations", "chunks", "cpu", "cuda", "request", "workspace"},
     "files": set(),
     "nn": {"convolution", "pooling", "spec", "activations", "device", "files"},

@@ -13,21 +13,27 @@ from xpconv.chunks.rims import Rim, strip_for
 from xpconv.chunks.runs import Run
 from xpconv.request import WHOLE, Index
 from xpconv.spec import Array
+from xpconv.workspace import workspace_limit
 
 Cut: TypeAlias = tuple[int, tuple[Run, ...]]  # of one axis: how many blocks are given, and what to take of them
 
 
 def gathered(
     work: Callable[[list[Array], tuple[Any, ...]], Any], facts: tuple[Any, ...],
-    cuts: tuple[tuple[Index, tuple[Cut, ...]], ...], drop: Index, *blocks: Array,
+    cuts: tuple[tuple[Index, tuple[Cut, ...]], ...], drop: Index, limit: int,
+    *blocks: Array,
 ) -> Any:  # fmt: skip
-    """The work done on the arrays that the cuts make of the blocks, each lifted first; ``drop`` indexes its result."""
+    """The work done on the arrays that the cuts make of the blocks, each lifted first; ``drop`` indexes its result.
+
+    The limit of scratch memory is the one that was in force when the graph was made.
+    """
     arrays, first = [], 0
     for lift, axes in cuts:
         count = prod(given for given, _ in axes)
         arrays.append(_joined(axes, tuple(_lifted(block, lift) for block in blocks[first : first + count])))
         first += count
-    result = work(arrays, facts)
+    with workspace_limit(limit):
+        result = work(arrays, facts)
     return result if drop == WHOLE else result[drop]
 
 

@@ -21,6 +21,7 @@ from xpconv.chunks.rims import home_of, rim, strips_of
 from xpconv.chunks.runs import Interval, Part, Run
 from xpconv.request import WHOLE, Index
 from xpconv.spec import Array, Sizes
+from xpconv.workspace import current_limit
 
 # From this size on, in bytes, a block's rim is cut by a task of its own. Given whole blocks, one task per chunk is all
 # that there is, but a worker fetches every block that borders on its own, and more rows of blocks stay in memory. Of 14
@@ -119,7 +120,7 @@ class ChunkLayer(SymbolicLayer):
     ) -> None:  # fmt: skip
         dropped = dropped_axes(drop, len(facts))
         super().__init__(name, tuple(len(table) for axis, table in enumerate(facts) if axis not in dropped))
-        self.work, self.facts, self.sources, self.drop = work, facts, sources, drop
+        self.work, self.facts, self.sources, self.drop, self.limit = work, facts, sources, drop, current_limit()
         self._kept = tuple(axis not in dropped for axis in range(len(facts)))
 
     def task(self, key: Any) -> Task:
@@ -132,7 +133,7 @@ class ChunkLayer(SymbolicLayer):
             cuts.append((source.lift, tuple(map(_cut, parts))))
             blocks += source.blocks(parts)
         facts = tuple(table[i] for table, i in zip(self.facts, place, strict=True))
-        return Task(key, gathered, self.work, facts, tuple(cuts), self.drop, *blocks)
+        return Task(key, gathered, self.work, facts, tuple(cuts), self.drop, self.limit, *blocks)
 
 
 class RimLayer(SymbolicLayer):
@@ -174,7 +175,7 @@ def chunked(
     lifted = [array if isinstance(array, Lifted) else Lifted(array, WHOLE) for array, _ in arrays]
     read = [_source(x, axes) for x, (_, axes) in zip(lifted, arrays, strict=True)]
     sources = tuple(source for source, _ in read)
-    name = f"{operation}-{tokenize(work, facts, sources)}"
+    name = f"{operation}-{tokenize(work, facts, sources, current_limit())}"
     layer = ChunkLayer(name, work, facts, sources)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[a for _, given in read for a in given])
     meta = arrays[0][0]._meta

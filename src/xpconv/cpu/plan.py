@@ -371,7 +371,7 @@ def tiles(spec: Windows, bytes_per_row: int, limit: int) -> Iterator[Tile]:
     height = spec.out_size[0]
     rows = max(1, limit // max(bytes_per_row, 1))
     if rows >= height:
-        images = rows // height
+        images = rows // max(height, 1)
         for n in range(0, spec.batch, images):
             yield Tile(slice(n, min(n + images, spec.batch)), slice(0, height))
         return
