@@ -30,7 +30,9 @@ from engine_cases import (  # noqa: E402
     reference,
     spatial_size,
 )
-from xpconv.chunks import graph, scattering  # noqa: E402
+from xpconv import dispatch  # noqa: E402
+from xpconv.chunks import graph, scattering, work  # noqa: E402
+from xpconv.workspace import current_limit  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("error::numpy.exceptions.ComplexWarning"),
@@ -404,3 +406,14 @@ def test_another_library_beside_dask_is_refused():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     with pytest.raises(TypeError, match="needs chunks of one library"):
         xpconv.conv1d(da.zeros(9, chunks=4), torch.ones(2))
+
+
+def test_the_limit_of_scratch_memory_is_the_one_of_the_call(monkeypatch):
+    seen = []
+    monkeypatch.setattr(work, "run", lambda request: seen.append(current_limit()) or dispatch.run(request))
+    x = da.ones((20, 20), chunks=10)
+    with xpconv.workspace_limit(12345):
+        y = xpconv.conv2d(x, np.ones((3, 3)))
+    y.compute(scheduler="synchronous")
+    assert set(seen) == {12345}
+    assert y.name != xpconv.conv2d(x, np.ones((3, 3))).name

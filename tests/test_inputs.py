@@ -250,3 +250,11 @@ def test_a_result_is_written_where_it_is_wanted(method, layout, view):
     np.testing.assert_array_equal(
         np.isnan(xpconv.corr(x, w, bias, out=out, **options)), np.isnan(xpconv.corr(x, w, bias, **options))
     )
+
+
+def test_gradients_of_an_axis_without_elements_are_empty_or_zero():
+    x, w, gy = np.ones((1, 0, 4, 3)), np.ones((2, 2, 3, 2)), np.ones((1, 1, 3, 2))
+    options = {"padding": ((1, 1), (0, 0))}
+    assert xpconv.corr(x, w, **options).shape == gy.shape
+    assert xpconv.corr_grad_input(gy, w, size=(0, 4), **options).shape == x.shape
+    np.testing.assert_array_equal(xpconv.corr_grad_weight(x, gy, window=(2, 2), **options), np.zeros(w.shape))
