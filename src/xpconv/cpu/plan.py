@@ -25,7 +25,7 @@ _SUMS = 0.9e9  # elements of a product added to others
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
 _READ = 20e9  # elements of windows read, a vector of channels at a time
 _POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
-_FILTERED = 50e9  # products of a filter of planes, lanes along the columns
+_FILTERED = 95e9  # products of a filter of planes, lanes along the columns
 _PASSED = 0.5e9  # elements of planes read and stored
 _PACKED = 2.7e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
@@ -33,7 +33,7 @@ _STREAMED = 8.0e9  # elements of a weight that is read: transformed, and itself 
 _FAR = 4.0e9  # of those, where they are more than a processor's last cache holds
 _NEAR_ELEMENTS = 4_000_000
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
-_TILED = 5.5e9  # of those of tiles that stay in the cache
+_TILED = 11e9  # of those of tiles that stay in the cache, in single precision
 _BANDED = 1.0e9  # elements of signals, or rows of planes, given to products with a band
 _SHIFTED = 3.3e9  # elements of planes copied side by side
 
@@ -192,7 +192,7 @@ def _compiled_seconds(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
     if compiled.plane:
         seconds["plane"] = _plane_seconds(spec)
     if compiled.winograd:
-        seconds["winograd"] = _compiled_winograd_seconds(spec)
+        seconds["winograd"] = _compiled_winograd_seconds(spec, max(compiled.filters, spec.filters))
     return seconds
 
 
@@ -219,8 +219,10 @@ def pool_is_compiled(spec: PoolSpec) -> bool:
     return spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels > _POOLED
 
 
-def _compiled_winograd_seconds(spec: ConvSpec) -> float:
-    """Products at the machine's full speed, tiles to transform, and the transformed weight to read."""
+def _compiled_winograd_seconds(spec: ConvSpec, computed: int) -> float:
+    """Products at the machine's full speed, those of the filters that fill up the tiles included, tiles to transform,
+    and the transformed weight to read.
+    """
     transform = winograd.F3 if spec.axes == 1 else winograd.F4
     terms, (products, _) = transform.terms(spec.window), winograd.operations(spec, transform)
     weight = (transform.points * terms + 2 * math.prod(spec.window)) * spec.channels * spec.filters
@@ -228,7 +230,7 @@ def _compiled_winograd_seconds(spec: ConvSpec) -> float:
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
     transforms = transform.axes / 2 * transformed / _REGISTERED  # which are told for two axes
     read = weight / (_STREAMED if weight <= _NEAR_ELEMENTS else _FAR)
-    return products / _COMPILED + transforms + read + 2 * _CALL  # once more to compare the weight
+    return products / spec.filters * computed / _COMPILED + transforms + read + 2 * _CALL  # once more to compare the weight
 
 
 def winograd_gradient_pays(spec: ConvSpec) -> bool:

@@ -54,7 +54,9 @@ _IN_BLAS = "fdFD"  # dtypes that it multiplies
 
 
 def _fft(x: Array, w: Array, spec: ConvSpec) -> Array:
-    return overlap.conv(x, w, spec, current_limit()) if in_tiles(x, spec) else fft.conv(x, w, spec)
+    if in_tiles(x, spec):
+        return overlap.conv(x, w, spec, current_limit(), max(compiled.thread_count(), 1))
+    return fft.conv(x, w, spec)
 
 
 def in_tiles(x: Array, spec: ConvSpec) -> bool:
