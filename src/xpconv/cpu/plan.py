@@ -230,7 +230,8 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int) -> float:
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
     transforms = transform.axes / 2 * transformed / _REGISTERED  # which are told for two axes
     read = weight / (_STREAMED if weight <= _NEAR_ELEMENTS else _FAR)
-    return products / spec.filters * computed / _COMPILED + transforms + read + 2 * _CALL  # once more to compare the weight
+    multiplied = products / spec.filters * computed / _COMPILED
+    return multiplied + transforms + read + 2 * _CALL  # once more to compare the weight
 
 
 def winograd_gradient_pays(spec: ConvSpec) -> bool:
