@@ -124,3 +124,49 @@ def test_an_array_given_twice_is_no_model_for_two_arrays(lib):
         xpconv.conv1d(a, a, padding="full")
     assert xpconv.conv1d(a, b, padding="full").tolist() == [0, 0, 1, 2, 3, 4, 0, 0, 0]
     assert xpconv.conv1d(b, b, padding="full").tolist() == np.convolve(np.arange(5.0), np.arange(5.0)).tolist()
+
+
+OUTS = {
+    "its own": lambda shape: np.empty(shape, "float32"),
+    "every other": lambda shape: np.empty((*shape[:-2], 2 * shape[-2], shape[-1]), "float32")[..., ::2, :],
+    "turned": lambda shape: np.empty(shape[::-1], "float32").T,
+}
+
+
+@pytest.mark.parametrize("memory", OUTS.values(), ids=OUTS)
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize("method", ["auto", "direct", "gemm"])
+def test_results_written_to_out(memory, activation, method):
+    rng, options = np.random.default_rng(0), {"padding": 1, "activation": activation, "method": method}
+    out = memory((2, 12, 12, 16))
+    for _ in range(3):
+        x, w, bias = (integers(rng, shape, "float32") for shape in ((2, 12, 12, 8), (3, 3, 8, 16), (16,)))
+        assert xpconv.conv2d(x, w, bias, out=out, **options) is out
+        expected = xpconv.conv2d(x.astype("float64"), w.astype("float64"), bias.astype("float64"), **options)
+        np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-3)
+
+
+def test_a_repeated_call_looks_at_what_it_writes_to():
+    x, w = np.ones((1, 12, 12, 8), "float32"), np.ones((3, 3, 8, 8), "float32")
+    memory, out = np.ones(2 * x.size, "float32"), np.empty(x.shape, "float32")
+    for _ in range(2):
+        xpconv.conv2d(x, w, padding=1, out=out)
+    beside, above = (memory[start : start + x.size].reshape(x.shape) for start in (x.size, x.size - 1))
+    xpconv.conv2d(memory[: x.size].reshape(x.shape), w, padding=1, out=beside)
+    np.testing.assert_array_equal(beside, out)
+    with pytest.raises(ValueError, match="out overlaps x"):
+        xpconv.conv2d(memory[: x.size].reshape(x.shape), w, padding=1, out=above)
+    out.flags.writeable = False
+    with pytest.raises(TypeError, match="out cannot be written"):
+        xpconv.conv2d(x, w, padding=1, out=out)
+
+
+def test_a_repeated_call_finds_what_is_not_finite_before_it_gives_out():
+    x, w = np.ones((1, 40, 40, 32), "float32"), np.ones((3, 3, 32, 32), "float32")
+    out = np.empty((1, 38, 38, 32), "float32")
+    for value in (1, 1, np.nan):
+        x[0, 20, 20, 5] = value
+        xpconv.corr2d(x, w, out=out)
+    hit = np.zeros(out.shape, bool)
+    hit[0, 18:21, 18:21] = True
+    np.testing.assert_array_equal(np.isnan(out), hit)

@@ -36,11 +36,11 @@ class Repeats:
         if known is not None and (result := known.again(args, kwargs)) is not NotImplemented:
             return result
         with device_of((*args, *kwargs.values())):
-            if known is not None:
+            if known is not None and not known.writes:
                 return run(known.request(args, kwargs))
-            request = self._describe(*args, **kwargs)
+            request = self._describe(*args, **kwargs)  # and check what is written to, which no key tells
             result = run(request)  # first, so that nothing is remembered of a call that fails
-            if key is not None and (places := _places(request, args, kwargs)) is not None:
+            if key is not None and known is None and (places := _places(request, args, kwargs)) is not None:
                 if len(self._known) >= _MOST:
                     self._known.clear()
                 self._known[key] = _Known(request, places)
@@ -52,8 +52,9 @@ class _Known:
 
     def __init__(self, request: Request, places: tuple[int | str | None, ...]) -> None:
         self._places = places
+        self.writes = request.out is not None
         self._replay = _replay(request)
-        self._request = replace(request, given=())  # without the arrays, which would be kept alive
+        self._request = replace(request, given=(), out=None)  # without the arrays, which would be kept alive
 
     def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result by what the engine has prepared, or NotImplemented."""
@@ -75,25 +76,26 @@ class _Known:
 
 
 def _replay(request: Request) -> Callable[..., Any] | None:
-    prepare = getattr(engine_of(request), "replay", None)
+    prepare = getattr(engine_of(request), "replay" if request.out is None else "replay_into", None)
     return None if prepare is None else prepare(request)
 
 
 def _places(request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str | None, ...] | None:
-    """Which arguments the request's arrays are; None where the description does not hold for other arrays.
+    """Which arguments the request's arrays are, `out` the last; None where it does not hold for other arrays.
 
     That is so where an array was converted or cast, stands for a parameter, or is given twice, and where the call has
     a tail.
     """
-    if request.out is not None or request.then is not None or request.by_value:
+    if request.then is not None or request.by_value:
         return None
     named: list[tuple[Any, Any]] = [*enumerate(args), *kwargs.items()]
     given = [(place, value) for place, value in named if _describe_of(value)]
     places: dict[int, int | str] = {id(value): place for place, value in given}
-    computed = {id(array) for array in request.given if array is not None}
+    arrays = request.given if request.out is None else (*request.given, request.out)
+    computed = {id(array) for array in arrays if array is not None}
     if len(places) < len(given) or computed != set(places):
         return None
-    return tuple(None if array is None else places[id(array)] for array in request.given)
+    return tuple(None if array is None else places[id(array)] for array in arrays)
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Key | None:

@@ -26,6 +26,7 @@ from xpconv.engines.agnostic import (
 )
 from xpconv.engines.methods import ALGORITHMS, gemm, in_tiles, is_spectral, itemsize, patches_of, planned, windows
 from xpconv.engines.replays import replay as replay
+from xpconv.engines.replays import replay_into as replay_into
 from xpconv.engines.replays import shared_divisor, whole_maps
 from xpconv.plan import Arrays, Plan
 from xpconv.request import Request

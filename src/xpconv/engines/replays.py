@@ -35,6 +35,30 @@ def replay(request: Request) -> Callable[..., Any] | None:
     return prepare[request.operation](x, request)
 
 
+def replay_into(request: Request) -> Callable[..., Any] | None:
+    """The same of a convolution that is written to `out`, the last of the arrays; None where NumPy copies it there.
+
+    It also answers NotImplemented where `out` cannot be written, or may share memory with what is read.
+    """
+    out, spec, x = request.out, request.spec, request.arrays[0]
+    if request.operation != "conv" or x is None or x.dtype.char not in "fd" or type(out) is not np.ndarray:
+        return None
+    if not out.flags.aligned or (out.shape, out.dtype) != (spec.y_shape, x.dtype):
+        return None
+    prepared = _prepared_conv(x, out, request)
+    if prepared is None or not compiled.is_written_by(prepared[0], channels_last(out, spec.layout)):
+        return None
+    _, call, finish = prepared
+
+    def again(x: Array, w: Array, bias: Array | None, out: Array) -> Any:
+        shared = any(a is not None and np.may_share_memory(out, a) for a in (x, w, bias))
+        if shared or not out.flags.writeable or not call(x, w, bias, out):
+            return NotImplemented
+        return out
+
+    return None if finish is not None else _for_as_many_threads(again)
+
+
 def _for_as_many_threads(again: Callable[..., Any]) -> Callable[..., Any]:
     """The same, as long as as many threads are free as it was prepared for."""
     threads = compiled.thread_count()
@@ -46,29 +70,44 @@ def _for_as_many_threads(again: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
-    w, spec, options = request.arrays[1], request.spec, request.options
-    method, activation = planned(x, spec, options["method"]).method, options["activation"]
-    kernel = compiled.kernel_of(x.dtype, spec, method)
-    if kernel == "plane" and passes_pay(spec):
-        return None  # which the values of the weight tell
-    if not kernel:
+    method = planned(x, request.spec, request.options["method"]).method
+    if not compiled.kernel_of(x.dtype, request.spec, method):
         return _replay_by_numpy(x, method, request)
-    careful = options["method"] == "auto"
-    stored, finish = compiled.stored_and_left(activation)
-    x, y, w_last = channels_last(x, spec.layout), np.empty(spec.y_shape, x.dtype), weight_last(w, spec.layout)
-    order = _order(spec) if kernel == "winograd" else None  # all others know where the weight lies, and no shape
-    w_index = request.lift[1]
-    call = compiled.prepared(kernel, x, w_last, channels_last(y, spec.layout), spec, options["fill_value"], stored)
-    shape, dtype = y[request.drop].shape, x.dtype
+    y = np.empty(request.spec.y_shape, x.dtype)
+    prepared = _prepared_conv(x, y, request)
+    if prepared is None:
+        return None
+    shape, dtype, (_, call, finish) = y[request.drop].shape, x.dtype, prepared
 
     def again(x: Array, w: Array, bias: Array | None) -> Any:
         y = compiled.new(shape, dtype)
-        usable = call(x, w if order is None else w[w_index].transpose(order), bias, y)
-        if careful and not usable:
+        if not call(x, w, bias, y):
             return NotImplemented
         return y if finish is None else finish(y)
 
     return _for_as_many_threads(again)
+
+
+def _prepared_conv(x: Array, y: Array, request: Request) -> tuple[str, Callable[..., bool], Any] | None:
+    """The kernels of a convolution by name, their call, and what they leave to do; None where there are none.
+
+    The call tells whether its result can be used.
+    """
+    w, spec, options = request.arrays[1], request.spec, request.options
+    kernel = compiled.kernel_of(x.dtype, spec, planned(x, spec, options["method"]).method)
+    if not kernel or (kernel == "plane" and passes_pay(spec)):  # which the values of the weight tell
+        return None
+    careful = options["method"] == "auto"
+    stored, finish = compiled.stored_and_left(options["activation"])
+    x, y, w_last = (channels_last(x, spec.layout), channels_last(y, spec.layout), weight_last(w, spec.layout))
+    order = _order(spec) if kernel == "winograd" else None  # all others know where the weight lies, and no shape
+    w_index = request.lift[1]
+    prepared = compiled.prepared(kernel, x, w_last, y, spec, options["fill_value"], stored)
+
+    def call(x: Array, w: Array, bias: Array | None, y: Array) -> bool:
+        return prepared(x, w if order is None else w[w_index].transpose(order), bias, y) or not careful
+
+    return kernel, call, finish
 
 
 def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
