@@ -28,7 +28,7 @@ def workers(count: int, memory_limit: int | str = "6GiB") -> Iterator[Client]:
             n_workers=count, threads_per_worker=1, memory_limit=memory_limit, dashboard_address=":0",
             silence_logs=logging.ERROR,
         ) as cluster,
-        Client(cluster, set_as_default=False) as client,
+        Client(cluster) as client,
     ):
         yield client
 
@@ -58,7 +58,8 @@ def begin_anew(client: Client) -> list[Worker]:
 def kept(client: Client, array: Any) -> Any:
     """The array with its chunks in the workers' memory."""
     array = client.persist(array)
-    wait(array)
+    with client.as_current():
+        wait(array)
     return array
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from benchmarks.gpu.common import Record, attempt, cupy_of, reason
 
 _SEED = 11

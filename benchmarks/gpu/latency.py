@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from benchmarks.gpu.common import Record, attempt, synchronize
 from benchmarks.gpu.peers import torch_of
 

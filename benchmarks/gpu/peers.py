@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from benchmarks.gpu.common import Record, attempt
 
 Calls = dict[str, Callable[[], Any]]

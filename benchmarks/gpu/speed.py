@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from benchmarks.gpu.common import NOT_MEASURED, Record, attempt, reason, synchronize
 from benchmarks.gpu.environment import device_state
 from benchmarks.gpu.layers import DTYPES, FILTERS, LAYOUTS, POOLINGS, Group, groups, tiny

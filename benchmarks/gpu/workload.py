@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.gpu.common import Record, cupy_of, reason
 
 import xpconv
+from benchmarks.gpu.common import Record, cupy_of, reason
 
 Call = tuple[str, str, tuple[Any, ...], dict[str, Any]]  # the second is the function's name in xpconv
 
