@@ -10,7 +10,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-from distributed import Client
+from distributed import Client, wait
 
 import xpconv
 from xpconv.bench.statistics import short
@@ -21,20 +21,20 @@ _SENT = 2**26  # bytes of a block that travels
 _BLOCKS = 7
 
 
-def measure(record: dict[str, Any], trivial: int = 20_000, chunks: int = 60) -> None:
+def measure(record: dict[str, Any], trivial: int = 20_000, chunks: int = 40) -> None:
     """Put the costs on record; `chunks` along both axes."""
     with workers(2) as client:
-        record["trivial"] = _costs(client, lambda: _trivial(client, trivial))
-        record["convolution"] = _costs(client, lambda: _convolution(client, chunks))
+        record["trivial"] = _costs(client, _trivial, trivial)
+        record["convolution"] = _costs(client, _convolution, chunks)
         record.update(_transfer(client))
 
 
-def _costs(client: Client, run: Callable[[], int]) -> dict[str, Any]:
+def _costs(client: Client, run: Callable[[Client, int], int], count: int) -> dict[str, Any]:
     """Seconds of a task: the scheduler's process, which is this one with the client in it, all workers, on the wall."""
-    run()  # what is loaded in the first run is no cost of a task
+    run(client, 2)  # what is loaded in the first run is no cost of a task
     workers_before = sum(worker.cpu for worker in told(client))
     begin, cpu = time.perf_counter(), time.process_time()
-    tasks = run()
+    tasks = run(client, count)
     spent = time.process_time() - cpu, time.perf_counter() - begin
     on_workers = sum(worker.cpu for worker in told(client)) - workers_before
     return {
@@ -46,8 +46,9 @@ def _costs(client: Client, run: Callable[[], int]) -> dict[str, Any]:
 
 
 def _trivial(client: Client, count: int) -> int:
-    client.gather(client.submit(sum, client.map(_increment, range(count), pure=False)))
-    return count + 1
+    with client.as_current():
+        wait(client.map(_increment, range(count), pure=False))
+    return count
 
 
 def _increment(number: int) -> int:
