@@ -10,6 +10,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from dask.order import order
 from distributed import Client, wait
 
 import xpconv
@@ -19,6 +20,7 @@ from .cluster import told, workers
 
 _SENT = 2**26  # bytes of a block that travels
 _BLOCKS = 7
+_CHUNK = 512
 
 
 def measure(record: dict[str, Any], trivial: int = 20_000, chunks: int = 40) -> None:
@@ -26,6 +28,7 @@ def measure(record: dict[str, Any], trivial: int = 20_000, chunks: int = 40) -> 
     with workers(2) as client:
         record["trivial"] = _costs(client, _trivial, trivial)
         record["convolution"] = _costs(client, _convolution, chunks)
+        record["convolution"]["prepare_seconds"] = _prepare(chunks)
         record.update(_transfer(client))
 
 
@@ -57,12 +60,24 @@ def _increment(number: int) -> int:
 
 def _convolution(client: Client, side: int) -> int:
     """A real graph: an array that is made, rims, windows across chunks of 1 MiB, and a sum."""
-    chunk = 512
-    image = da.zeros((side * chunk, side * chunk), chunks=chunk, dtype=np.float32)
-    weights = np.full((3, 3), np.random.default_rng().random(), np.float32)  # nothing is remembered
-    total = xpconv.conv2d(image, weights, padding="same").sum()
+    total = _total(side)
     client.compute(total).result()
     return len(dask.optimize(total)[0].dask)
+
+
+def _prepare(side: int) -> float:
+    """Seconds in which a task of such a graph is made and put in its order: none begins before all are."""
+    total = _total(side)
+    begin = time.perf_counter()
+    tasks = dict(dask.optimize(total)[0].dask)
+    order(tasks)
+    return short((time.perf_counter() - begin) / len(tasks), 3)
+
+
+def _total(side: int) -> Any:
+    image = da.zeros((side * _CHUNK, side * _CHUNK), chunks=_CHUNK, dtype=np.float32)
+    weights = np.full((3, 3), np.random.default_rng().random(), np.float32)  # nothing is remembered
+    return xpconv.conv2d(image, weights, padding="same").sum()
 
 
 def _transfer(client: Client) -> dict[str, Any]:

@@ -1,18 +1,18 @@
 """A model of many workers: what they take in turn and what the one scheduler takes, in measured constants.
 
-    T(W) = max( N (c + t o + r k(W) / b) / W,   N t s )
+    T(W) = N t g + max( N (c + t o + r k(W) / b) / W,   N t s )
     k(W) = (W - 1) (1 - (1 - 1 / W)^8)
 
 N chunks of t tasks each; c seconds for the tasks' own work on a chunk, with all cores of the machine at work; o seconds
-that a worker spends around a task; s seconds of the scheduler for one. The rim of a chunk has r bytes and travels once
-to each of the k other workers that hold one of its eight neighbours: as many as there are where chunks are dealt out
-at random, which is the most, and fewer where neighbours stay together. A worker sends or receives b bytes in a second,
-meanwhile it computes nothing.
+that a worker spends around a task. The scheduler makes and orders a task in g seconds, before any begins, and spends s
+on it afterwards. The rim of a chunk has r bytes and travels once to each of the k other workers that hold one of its
+eight neighbours, where chunks are dealt out at random; fewer where neighbours stay together. A worker sends or receives
+b bytes in a second; meanwhile it computes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
 
@@ -31,12 +31,14 @@ class Constants:
     compute: float  # c
     rim: float  # r
     bandwidth: float  # b
+    prepare: float  # g
     scheduler: float  # s
     worker: float  # o
 
     def seconds(self, workers: int) -> float:
         """T(W)."""
-        return self.chunks * max(self._chunk(workers) / workers, self.tasks * self.scheduler)
+        later = max(self._chunk(workers) / workers, self.tasks * self.scheduler)
+        return self.chunks * (self.tasks * self.prepare + later)
 
     def sent(self, workers: int) -> float:
         """Bytes of rims that travel."""
@@ -77,13 +79,15 @@ def copies(workers: int) -> float:
 
 def of(job: dict[str, Any], costs: dict[str, Any], alone: bool) -> Constants:
     """Of a job of the scaling, with what Dask costs; alone on the machine, or with all cores at work."""
+    real = costs["convolution"]
     return Constants(
         chunks=job["chunks"],
         tasks=job["tasks"] / job["chunks"],
         compute=job["apart_seconds"]["1" if alone else "2"],
         rim=job["rim_bytes"],
         bandwidth=costs["transfer_bytes_per_second"],
-        scheduler=costs["convolution"]["scheduler_seconds"],
+        prepare=real["prepare_seconds"],
+        scheduler=real["scheduler_seconds"] - real["prepare_seconds"],
         worker=costs["trivial"]["worker_seconds"],
     )
 
@@ -104,8 +108,7 @@ def predictions(job: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
         }
     return {
         "compute_seconds": alone.compute,
-        "busy_seconds": busy.compute,
-        "rim_bytes": busy.rim,
+        "constants": asdict(busy),
         "scheduler_limits_from": busy.most_workers(),
         "workers": by_workers,
     }

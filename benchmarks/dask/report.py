@@ -90,15 +90,16 @@ def _model(part: dict[str, Any]) -> Iterator[str]:
             f"  {name} tasks, {cost['tasks']}: scheduler {_us(cost['scheduler_seconds'])} us, "
             f"workers {_us(cost['worker_seconds'])} us, wall {_us(cost['wall_seconds'])} us each"
         )
+    yield f"  of these {_us(costs['convolution']['prepare_seconds'])} us of the scheduler before the first task begins"
     yield (
         f"  from worker to worker {_mb(costs['transfer_bytes_per_second'])} MB/s, "
         f"and {_number(1e3 * costs['transfer_seconds'])} ms for next to nothing"
     )
     for name, job in part["jobs"].items():
         yield (
-            f"  {name}: {_us(job['compute_seconds'])} us of work a chunk alone, {_us(job['busy_seconds'])} us with all "
-            f"cores at work, rims {job['rim_bytes']} bytes; the scheduler limits from "
-            f"{job['scheduler_limits_from']} workers on"
+            f"  {name}: {_us(job['compute_seconds'])} us of work a chunk alone, "
+            f"{_us(job['constants']['compute'])} us with all cores at work, rims of {job['constants']['rim']} bytes; "
+            f"the scheduler limits from {job['scheduler_limits_from']} workers on"
         )
         yield f"  {'workers':>9} {'seconds':>9} {'measured':>9} {'MB sent':>9} {'measured':>9} {'least chunk side':>17}"
         for workers, told in job["workers"].items():

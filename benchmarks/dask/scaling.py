@@ -144,10 +144,12 @@ def _apart(job: Job, client: Client) -> float:
 
 
 def _seconds(job: Job) -> float:
-    """The results are kept, as a worker keeps them: memory that is new has to be mapped."""
+    """The results are kept, as a worker keeps them, and let go: memory that is new has to be mapped."""
     call, _ = a_chunk(job)
     call()
     results, begin = [], time.perf_counter()
-    while (spent := time.perf_counter() - begin) < _APART:
+    while time.perf_counter() - begin < _APART:
         results.append(call())
-    return spent / len(results)
+    count = len(results)
+    del results
+    return (time.perf_counter() - begin) / count
