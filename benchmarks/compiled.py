@@ -2,7 +2,7 @@
 
 Every candidate is timed in every round, after a rest in which the others' threads come to sleep:
 
-    python benchmarks/compiled.py > benchmarks/results/compiled.txt
+    python -m benchmarks.compiled > benchmarks/results/compiled.txt
 """
 
 from __future__ import annotations

@@ -8,5 +8,5 @@
 # Nothing is installed. PYTHON names the interpreter (python3 otherwise); packages elsewhere come by PYTHONPATH.
 set -u
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export PYTHONPATH="$checkout/src:$checkout/tests:$checkout/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-cd "$checkout" && exec "${PYTHON:-python3}" -m gpu "$@"
+export PYTHONPATH="$checkout/src:$checkout/tests:$checkout${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+cd "$checkout" && exec "${PYTHON:-python3}" -m benchmarks.gpu "$@"

@@ -4,7 +4,7 @@ For some instances of every kernel: registers, how many warps of its blocks fit 
 the innermost loop of the arithmetic by kind, and those of the loop around it. Run it from the checkout:
 
     pip install "cuda-bindings==12.9.*" "cuda-toolkit[nvrtc]==12.*" nvidia-cuda-nvdisasm
-    PYTHONPATH=src:tests python benchmarks/instruction_mix.py
+    PYTHONPATH=src:tests python -m benchmarks.instruction_mix
 """
 
 from __future__ import annotations

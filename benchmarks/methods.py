@@ -2,7 +2,7 @@
 
 Times every method on every geometry, interleaved, and prints the medians beside what the plan expected:
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/methods.py > benchmarks/results/methods.txt
+    OPENBLAS_NUM_THREADS=1 python -m benchmarks.methods > benchmarks/results/methods.txt
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import sys
 import time
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from ..files import free_files, stem, write
 
 _GROUPS = ("conv", "lenet", "pool", "filter", "grad", "float64", "overhead", "process")
 
@@ -39,14 +39,14 @@ def main(words: list[str] | None = None) -> None:
     )
     groups = tuple(dict.fromkeys(asked.group or _GROUPS))
     record = _new_record(asked, machine(threads))
-    files = _files(asked.results, record)
+    files = free_files(asked.results, _name(record)) if asked.results else None
 
     def done(key: str | None = None) -> None:
         record["seconds"] = round(time.monotonic() - begin, 1)
         if key:
             print(report.line(key, record["cells"][key]), flush=True)
         if files:
-            _write(record, files, report.text(record))
+            write(record, files, report.text(record))
 
     try:
         run(cells(groups, asked.cells), how, record, done)
@@ -91,23 +91,9 @@ def _new_record(asked: argparse.Namespace, environment: dict[str, Any]) -> dict[
     }
 
 
-def _files(folder: Path | None, record: dict[str, Any]) -> tuple[Path, Path] | None:
-    """The JSON and the table; nothing is overwritten."""
-    if folder is None:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    processor = re.sub(r"[^a-z0-9]+", "-", record["environment"]["processor"].lower()).strip("-")
-    name = f"cpu-{processor}-{record['date']}"
-    name = free = f"{name}-numpy-alone" if record["asked"]["alone"] else name
-    number = 2
-    while (folder / f"{free}.json").exists():
-        free, number = f"{name}-{number}", number + 1
-    return folder / f"{free}.json", folder / f"{free}.txt"
-
-
-def _write(record: dict[str, Any], files: tuple[Path, Path], table: str) -> None:
-    files[0].write_text(json.dumps(record, indent=1), encoding="utf-8")
-    files[1].write_text(table, encoding="utf-8")
+def _name(record: dict[str, Any]) -> str:
+    name = stem("cpu", record["environment"]["processor"], record["date"])
+    return f"{name}-numpy-alone" if record["asked"]["alone"] else name
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from ..memory import peak, reset_peak
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -88,9 +89,9 @@ def extra_memory(key: str, name: str) -> int:
     small = replace(cell, batch=1, layer=replace(layer, size=(2 * layer.window * layer.dilation,) * layer.axes))
     _side(small, name).call()
     side = _side(cell, name)
-    before = _reset()
+    before = reset_peak()
     result = side.call()
-    return max(0, _peak() - before - side.result(result).nbytes)
+    return max(0, peak() - before - side.result(result).nbytes)
 
 
 def _side(cell: Any, name: str) -> Any:
@@ -103,30 +104,6 @@ def _side(cell: Any, name: str) -> Any:
         if side.name == name:
             return side
     raise SystemExit(missing.get(name.split()[0], f"there is no {name}"))
-
-
-def _reset() -> int:
-    """Bytes in memory; on Linux the peak begins anew from them."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS") or _peak()
-
-
-def _peak() -> int:
-    if (peak := _status("VmHWM")) is not None:
-        return peak
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _status(name: str) -> int | None:
-    """An entry of Linux's account of the process, in bytes."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{name}:"):
-                return 1024 * int(line.split()[1])
-    return None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpu import conformance, environment, latency, report, sanitizer, speed, suite
-from gpu.common import CHECKOUT, Record, run_part
+from benchmarks.files import free_files, stem, write
+from benchmarks.gpu import conformance, environment, latency, report, sanitizer, speed, suite
+from benchmarks.gpu.common import CHECKOUT, Record, run_part
 
 # name: what it runs, whether that needs CuPy in its own process, seconds at most
 PARTS = {
@@ -88,7 +88,7 @@ def _all(asked: argparse.Namespace, names: list[str]) -> None:
             result["seconds_taken"] = round(time.monotonic() - begin, 1)
             record["parts"][name] = result
             files = files or _files(asked, record)
-            _write(record, files)
+            write(record, files, report.text(record))
             print(
                 f"{name}: {result.get('state')} in {result['seconds_taken']} s {result.get('reason', '')}", flush=True
             )
@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _process(asked: argparse.Namespace, name: str, seconds: float, out: Path, after: Path | None) -> str:
     """Run a part's process; how it ended where that was not by itself."""
-    words = [sys.executable, "-m", "gpu", name, "--out", str(out), "--seconds", str(seconds)]
+    words = [sys.executable, "-m", "benchmarks.gpu", name, "--out", str(out), "--seconds", str(seconds)]
     words += ["--emulated"] if asked.emulated else []
     words += ["--after", str(after)] if after else []
     log = out.with_suffix(".log")
@@ -161,19 +161,8 @@ def _files(asked: argparse.Namespace, record: dict[str, Any]) -> tuple[Path, Pat
     folder = asked.results or (Path(tempfile.mkdtemp(prefix="gpu-check-")) if asked.emulated else results)
     if asked.emulated and folder.resolve() == results.resolve():
         sys.exit("an emulation measures nothing: its results do not belong in benchmarks/results")
-    folder.mkdir(parents=True, exist_ok=True)
     device = record["parts"]["environment"].get("device", "unknown device")
-    stem = f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}-{record['date']}"
-    number = 2
-    free = stem
-    while (folder / f"{free}.json").exists():
-        free, number = f"{stem}-{number}", number + 1
-    return folder / f"{free}.json", folder / f"{free}.txt"
-
-
-def _write(record: dict[str, Any], files: tuple[Path, Path]) -> None:
-    files[0].write_text(json.dumps(record, indent=1), encoding="utf-8")
-    files[1].write_text(report.text(record), encoding="utf-8")
+    return free_files(folder, stem(device, record["date"]))
 
 
 def _with_array_api_compat(record: dict[str, Any], work: Path) -> None:

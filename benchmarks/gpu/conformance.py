@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu.common import Record, attempt, cupy_of, reason
+from benchmarks.gpu.common import Record, attempt, cupy_of, reason
 
 _SEED = 11
 _AT_A_TIME = 6
@@ -47,7 +47,8 @@ def _in_its_own_process(record: Record, family: str) -> dict[str, Any]:
     limit = min(_FAMILY_SECONDS, record.left())
     if limit < 2:
         return {"state": "not run", "reason": "the part's time was over"}
-    words = [sys.executable, "-m", "gpu", "family", "--family", family, "--out", str(path), "--seconds", str(limit)]
+    words = [sys.executable, "-m", "benchmarks.gpu", "family", "--family", family]
+    words += ["--out", str(path), "--seconds", str(limit)]
     try:
         done = subprocess.run(
             [*words, *(["--emulated"] if record.emulated else [])],

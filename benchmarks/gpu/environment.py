@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module, metadata
 from typing import Any
 
-from gpu.common import CHECKOUT, Record, attempt, command, cupy_of
+from benchmarks.gpu.common import CHECKOUT, Record, attempt, command, cupy_of
 
 _PACKAGES = (
     "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "array-api-compat", "ml_dtypes", "torch", "triton", "pytest",

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gpu.common import Record, attempt, synchronize
-from gpu.peers import torch_of
+from benchmarks.gpu.common import Record, attempt, synchronize
+from benchmarks.gpu.peers import torch_of
 
 _REPEATS, _BETWEEN_WAITS = 2000, 100  # a stream takes about a thousand launches before the host must wait
 _CHILD_SECONDS = 60.0
@@ -33,7 +33,7 @@ def main(record: Record, cupy: Any) -> None:
 def _first_use(record: Record, folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     seconds = min(_CHILD_SECONDS, record.left())
-    words = [sys.executable, "-m", "gpu", "first", "--out", str(path), "--seconds", str(seconds)]
+    words = [sys.executable, "-m", "benchmarks.gpu", "first", "--out", str(path), "--seconds", str(seconds)]
     done = subprocess.run(
         [*words, *(["--emulated"] if record.emulated else [])],
         capture_output=True, text=True, timeout=max(seconds, 1), check=False,

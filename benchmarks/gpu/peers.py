@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu.common import Record, attempt
+from benchmarks.gpu.common import Record, attempt
 
 Calls = dict[str, Callable[[], Any]]
 

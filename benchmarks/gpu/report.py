@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gpu.common import NOT_MEASURED
-from gpu.layers import BATCHES, DIRECTIONS, DTYPES
+from benchmarks.gpu.common import NOT_MEASURED
+from benchmarks.gpu.layers import BATCHES, DIRECTIONS, DTYPES
 
 _LEAST = {"float32": 1.5, "tf32": 1.0, "float16": 1.0, "bfloat16": 1.0}  # times faster than torch with cuDNN
 _SHARE_OF_COPY, _FILTERS, _OVERHEAD_US, _FIRST_S, _FROM_DISK_S = 0.8, 10.0, 10.0, 1.5, 0.02

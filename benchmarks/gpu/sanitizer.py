@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gpu.common import Record, cupy_of
+from benchmarks.gpu.common import Record, cupy_of
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 _PLACES = (
@@ -21,7 +21,7 @@ _PLACES = (
     "/opt/nvidia/*/compute-sanitizer",
     "/opt/nvidia/*/*/compute-sanitizer",
 )
-_WORKLOAD = [sys.executable, "-m", "gpu.workload"]
+_WORKLOAD = [sys.executable, "-m", "benchmarks.gpu.workload"]
 _TOGETHER = min(8, os.cpu_count() or 1)  # processes
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: .*")
 _FINDING = re.compile(r"^========= (?!COMPUTE-SANITIZER|ERROR SUMMARY|RACECHECK SUMMARY)(\S.*)$", re.MULTILINE)

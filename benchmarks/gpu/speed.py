@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from gpu.common import NOT_MEASURED, Record, attempt, reason, synchronize
-from gpu.environment import device_state
-from gpu.layers import DTYPES, FILTERS, LAYOUTS, POOLINGS, Group, groups, tiny
-from gpu.peers import Calls, filters, torch_of
-from gpu.reference import as_float64, convolution, error_of, image_filter, pooling
+from benchmarks.gpu.common import NOT_MEASURED, Record, attempt, reason, synchronize
+from benchmarks.gpu.environment import device_state
+from benchmarks.gpu.layers import DTYPES, FILTERS, LAYOUTS, POOLINGS, Group, groups, tiny
+from benchmarks.gpu.peers import Calls, filters, torch_of
+from benchmarks.gpu.reference import as_float64, convolution, error_of, image_filter, pooling
 
 _CELL_SECONDS = 0.25  # of timing
 _FEWEST, _MOST = 7, 31  # rounds
@@ -67,7 +67,7 @@ def main(record: Record, cupy: Any) -> None:
 def _warmed(record: Record) -> str:
     """Compile what the first groups need in several processes at once, so that CuPy finds it on disk."""
     seconds = min(_WARMING_SECONDS, record.left() / 6)
-    words = [sys.executable, "-m", "gpu", "warm", "--seconds", str(seconds), "--out"]
+    words = [sys.executable, "-m", "benchmarks.gpu", "warm", "--seconds", str(seconds), "--out"]
     processes = [
         subprocess.Popen(
             [*words, str(record.path.with_name(f"warm-{share}.json")), "--family", str(share)],

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu.common import CHECKOUT, Record, cupy_of
+from benchmarks.gpu.common import CHECKOUT, Record, cupy_of
 
 _OUTCOME = re.compile(r"^(?:\[gw\d+\].*?)?(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\s+(\S.*)$", re.MULTILINE)
 _PLAIN = re.compile(r"^(tests/\S.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import xpconv
-from gpu.common import Record, cupy_of, reason
+from benchmarks.gpu.common import Record, cupy_of, reason
 
 Call = tuple[str, str, tuple[Any, ...], dict[str, Any]]  # the second is the function's name in xpconv
 
