@@ -124,7 +124,7 @@ def filter_array(
     sizes = None if chunks is None else [whole_count("--chunks", word.strip()) for word in chunks.split(",")]
     job = filtering.job(path, output, chosen, padding_mode, sizes)
     try:
-        with _warnings_in_one_line(), schedulers.runner(scheduler) as runner, _progress(job) as (begins, advance):
+        with _warnings_in_one_line(job), schedulers.runner(scheduler) as runner, _progress(job) as (begins, advance):
             filtering.run(job, runner, restart=restart, begins=begins, advance=advance)
     except KeyboardInterrupt:
         found = f"{len(job.part.finished())} of {job.count} chunks are finished"
@@ -150,8 +150,10 @@ def _progress(job: Job) -> Iterator[tuple[Callable[[int], None], Callable[[], No
 
 
 @contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    """Show what is warned of as the errors are shown."""
+def _warnings_in_one_line(job: Job) -> Iterator[None]:
+    """Show what is warned of as the errors are shown; a single chunk is not too small, whatever its window."""
     with warnings.catch_warnings():
+        if job.count == 1:
+            warnings.simplefilter("ignore")
         warnings.showwarning = lambda message, *_: typer.echo(f"xpconv: {message}", err=True)
         yield

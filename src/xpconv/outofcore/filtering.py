@@ -20,7 +20,7 @@ from xpconv.outofcore.sources import Source, source
 from xpconv.outofcore.streaming import stream
 from xpconv.outofcore.targets import Form, Target, check_form, create, opened, tidy
 
-_LOG2_ELEMENTS = 22  # of a chunk, unless --chunks says otherwise
+_LOG2_ELEMENTS = 20  # of a chunk, unless --chunks says otherwise: a worker holds about ten times as much
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,8 @@ def job(path: Path, output: Path, chosen: Filter, padding_mode: str, chunks: lis
         )
     if 0 in given.shape:
         raise ValueError(f"{path} is empty, it has shape {given.shape}")
-    sizes = _chunks(given.shape[:axes], prod(given.shape[axes:]), chunks)
+    own = given.chunks if kind != "tiff" else None  # a TIFF's tiles are of multiples of 16
+    sizes = _chunks(given.shape[:axes], prod(given.shape[axes:]), chunks, own)
     dtype = given.dtype.newbyteorder("=")
     form = Form(given.shape, dtype, (*sizes, *given.shape[axes:]), channels_last)
     check_form(kind, form)
@@ -177,10 +178,13 @@ def _laid_out(work: Job, restart: bool) -> Target:
     return opened(work.kind, part.array)
 
 
-def _chunks(size: tuple[int, ...], channels: int, asked: list[int] | None) -> tuple[int, ...]:
-    """The chunks along the axes of the kernel, none larger than the array."""
+def _chunks(
+    size: tuple[int, ...], channels: int, asked: list[int] | None, own: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """The chunks along the axes of the kernel, none larger than the array; by default multiples of the file's own."""
     if asked is None:
-        asked = [2 ** (max(_LOG2_ELEMENTS - (channels - 1).bit_length(), 0) // len(size))]
+        side = 2 ** (max(_LOG2_ELEMENTS - (channels - 1).bit_length(), 0) // len(size))
+        asked = [side // chunk * chunk or side for chunk in (own or (side,))[: len(size)]]
     if len(asked) not in (1, len(size)):
         raise ValueError(f"--chunks must be one size or {len(size)}, one for each axis of the kernel, got {len(asked)}")
     return tuple(min(chunk, n) for chunk, n in zip(asked * (len(size) // len(asked)), size, strict=True))

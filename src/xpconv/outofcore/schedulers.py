@@ -75,17 +75,28 @@ def _local() -> Iterator[Any]:
 
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
+    import asyncio
+
     from distributed import Client
 
-    try:
-        client = Client(address, timeout=_PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"the scheduler {address} does not answer within {_PATIENCE} seconds: {reason}") from None
-    with client:
+    asyncio.run(_check_answers(address))
+    with Client(address, timeout=_PATIENCE) as client:
         if not client.scheduler_info()["workers"]:
             raise RuntimeError(f"the scheduler {address} has no workers; start some with: dask worker {address}")
         yield client
+
+
+async def _check_answers(address: str) -> None:
+    """Connect, and no more: a client that could not connect waits long in its closing, and prints its troubles."""
+    from distributed.comm import connect
+
+    try:
+        comm = await connect(address, timeout=_PATIENCE)
+    except ValueError as error:
+        raise ValueError(f"--scheduler {address}: {error}") from None
+    except Exception:  # whoever answers there may send anything
+        raise OSError(f"no Dask scheduler answers at {address} within {_PATIENCE} seconds") from None
+    await comm.close()
 
 
 def _by_client(client: Any, tasks: Tasks, done: Done) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.outofcore.formats import format_of
+from xpconv.outofcore.formats import format_of, is_zarr
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Source:
         return len(self.shape)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        with _opened(self.path, self.kind) as (array, _):
+        with _in_its_name(self.path), _opened(self.path, self.kind) as (array, _):
             return np.array(array[index])  # a copy, since the file is closed here
 
     def version(self) -> list[int]:
@@ -78,15 +78,21 @@ def source(path: Path) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     path = path.resolve()
+    with _in_its_name(path), _opened(path, kind) as (array, axes):
+        chunks = getattr(array, "chunks", None)
+        found = Source(path, kind, tuple(array.shape), np.dtype(array.dtype), chunks, axes)
+        if array.size:
+            array[(slice(-1, None),) * found.ndim]  # the last element: a file that was cut short lacks it
+        return found
+
+
+@contextmanager
+def _in_its_name(path: Path) -> Iterator[None]:
+    """Errors of readers and decoders, which are of any type and seldom name the file, as one that does."""
     try:
-        with _opened(path, kind) as (array, axes):
-            chunks = getattr(array, "chunks", None)
-            found = Source(path, kind, tuple(array.shape), np.dtype(array.dtype), chunks, axes)
-            if array.size:
-                found[(slice(-1, None),) * found.ndim]  # the last element: a file that was cut short lacks it
-            return found
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:  # what the readers raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        yield
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise OSError(f"{path} cannot be read as an array in parts: {reason}") from None
 
 
@@ -105,6 +111,8 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, str]]:
 def _zarr(path: Path) -> Any:
     import zarr
 
+    if not is_zarr(path):
+        raise ValueError("it is no folder that holds a zarr.json or .zarray")
     found = zarr.open(path, mode="r")
     if not isinstance(found, zarr.Array):
         names = ", ".join(sorted(found.array_keys())) or "none"
