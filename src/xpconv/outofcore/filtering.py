@@ -170,7 +170,7 @@ def _laid_out(work: Job, restart: bool) -> Target:
             )
         try:
             return opened(work.kind, part.array)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # of any type, as the libraries meet what is no file of theirs
             raise OSError(f"{part.array} is damaged ({error}); --restart begins anew") from None
     part.clear()
     create(work.kind, part.array, work.form)
