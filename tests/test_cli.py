@@ -20,7 +20,7 @@ from typer.testing import CliRunner  # noqa: E402
 from xpconv import __main__ as entry  # noqa: E402
 from xpconv import cli, demo, figures  # noqa: E402
 from xpconv import device as module  # noqa: E402
-from xpconv.cli import app, confusion_table, tune_command  # noqa: E402
+from xpconv.cli import app, confusion_table, filter_command, tune_command  # noqa: E402
 from xpconv.device import DeviceInfo  # noqa: E402
 
 
@@ -233,8 +233,8 @@ def test_the_output_is_looked_at_before_the_work(tmp_path, output):
 
 
 def test_depth_that_pillow_loses_is_said_beside_the_result(photo, monkeypatch):
-    read = cli.read_picture
-    monkeypatch.setattr(cli, "read_picture", lambda path: dataclasses.replace(read(path), depth_lost=True))
+    read = filter_command.read_picture
+    monkeypatch.setattr(filter_command, "read_picture", lambda path: dataclasses.replace(read(path), depth_lost=True))
     result = run("filter", photo, "-k", "box", "-o", photo.with_name("out.png"))
     assert result.exit_code == 0
     assert result.stderr == f"xpconv: {photo} holds 16-bit colour, of which Pillow reads the upper 8 bits\n"

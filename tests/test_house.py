@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "pictures": {"files"},
     "figures": {"files", "nn"},
     "demo": {"files", "filters", "figures", "nn", "device"},
-    "cli": {"bench", "cuda", "files", "filters", "layers", "pictures", "demo", "device", "spec"},
+    "outofcore": {"files", "filters"},
+    "cli": {"bench", "cuda", "files", "filters", "layers", "outofcore", "pictures", "demo", "device", "spec"},
     "__main__": {"cli"},
     "__init__": OPERATIONS | {"device", "explanation", "workspace"},
 }

@@ -6,10 +6,12 @@ import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from xpconv.convolution import conv2d
+from xpconv.convolution import conv
 from xpconv.device import backend, to_device
 
 
@@ -23,7 +25,7 @@ class Filter:
     Parameters
     ----------
     name : str
-    kernels : array of shape (count, height, width)
+    kernels : array of shape (count, height, width); (count, *window) for arrays of other axes
     scale, offset : float
     """
 
@@ -33,7 +35,7 @@ class Filter:
     offset: float = 0.0
 
 
-def named_filter(text: str, size: int | None = None) -> Filter:
+def named_filter(text: str, size: int | None = None, *, any_axes: bool = False) -> Filter:
     """Read what stands after ``--kernel``: a name, a file ``*.npy``, or a literal such as ``"[[0, 1], [1, 0]]"``.
 
     Parameters
@@ -43,6 +45,8 @@ def named_filter(text: str, size: int | None = None) -> Filter:
         2-d kernel written as a list of rows
     size : int, optional
         side of the gaussian (5 if not given) or the box (3), odd
+    any_axes : bool
+        whether a file or a literal may hold a kernel of other than 2 axes
 
     Returns
     -------
@@ -71,9 +75,9 @@ def named_filter(text: str, size: int | None = None) -> Filter:
     if text in _FIXED:
         return _FIXED[text]
     if text.endswith(".npy"):
-        return Filter(text, _checked(_load(Path(text)), text)[np.newaxis])
+        return Filter(text, _checked(_load(Path(text)), text, any_axes)[np.newaxis])
     if text.lstrip().startswith("["):
-        return Filter(text, _checked(_parse(text), text)[np.newaxis])
+        return Filter(text, _checked(_parse(text), text, any_axes)[np.newaxis])
     names = ", ".join(sorted([*_FIXED, *_SIZED]))
     raise ValueError(f'no kernel is called {text!r}; there are {names}, a file ending in .npy, and "[[...], [...]]"')
 
@@ -107,20 +111,92 @@ def apply_filter(
     [[10, 10, 10], [10, 10, 10], [10, 10, 10]]
     """
     xp, where = backend(device)
-    brightest = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1.0
-    channels = np.moveaxis(pixels, -1, 0)[..., np.newaxis].astype(np.float32)  # (channels, height, width, 1)
-    weight = np.moveaxis(chosen.kernels, 0, -1)[:, :, np.newaxis, :].astype(np.float32)  # (window, 1, kernels)
-    response = conv2d(
-        xp.asarray(channels, device=where),
-        xp.asarray(weight, device=where),
-        padding="same",
-        padding_mode=padding_mode,
-    )
-    response = response[..., 0] if len(chosen.kernels) == 1 else xp.sqrt(xp.sum(response**2, axis=-1))
-    picture = np.moveaxis(to_device(response, "cpu"), 0, -1) * chosen.scale + brightest * chosen.offset
-    if pixels.dtype.kind == "u":
-        picture = np.clip(np.rint(picture), 0, brightest)
-    return picture.astype(pixels.dtype)
+    sums_in = _sums_in(pixels.dtype)
+    planes, weight = _planes(pixels).astype(sums_in), _weight(chosen, sums_in)
+    response = _response(xp.asarray(planes, device=where), xp.asarray(weight, device=where), padding_mode)
+    return _picture(to_device(response, "cpu"), chosen, pixels.dtype)
+
+
+def lazily_filtered(pixels: Any, chosen: Filter, *, padding_mode: str = "symmetric") -> Any:
+    """What `apply_filter` gives, of a Dask array, as a lazy one.
+
+    Parameters
+    ----------
+    pixels : Dask array of shape (*size, channels), as many in size as the kernel has axes
+        of the dtypes that `check_depth` lets pass, with chunks of known sizes
+    chosen : Filter
+    padding_mode : str
+        what lies beyond the border, as in `xpconv.conv`
+
+    Returns
+    -------
+    Dask array of pixels' shape, chunks and dtype
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> lazily_filtered(da.ones((6, 4, 1), chunks=(3, 2, 1)), named_filter("box")).chunks
+    ((3, 3), (2, 2), (1,))
+    """
+    sums_in = _sums_in(pixels.dtype)
+    response = _response(_planes(pixels).astype(sums_in), _weight(chosen, sums_in), padding_mode)
+    return _picture(response, chosen, pixels.dtype)
+
+
+def check_depth(what: str, dtype: np.dtype) -> None:
+    """Refuse what has no depth that sums of floats keep.
+
+    Parameters
+    ----------
+    what : str
+        how messages call the array
+    dtype : numpy.dtype
+
+    Raises
+    ------
+    ValueError
+        neither integers of up to 32 bits nor floats of 16, 32 or 64
+
+    Examples
+    --------
+    >>> check_depth("scan.npy", np.dtype("uint16"))
+    """
+    widest = {"i": 4, "u": 4, "f": 8}.get(dtype.kind, 0)
+    if dtype.itemsize > widest:
+        raise ValueError(f"{what} holds {dtype}; filters take integers of up to 32 bits, and floats of 16, 32 or 64")
+
+
+def _sums_in(dtype: np.dtype) -> type[np.floating]:
+    """The floats that hold every value of the dtype, or are as wide."""
+    return np.float64 if dtype.itemsize >= (8 if dtype.kind == "f" else 4) else np.float32
+
+
+def _planes(pixels: Any) -> Any:
+    """Each channel as an image of a batch: (channels, *size, 1)."""
+    return np.moveaxis(pixels, -1, 0)[..., np.newaxis]
+
+
+def _weight(chosen: Filter, dtype: type[np.floating]) -> np.ndarray:
+    """The kernels as filters of one channel: (*window, 1, kernels)."""
+    return np.moveaxis(chosen.kernels, 0, -1)[..., np.newaxis, :].astype(dtype)
+
+
+def _response(planes: Any, weight: Any, padding_mode: str) -> Any:
+    """What the kernels answer, or the length of their answers: (channels, *size)."""
+    response = conv(planes, weight, padding="same", padding_mode=padding_mode)
+    if response.shape[-1] == 1:
+        return response[..., 0]
+    xp = array_namespace(response)
+    return xp.sqrt(xp.sum(response**2, axis=-1))
+
+
+def _picture(response: Any, chosen: Filter, dtype: np.dtype) -> Any:
+    """A response as pixels of the dtype: (*size, channels)."""
+    lowest, brightest = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (0, 1.0)
+    picture = np.moveaxis(response, 0, -1) * chosen.scale + brightest * chosen.offset
+    if dtype.kind in "iu":
+        picture = np.clip(np.rint(picture), lowest, brightest)
+    return picture.astype(dtype)
 
 
 # -- kernels ---------------------------------------------------------------------------------------------------------
@@ -182,9 +258,10 @@ def _parse(text: str) -> np.ndarray:
         ) from None
 
 
-def _checked(kernel: np.ndarray, text: str) -> np.ndarray:
-    if kernel.ndim != 2 or kernel.size == 0:
-        raise ValueError(f"the kernel {text} must have two axes and at least one value, it has shape {kernel.shape}")
+def _checked(kernel: np.ndarray, text: str, any_axes: bool) -> np.ndarray:
+    if kernel.size == 0 or (kernel.ndim == 0 if any_axes else kernel.ndim != 2):
+        axes = "axes" if any_axes else "two axes"
+        raise ValueError(f"the kernel {text} must have {axes} and at least one value, it has shape {kernel.shape}")
     if kernel.dtype.kind not in "iufb":
         raise ValueError(f"the kernel {text} must hold real numbers, it holds {kernel.dtype}")
     if not np.isfinite(kernel).all():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +14,8 @@ from rich.table import Table
 from xpconv.cli.bench_command import bench
 from xpconv.cli.errors import errors_in_one_line
 from xpconv.cli.explain_command import explain
+from xpconv.cli.filter_command import filter_file
 from xpconv.device import choose, devices
-from xpconv.filters import apply_filter, named_filter
-from xpconv.pictures import check_output, read_picture, write_picture
 
 app = typer.Typer(
     help="Convolution and pooling for the array you already have.",
@@ -29,20 +27,11 @@ app = typer.Typer(
 
 app.command()(bench)
 app.command()(explain)
+app.command("filter")(filter_file)
 
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda or cuda:1; auto takes what XPCONV_DEVICE names, else a GPU if one answers.")
 ]
-
-
-class PaddingMode(StrEnum):
-    """What lies beyond the border of a picture."""
-
-    symmetric = "symmetric"
-    reflect = "reflect"
-    edge = "edge"
-    wrap = "wrap"
-    zeros = "zeros"
 
 
 def print_version(wanted: bool) -> None:
@@ -83,47 +72,6 @@ def list_devices() -> None:
                 typer.echo(f"{device.name}: {device.reason}")
         chosen, _ = choose()
         typer.echo(f"auto takes {chosen.name}")
-
-
-@app.command("filter")
-def filter_picture(
-    picture: Annotated[Path, typer.Argument(help="Picture to read: PNG, JPEG, TIFF, WebP, ...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write; the extension says the format.")],
-    kernel: Annotated[
-        str,
-        typer.Option(
-            "--kernel",
-            "-k",
-            help="sobel, gaussian, sharpen, emboss, laplacian or box; a file .npy; or rows, as in '[[0, 1], [-1, 0]]'.",
-        ),
-    ],
-    size: Annotated[int | None, typer.Option(help="Side of the gaussian (default 5) or the box (3), odd.")] = None,
-    padding_mode: Annotated[PaddingMode, typer.Option(help="What lies beyond the border.")] = PaddingMode.symmetric,
-    device: Device = "auto",
-) -> None:
-    """Convolve a picture with a kernel.
-
-    Each channel is convolved by itself (the kernel is flipped, as in mathematics), alpha is kept, and the result has
-    the size and depth of the picture. sobel shows how steep the brightness is; emboss and laplacian show zero as
-    mid-grey.
-
-    Examples:
-
-    - `xpconv filter photo.jpg --kernel sobel -o edges.png`
-
-    - `xpconv filter photo.jpg --kernel gaussian --size 21 -o soft.jpg`
-
-    - `xpconv filter scan.png --kernel "[[0, -1, 0], [-1, 5, -1], [0, -1, 0]]" -o crisp.png`
-    """
-    with errors_in_one_line():
-        chosen = named_filter(kernel, size)
-        check_output(output)
-        original = read_picture(picture)
-        pixels = apply_filter(original.pixels, chosen, padding_mode=padding_mode.value, device=device)
-        write_picture(output, original.with_pixels(pixels))
-        if original.depth_lost:
-            typer.echo(f"xpconv: {picture} holds 16-bit colour, of which Pillow reads the upper 8 bits", err=True)
-        typer.echo(f"{output}: {picture} convolved with {chosen.name}")
 
 
 @app.command()
