@@ -143,17 +143,24 @@ def test_an_interrupted_result_goes_on_without_redoing_what_is_finished(tmp_path
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize(("written", "number"), [("out.npy", 9), ("out.zarr", 9), ("out.tif", 9), ("out.zarr", 2)])
-def test_a_process_that_is_killed_is_gone_on_with(tmp_path, written, number):
+@pytest.mark.parametrize(
+    ("written", "number", "scheduler"),
+    [
+        ("out.npy", 9, "threads"), ("out.zarr", 9, "threads"), ("out.tif", 9, "threads"), ("out.zarr", 2, "threads"),
+        ("out.npy", 2, "processes"),
+    ],
+)  # fmt: skip
+def test_a_process_that_is_killed_is_gone_on_with(tmp_path, written, number, scheduler):
     put(tmp_path / "in.npy", values(640, 640))
     arguments = ["in.npy", "-k", "gaussian", "--size", 5, "-o", written, "--chunks", 32]
-    command = [sys.executable, "-m", "xpconv", "filter", *map(str, arguments)]
+    command = [sys.executable, "-m", "xpconv", "filter", *map(str, arguments), "--scheduler", scheduler]
+    how = {"cwd": tmp_path, "start_new_session": True, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     part = Part(tmp_path / written)
-    with subprocess.Popen(command, env=HERE, cwd=tmp_path, stdout=-3, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=HERE, text=True, **how) as process:
         while len(part.finished()) < 5:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.005)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal does with Ctrl-C
         process.wait(30)
         said = process.stderr.read()
     assert not (tmp_path / written).exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -69,7 +70,12 @@ def _local() -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     how = {"processes": True, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
-    with LocalCluster(**how) as cluster, Client(cluster) as client:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which workers inherit: this process ends them
+    try:
+        cluster = LocalCluster(**how)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with cluster, Client(cluster) as client:
         yield client
 
 
