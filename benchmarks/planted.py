@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 ROUNDS = 9
-LAYERS = ("LeNet", "ResNet-50 3x3 64->64, 56x56", "depthwise 3x3 of 144 maps, 56x56", "pooling")
+LAYERS = (  # of some milliseconds, which a process does not change as much as it does those of some microseconds
+    "ResNet-50 3x3 64->64, 56x56", "ResNet-50 3x3 256->256, 14x14", "ResNet-50 1x1 64->256, 56x56",
+    "ResNet-50 7x7 3->64, 224x224, stride 2", "ResNet-50 3x3 128->128, 56x56, stride 2", "VGG-16 3x3 128->128, 112x112",
+    "VGG-16 3x3 512->512, 28x28", "dilated", "volume 3x3x3 64->128, 8x56x56", "pooling",
+)  # fmt: skip
 RIVALS = ("torch", "onnxruntime")
 SLOWED, PLANTED = "conv", 0.2
 

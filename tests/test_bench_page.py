@@ -166,6 +166,12 @@ def test_a_bar_goes_from_one_to_the_ratio():
     assert float(bar["width"].rstrip("%")) == axis.at(2) - axis.at(1)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.6, 3.9), (0.29, 120), (1e-4, 1e4), (0.5, 2), (0.011, 0.012)])
+def test_an_axis_is_rounded_outwards_whatever_its_ends(low, high):
+    rounded = LogAxis(low, high).rounded()
+    assert low / 10 <= rounded.low <= low < high <= rounded.high <= high * 10
+
+
 @pytest.mark.parametrize(
     ("ratio", "colour"), [((1.2, 1.1, 1.3), "faster"), ((0.9, 0.8, 0.95), "slower"), ((1.2, 0.9, 1.4), "even")]
 )

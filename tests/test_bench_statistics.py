@@ -185,3 +185,22 @@ def test_other_versions_are_a_warning():
     for found, numpy in ((before, "1"), (after, "2")):
         found["machine"] = {"packages": {"numpy": numpy, "torch": "2"}}
     assert compare.compare(before, after).warnings == ("packages differ: numpy 1 before, numpy 2 now",)
+
+
+def test_a_layer_that_the_machine_treats_otherwise_is_no_change_of_ours():
+    steady, others = [1.0] * 9, [row_of(str(i), *[1.0] * 9, torch=1.0) for i in range(20)]
+    before = run_of(row_of("a", *steady, torch=1.0), *others)
+    alone, with_its_rival = (run_of(row_of("a", *[1.3] * 9, torch=torch), *others) for torch in (1.0, 0.6))
+    assert [change.key for change in compare.compare(before, alone).of("slower")] == ["a"]
+    assert not compare.compare(before, with_its_rival).of("slower")
+
+
+def test_a_row_that_copies_limit_has_more_noise():
+    steady = [row_of(str(i), *[1.0] * 9, torch=1.0) for i in range(20)]
+    copies = [row_of("c", *[seconds] * 9, torch=1.0) | {"limit": "copy"} for seconds in (1.0, 1.25, 1.5)]
+    before, after, far = (run_of(row, *steady) for row in copies)
+    assert not compare.compare(before, after).of("slower")
+    assert [change.key for change in compare.compare(before, far).of("slower")] == ["c"]
+    scattered = [row_of(f"c{i}", *[2.0**i] * 9, torch=1.0) | {"limit": "copy"} for i in range(-2, 3)]
+    level = [row | {"rounds": copies[0]["rounds"]} for row in scattered]
+    assert not compare.compare(run_of(*level, *steady), run_of(*scattered, *steady)).of("slower")

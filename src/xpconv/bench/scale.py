@@ -11,6 +11,11 @@ _FEW_DECADES = 3.2  # below this, powers of ten alone are too few ticks
 TIMES, UNKNOWN = "\u00d7", "\u2013"  # the multiplication sign, a dash
 
 
+def _power(exponent: int) -> float:
+    """Of ten, exact from one on."""
+    return 10**exponent if exponent >= 0 else 1 / 10**-exponent
+
+
 @dataclass(frozen=True)
 class LogAxis:
     """A logarithmic axis from `low` to `high`."""
@@ -31,8 +36,11 @@ class LogAxis:
         --------
         >>> LogAxis(0.6, 3.9).rounded()
         LogAxis(low=0.5, high=5)
+        >>> LogAxis(0.3, 120.0).rounded()
+        LogAxis(low=0.1, high=1000)
         """
-        wider = LogAxis(self.low / 3, self.high * 3).ticks()
+        decades = LogAxis(_power(floor(log10(self.low))), _power(ceil(log10(self.high))))
+        wider = [decades.low, *LogAxis(self.low / 3, self.high * 3).ticks(), decades.high]
         return LogAxis(max(v for v in wider if v <= self.low), min(v for v in wider if v >= self.high))
 
     def at(self, value: float) -> float:
@@ -56,7 +64,7 @@ class LogAxis:
         """
         steps = (1, 2, 5) if log10(self.high / self.low) < _FEW_DECADES else (1,)
         powers = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
-        values = [step * 10**power if power >= 0 else step / 10**-power for power in powers for step in steps]
+        values = [step * _power(power) if power >= 0 else step / _power(-power) for power in powers for step in steps]
         return [value for value in values if self.low <= value <= self.high]
 
 
