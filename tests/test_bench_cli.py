@@ -53,10 +53,10 @@ def refused(status, *arguments, monkeypatch):
 def test_bench_measures_a_layer_in_words_shows_and_saves_it(tmp_path):
     result = call("bench", *QUICK, "--save", tmp_path / "a.json")
     assert result.exit_code == 0, result.output
-    assert re.search(r"conv2d x=1,5,6,4.* direct", result.stdout)
+    saved = record.load(tmp_path / "a.json")
+    assert re.search(rf"conv2d x=1,5,6,4.* {saved['rows'][0]['method']}", result.stdout)
     assert "float64, channels_last" in result.stdout
     assert re.search(r"complete after \d+ s, 1 rows", result.stdout)
-    saved = record.load(tmp_path / "a.json")
     assert saved["state"] == "complete"
     assert saved["asked"]["rounds"] == 3
     assert saved["asked"]["rivals"] == []

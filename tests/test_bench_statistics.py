@@ -201,6 +201,3 @@ def test_a_row_that_copies_limit_has_more_noise():
     before, after, far = (run_of(row, *steady) for row in copies)
     assert not compare.compare(before, after).of("slower")
     assert [change.key for change in compare.compare(before, far).of("slower")] == ["c"]
-    scattered = [row_of(f"c{i}", *[2.0**i] * 9, torch=1.0) | {"limit": "copy"} for i in range(-2, 3)]
-    level = [row | {"rounds": copies[0]["rounds"]} for row in scattered]
-    assert not compare.compare(run_of(*level, *steady), run_of(*scattered, *steady)).of("slower")

@@ -170,11 +170,13 @@ def test_a_process_that_is_killed_is_gone_on_with(tmp_path, written, number, sch
         assert said == (
             f"xpconv: interrupted; {finished} of 400 chunks are finished, and the same command goes on from there\n"
         )
-    done = xpconv_filter(*arguments, cwd=tmp_path)
+    done = xpconv_filter(*arguments, "--scheduler", scheduler, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{finished} of 400 chunks were finished before\n")
     (tmp_path / "whole").mkdir()
-    filtered(tmp_path / "in.npy", tmp_path / "whole" / written, named_filter("gaussian", 5), chunks=[32])
+    arguments[arguments.index(written)] = f"whole/{written}"
+    whole = xpconv_filter(*arguments, "--scheduler", scheduler, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
     assert content(tmp_path / written) == content(tmp_path / "whole" / written)
 
 

@@ -4,7 +4,7 @@ The model, in logarithms of times. Between the runs every candidate on a device 
 is estimated from what is not under test: the median of the rivals' changes over the rows, or without rivals the change
 of the device's own limits. What the rivals' changes scatter about that factor is the noise of a change, which has in it
 the noise within both runs and all that differs from one process to the next. Rows that copies limit have more of it,
-since how much of a shared cache is free differs too: for them it is at least 8 %, and what they scatter themselves.
+since how much of a shared cache is free differs too: for them it is taken to be at least 10 %.
 
 A row got slower or faster where its change, less the machine's, is more than 5 % and more than 3.5 times that noise,
 and so is its change less that of the row's own rivals, who were there when other work disturbed it; where it is more
@@ -31,7 +31,7 @@ LEAST = 0.05  # a change that is worth a word
 _SURE = 3.5  # times the noise, of both changes: of 1000 rows two at most are beyond by chance
 _MANY = 16  # changes that tell how large the noise is; fewer may agree by chance
 _FLOOR, _FLOOR_OF_FEW = 0.015, 0.04  # the least noise that is believed
-_FLOOR_OF_COPIES = 0.08  # an unchanged max pool took a quarter longer in the next process
+_FLOOR_OF_COPIES = 0.1  # an unchanged max pool took a quarter longer in the next process
 _ROUNDS = 3  # of fewer the median says next to nothing
 
 
@@ -42,11 +42,10 @@ class Machine:
     factor: float  # times: above 1 the machine was slower in the later run
     noise: float  # of the logarithm of a change
     by: str
-    noise_of_copies: float = 0.0  # of rows that these limit
 
     def beyond(self, *, copies: bool = False) -> float:
         """How large a change has to be to count."""
-        return max(LEAST, math.expm1(_SURE * (max(self.noise, self.noise_of_copies) if copies else self.noise)))
+        return max(LEAST, math.expm1(_SURE * (max(self.noise, _FLOOR_OF_COPIES) if copies else self.noise)))
 
     def __str__(self) -> str:
         return (
@@ -108,19 +107,17 @@ def machine(both: Sequence[tuple[Row, Row]], limits_before: Row, limits_after: R
     """How a device changed, from its rows in both records, and from its limits."""
     changes = [found for before, after in both for found in _changes_of_rivals(before, after)]
     floor = _FLOOR if len(changes) >= _MANY else _FLOOR_OF_FEW
-    copying = [_logarithm(after) - _logarithm(before) for before, after in both if _is_copying(after)]
-    of_copies = max(_FLOOR_OF_COPIES, deviation(copying or [0.0]))
     if changes:
         middle = median(changes)
         by = f"{len(changes)} times of rivals"
-        return Machine(math.exp(middle), max(floor, deviation(changes)), by, of_copies)
+        return Machine(math.exp(middle), max(floor, deviation(changes)), by)
     changes = list(_changes_of_limits(limits_before, limits_after))
     if not changes:
-        return Machine(1.0, floor, "nothing, for there is nothing to compare", of_copies)
+        return Machine(1.0, floor, "nothing, for there is nothing to compare")
     middle = median(changes)
     ours = [_logarithm(after) - _logarithm(before) - middle for before, after in both]
     noise = max(floor, max(changes) - middle, deviation(ours))
-    return Machine(math.exp(middle), noise, "its matrix products and copies", of_copies)
+    return Machine(math.exp(middle), noise, "its matrix products and copies")
 
 
 def change(before: Row, after: Row, device: Machine) -> Change:
