@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
@@ -20,13 +21,22 @@ def sides(_: str, case: Case, data: Data, place: Place) -> Iterator[Side]:
 
     if case.plain:
         raise Unsuited("is compared on layers of several maps")
-    jax.config.update("jax_enable_x64", True)  # or float64 is float32
     platform, _, index = place.device.partition(":")
     device = jax.devices(platform)[int(index or 0)]
     names = {"input gradient": ("gy", "w"), "weight gradient": ("x", "gy")}.get(case.operation, ("x", "w"))
-    arrays = [jax.device_put(data[name], device) for name in names[: 1 if case.operation in POOLINGS else 2]]
-    call = jax.jit(_function(case)).lower(*arrays).compile()
+    with _wide(jax):
+        arrays = [jax.device_put(data[name], device) for name in names[: 1 if case.operation in POOLINGS else 2]]
+        call = jax.jit(_function(case)).lower(*arrays).compile()
     yield Side("jax", lambda: call(*arrays).block_until_ready(), np.asarray)
+
+
+def _wide(jax: Any) -> AbstractContextManager[Any]:
+    """A context in which float64 is not float32; what is made in it computes so later too."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # before JAX 0.8
+
+    return enable_x64()
 
 
 def _function(case: Case) -> Callable[..., Any]:
