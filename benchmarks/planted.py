@@ -1,9 +1,9 @@
 """Whether `xpconv bench --compare` finds a slow-down of a fifth in one engine function, and none in an unchanged run.
 
-python -m benchmarks.planted    # about three minutes
+python -m benchmarks.planted    # about ten minutes
 
-Three runs of small layers beside torch and onnxruntime, each in a process of its own: one, the same again, and one in
-which every convolution waits, busily, for a fifth of the time that it has taken.
+Three runs of layers of some milliseconds beside torch and onnxruntime, each in a process of its own: one, the same
+again, and one in which every convolution waits, busily, for a fifth of the time that it has taken.
 """
 
 from __future__ import annotations

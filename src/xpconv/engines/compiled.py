@@ -150,6 +150,11 @@ def _two_passes(x: Array, taps: tuple[Array, ...], bias: Array | None, spec: Con
     return by_kernels("plane", channels_last(between, spec.layout), across[None], bias, rows, 0, None, out)
 
 
+def holds(out: Any, spec: ConvSpec, dtype: Any) -> bool:
+    """Whether a result can be written to the user's memory as it is: NumPy's own, of its shape and dtype."""
+    return type(out) is np.ndarray and out.flags.aligned and (out.shape, out.dtype) == (spec.y_shape, dtype)
+
+
 def is_written_by(kernel: str, y: Array) -> bool:
     """Whether kernels write a channels-last result that lies so: channels side by side, or all planes dense."""
     planes = np.moveaxis(y, -1, 1).flags.c_contiguous

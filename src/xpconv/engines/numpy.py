@@ -71,7 +71,7 @@ def into(request: Request) -> bool:
         return False
     arrays: Any = request.arrays
     (x, w, bias), chosen = arrays, {name: options[name] for name in ("fill_value", "activation", "method")}
-    if type(out) is not np.ndarray or not out.flags.aligned or (out.shape, out.dtype) != (spec.y_shape, x.dtype):
+    if not compiled.holds(out, spec, x.dtype):
         return False
     x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
     _convolved(x, w, bias, spec, out.dtype, out=channels_last(out, spec.layout), **chosen)

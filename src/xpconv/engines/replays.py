@@ -41,9 +41,7 @@ def replay_into(request: Request) -> Callable[..., Any] | None:
     It also answers NotImplemented where `out` cannot be written, or may share memory with what is read.
     """
     out, spec, x = request.out, request.spec, request.arrays[0]
-    if request.operation != "conv" or x is None or x.dtype.char not in "fd" or type(out) is not np.ndarray:
-        return None
-    if not out.flags.aligned or (out.shape, out.dtype) != (spec.y_shape, x.dtype):
+    if request.operation != "conv" or x is None or x.dtype.char not in "fd" or not compiled.holds(out, spec, x.dtype):
         return None
     prepared = _prepared_conv(x, out, request)
     if prepared is None or not compiled.is_written_by(prepared[0], channels_last(out, spec.layout)):

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TypeAlias
 
 import numpy as np
 
 from xpconv.cpu.compiled.blocks import Sources
+from xpconv.cpu.compiled.ir import Kernel, Value
 from xpconv.spec import Array, ConvSpec, Sizes
 
 Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
@@ -66,6 +68,11 @@ class Call:
         spec, size = self.spec, self.itemsize
         nbytes = spec.batch * math.prod(spec.out_size) * spec.filters * size
         return nbytes >= STREAMED and in_lines(self.y_strides, spec.filters // spec.groups * size, size)
+
+
+def streamed_now(kernel: Kernel, given: SimpleNamespace) -> Value:
+    """Inside a kernel: above 0 where a result that may be stored past the caches begins a line of them now."""
+    return (given.y % LINE).equals(0).where(given.streams, kernel.constant(0))
 
 
 def in_lines(strides: Sizes, width: int, size: int) -> bool:

@@ -21,7 +21,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.call import LINE, Call, in_lines
+from xpconv.cpu.compiled.call import Call, in_lines, streamed_now
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, take, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Finish, each_tile, finishing
@@ -203,7 +203,7 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: _Taps) -> tupl
     block = blocks.opened(kernel, given, item, scratch)
     source = blocks.read(kernel, given, block, scratch, gather)
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
-    stream = (given.y % LINE).equals(0).where(given.streams, kernel.constant(0))
+    stream = streamed_now(kernel, given)
     segment = given.segment.equals(0).where(block.pixels, given.segment)  # windows that follow each other
     with kernel.loop(block.count, step=segment) as first:
 

@@ -17,7 +17,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import LINE, Call
+from xpconv.cpu.compiled.call import Call, streamed_now
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, shape_for, tile_kernels
@@ -149,8 +149,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
     part, count = item % given.parts, given.groups * given.panels
     start, stop = (count * part) // given.parts, (count * (part + 1)) // given.parts
-    own, begins_a_line = scratch + given.own, (given.y % LINE).equals(0)
-    stream = begins_a_line.where(given.streams, kernel.constant(0))
+    own, stream = scratch + given.own, streamed_now(kernel, given)
     source = kernel.variable(given.x)
     with kernel.loop(stop, start=start) as panel:
         group, first = panel // given.panels, (panel % given.panels) * shape.filters

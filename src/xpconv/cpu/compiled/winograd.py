@@ -22,7 +22,7 @@ from xpconv.cpu import winograd
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import LINE, Call
+from xpconv.cpu.compiled.call import Call, streamed_now
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
@@ -291,7 +291,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     width = kernel.minimum(given.filters, stop * shape.filters) - first
     own = results - block.row * given.out_line * given.filters * size
     y = given.turned.equals(1).where(own, given.y + block.first * given.y_item)
-    stream = (given.y % LINE).equals(0).where(given.streams, kernel.constant(0))
+    stream = streamed_now(kernel, given)
     number = block.row // given.unit * given.band
     with kernel.loop(outputs) as t:
         place = given.outputs + (number + t) * 24
