@@ -20,6 +20,10 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
     spectra of tiles and weight gradients; the scratch memory of its compiled kernels, beside which a copy of the
     weight is made; the scratch memory of the CuPy engine's kernels. The default is 64 MiB.
 
+    Beside it the NumPy engine keeps the memory of its last two results of more than 32 MiB, once nothing refers to
+    them and where each is at most four times the limit, for the next ones of their size. The system may take that
+    memory back at any time.
+
     Parameters
     ----------
     nbytes : int

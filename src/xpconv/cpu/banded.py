@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from xpconv.cpu.results import new
 from xpconv.spec import Array, ConvSpec
 
 _BLOCK_BYTES = 1 << 21  # of a block of rows: with an eighth, products of few rows take twice as long
@@ -47,7 +48,7 @@ def by_blocks(x: Array, w: Array, spec: ConvSpec, limit: int, row_bytes: tuple[i
 
 def empty(spec: ConvSpec, dtype: np.dtype) -> Array:
     """A result (N, *out, C) that lies in memory as the spec's layout wants it."""
-    y = np.empty(spec.y_shape, dtype)
+    y = new(spec.y_shape, dtype)
     return y if spec.layout == "channels_last" else np.moveaxis(y, 1, -1)
 
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from xpconv.cpu.results import new
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _BLOCK_BYTES = 1 << 24  # of tiles before and after their transforms: with a quarter, a third more time
@@ -95,7 +96,7 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     weight = transformed_weight(w, transform)
     if spec.axes == 1:
         x, spec = x[:, :, None], as_images(spec)
-    y = np.empty((spec.batch, *spec.out_size, spec.filters), x.dtype)
+    y = new((spec.batch, *spec.out_size, spec.filters), x.dtype)
     (dilated_down, dilated_across), lead = spec.dilation[-_SPACE:], spec.axes - _SPACE
     for down in range(dilated_down):
         for across in range(dilated_across):

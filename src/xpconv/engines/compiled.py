@@ -14,9 +14,10 @@ import numpy as np
 from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import banded, separable, winograd
 from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled, winograd_gradient_pays
+from xpconv.cpu.results import new
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
 from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
+from xpconv.spec import Array, ConvSpec, PoolSpec
 from xpconv.workspace import current_limit
 
 
@@ -92,19 +93,6 @@ def stored_and_left(activation: str | None) -> tuple[str | None, Callable[[Array
 
 
 _STORED = ("relu", "leaky_relu")
-
-
-def new(shape: Sizes, dtype: Any) -> Array:
-    """Memory for a result; a large one begins with a line of the caches, past which kernels then store it."""
-    size, per_line = math.prod(shape), _LINE // dtype.itemsize
-    if size * dtype.itemsize < _LARGE:
-        return np.empty(shape, dtype)
-    memory = np.empty(size + per_line, dtype)
-    start = -(memory.ctypes.data // dtype.itemsize) % per_line
-    return memory[start : start + size].reshape(shape)
-
-
-_LINE, _LARGE = 64, 1 << 20  # bytes
 
 
 def by_axes(
@@ -237,7 +225,7 @@ _LONG_PLANE = 1024  # elements, side by side, that NumPy reduces faster than ker
 
 def pooled(operation: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
     """By a pooling of the compiled kernels, which read `x` where it lies and pad on the way."""
-    y = np.empty(spec.y_shape, x.dtype)
+    y = new(spec.y_shape, x.dtype)
     prepared_pooling(operation, x, y, spec, divisor)(x, y)
     return y
 

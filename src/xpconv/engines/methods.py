@@ -8,6 +8,7 @@ import numpy as np
 
 from xpconv.cpu import overlap, separable, signals, small, winograd
 from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, may_separate, row_bytes, tiles
+from xpconv.cpu.results import new
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
@@ -70,7 +71,7 @@ def gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
         w = np.flip(w, axis=tuple(range(spec.axes)))
     per_group, maps = spec.channels // spec.groups, spec.filters // spec.groups
     length = math.prod(spec.window) * per_group
-    y = np.empty((spec.batch, *spec.out_size, spec.filters), dtype=x.dtype)
+    y = new((spec.batch, *spec.out_size, spec.filters), x.dtype)
     for group in range(spec.groups):
         columns = windows(x[..., group * per_group : (group + 1) * per_group], spec)
         weight = w[..., group * maps : (group + 1) * maps].reshape(length, maps)

@@ -12,6 +12,7 @@ import numpy as np
 from xpconv.cpu import running
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.plan import row_bytes, spectra_plan, tiles, tiling
+from xpconv.cpu.results import new
 from xpconv.dtypes import widened
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import (
@@ -207,7 +208,7 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
     """The input gradient in the spec's layout, of channels-last `gy` and exchanged `w`."""
     if _is_direct_adjoint(spec):
         return _convolved(gy, w, bias, spec.input_adjoint, gy.dtype, activation=activation)
-    gx = np.empty((spec.batch, *spec.size, spec.channels), gy.dtype)
+    gx = new((spec.batch, *spec.size, spec.channels), gy.dtype)
     for phase in replace(spec, layout="channels_last").input_phases:
         here = gx[(slice(None), *phase.places)]
         if 0 in phase.spec.window:

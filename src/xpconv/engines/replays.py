@@ -12,6 +12,7 @@ import numpy as np
 
 from xpconv.cpu import small
 from xpconv.cpu.plan import direct_by, passes_pay, row_bytes, spectra_plan
+from xpconv.cpu.results import new
 from xpconv.engines import compiled
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, weight_last
 from xpconv.engines.methods import planned
@@ -78,7 +79,7 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     shape, dtype, (_, call, finish) = y[request.drop].shape, x.dtype, prepared
 
     def again(x: Array, w: Array, bias: Array | None) -> Any:
-        y = compiled.new(shape, dtype)
+        y = new(shape, dtype)
         if not call(x, w, bias, y):
             return NotImplemented
         return y if finish is None else finish(y)
@@ -128,7 +129,7 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
     dtype, drop = gx.dtype, request.drop
 
     def again(gy: Array, w: Array, bias: Array | None) -> Any:
-        gx, w = np.empty(shape, dtype), exchange(w)
+        gx, w = new(shape, dtype), exchange(w)
         last = channels_last(gx, layout)
         if not all(call(gy, w[taps], bias, last[place]) for call, place, taps in calls):
             return NotImplemented
@@ -201,7 +202,7 @@ def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     dtype = x.dtype
 
     def again(x: Array) -> Any:
-        y = np.empty(shape, dtype)
+        y = new(shape, dtype)
         call(x, y)
         return y
 

@@ -12,6 +12,7 @@ from xpconv.cpu.compiled.address import address_of
 from xpconv.cpu.compiled.build import library
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import name_of, transpose_kernel
+from xpconv.cpu.results import new
 from xpconv.spec import Array
 
 _SIDE = 256  # rows and columns of a tile that is one item, about
@@ -24,7 +25,7 @@ def turned(x: Array) -> Array:
     count, rows, columns = x.shape
     compiled = library(f"turn-{name_of(x.dtype)}", partial(_make, dtype=name_of(x.dtype)))
     assert compiled is not None
-    y, tiles = np.empty((count, columns, rows), x.dtype), (-(-rows // _SIDE), -(-columns // _SIDE))
+    y, tiles = new((count, columns, rows), x.dtype), (-(-rows // _SIDE), -(-columns // _SIDE))
     arguments = np.array([address_of(x), address_of(y), rows, columns, *tiles], np.int64)
     team = threads.thread_count() if x.size > _SINGLE else 1
     threads.run(compiled.address("turn"), arguments, count * tiles[0] * tiles[1], 0, team)
