@@ -35,7 +35,10 @@ def large(dtype=np.float32):
 @pytest.mark.parametrize("shape", [(), (0,), (3, 5), (1 << 18,), (3, 1 << 20), (5, 7 << 20)])
 def test_a_result_is_an_ordinary_array(shape, dtype):
     y = results.new(shape, np.dtype(dtype))
-    assert (y.shape, y.dtype) == (shape, dtype) and y.flags.c_contiguous and y.flags.writeable and y.flags.aligned
+    assert (y.shape, y.dtype) == (shape, dtype)
+    assert y.flags.c_contiguous
+    assert y.flags.writeable
+    assert y.flags.aligned
     assert y.nbytes < 1 << 20 or address(y) % 64 == 0
     y[...] = 1
     assert np.all(y[-1:] == 1 if shape else y == 1)
@@ -126,7 +129,8 @@ def test_threads_never_share_a_result():
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and len(results._kept) <= 2
+    assert not wrong
+    assert len(results._kept) <= 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

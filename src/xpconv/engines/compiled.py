@@ -17,7 +17,7 @@ from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled, 
 from xpconv.cpu.results import new
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
 from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec, PoolSpec
+from xpconv.spec import Array, ConvSpec, Phase, PoolSpec, ScatterSpec, in_layout
 from xpconv.workspace import current_limit
 
 
@@ -236,6 +236,69 @@ def prepared_pooling(operation: str, x: Array, y: Array, spec: PoolSpec, divisor
         operation, x, y, spec.reading, sources, divisor, current_limit()
     )
     return call
+
+
+def takes_indexed(dtype: Any, spec: PoolSpec) -> bool:
+    present = kernels()
+    return present is not None and pool_is_compiled(spec) and present.pools_indexed(dtype, spec, current_limit())
+
+
+def pooled_with_indices(x: Array, spec: PoolSpec) -> tuple[Array, Array]:
+    """The largest elements and their flat indices in the plane."""
+    y, indices = new(spec.y_shape, x.dtype), new(spec.y_shape, np.dtype(np.int64))
+    x_last, y_last, i_last = (channels_last(a, spec.layout) for a in (x, y, indices))
+    _present().indexed_pooling(x_last, y_last, i_last, spec.reading, sources, current_limit())(x, y, indices)
+    return y, indices
+
+
+def takes_pooling_gradient(dtype: Any, spec: PoolSpec) -> bool:
+    present = kernels()
+    if present is None or not pool_is_compiled(spec):
+        return False
+    return all(present.pools(dtype, phase.spec, current_limit()) for phase in _phases(spec) if phase.is_reached)
+
+
+def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
+    """Every element of `gy`, divided, added to all elements that its window had: sums over windows of `gy`, those of
+    each phase of the stride by themselves.
+    """
+    strided = set(spec.stride) != {1}
+    layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
+    gx, gy = new(in_layout(layout, spec.batch, spec.size, spec.channels), gy.dtype), channels_last(gy, spec.layout)
+    for phase in _phases(spec):
+        here = channels_last(gx, layout)[(slice(None), *phase.places)]
+        if phase.is_reached:
+            _present().prepared_pooling("added", gy, here, phase.spec, sources, divisor, current_limit())(gy, here)
+        else:
+            here[...] = 0
+    return laid_out(gx, spec.layout) if strided else gx
+
+
+@lru_cache(maxsize=128)
+def _phases(spec: PoolSpec) -> tuple[Phase, ...]:
+    """Those of a convolution of each channel with ones that has the same windows, and ends with the last of them."""
+    axes = zip(spec.size, spec.padding, spec.out_size, spec.stride, spec.reach, strict=True)
+    ones = ConvSpec(
+        layout="channels_last", batch=spec.batch, channels=spec.channels, size=spec.size, window=spec.window,
+        stride=spec.stride, padding=tuple((lo, (out - 1) * s + m - n - lo) for n, (lo, _), out, s, m in axes),
+        dilation=spec.dilation, filters=spec.channels, groups=spec.channels, flip=False,
+    )  # fmt: skip
+    return tuple(ones.input_phases)
+
+
+def scattered(values: Array, indices: Array, spec: ScatterSpec) -> Array | None:
+    """Values added at their flat indices in planes of zeros; None where NumPy does."""
+    present = kernels()
+    if present is None or values.dtype.char not in "fd" or not present.available() or values.size < _FEW:
+        return None
+    planes = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), values.dtype)
+    shapes = ((spec.batch, math.prod(size), spec.channels) for size in (spec.out_size, spec.out_size, spec.size))
+    given = (channels_last(a, spec.layout) for a in (values, indices, planes))
+    present.scattered(*(a.reshape(shape) for a, shape in zip(given, shapes, strict=True)))
+    return planes
+
+
+_FEW = 1000  # values that NumPy adds sooner than kernels are called
 
 
 def finite(y: Array) -> bool:

@@ -211,10 +211,10 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
     gx = new((spec.batch, *spec.size, spec.channels), gy.dtype)
     for phase in replace(spec, layout="channels_last").input_phases:
         here = gx[(slice(None), *phase.places)]
-        if 0 in phase.spec.window:
-            here[...] = epilogue(np.zeros((1,) * gx.ndim, gx.dtype), bias, activation, "channels_last", gx.dtype)
-        else:
+        if phase.is_reached:
             _convolved(gy, w[phase.taps], bias, phase.spec, gy.dtype, activation=activation, out=here)
+        else:
+            here[...] = epilogue(np.zeros((1,) * gx.ndim, gx.dtype), bias, activation, "channels_last", gx.dtype)
     return compiled.laid_out(gx, spec.layout)
 
 
@@ -257,6 +257,8 @@ def unfold(x: Array, spec: PoolSpec) -> Array:
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     """By the compiled kernels, or running maxima, axis by axis."""
+    if return_indices and compiled.takes_indexed(x.dtype, spec):
+        return compiled.pooled_with_indices(x, spec)
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
     if compiled.takes_pooling(x.dtype, spec):
@@ -309,6 +311,16 @@ def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
     return y if keepdims else y.reshape(spec.batch, spec.channels)
 
 
+def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Any:
+    """By the compiled kernels: sums over windows of the gradients' shares."""
+    if not compiled.takes_pooling_gradient(gy.dtype, spec):
+        return NotImplemented  # the agnostic engine's sums are what NumPy would do
+    shared = shared_divisor(spec, count_include_pad, divisor)
+    if shared is None:
+        gy, shared = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), 1.0
+    return compiled.shared_out(gy, spec, shared)
+
+
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every value put at its index; NumPy lets the last of several count."""
     flat = (spec.batch, math.prod(spec.out_size), spec.channels)
@@ -321,6 +333,9 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every gradient added at its index."""
+    gx = compiled.scattered(gy, indices, spec)
+    if gx is not None:
+        return gx
     dtype, places = gy.dtype, math.prod(spec.size)
     flat = (spec.batch, math.prod(spec.out_size), spec.channels)
     gy, indices = (channels_last(a, spec.layout).reshape(flat) for a in (widened(gy), indices))

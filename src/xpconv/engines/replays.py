@@ -162,7 +162,7 @@ def _prepared_part(
     gy: Array, w: Array, gx: Array, part: ConvSpec, activation: str | None
 ) -> Callable[..., bool] | None:
     """The kernels' call of a part; None for what they do not compute, or do not write where it belongs."""
-    if 0 in part.window:
+    if 0 in part.window:  # no tap reaches these places
         return None
     kernel = compiled.kernel_of(gy.dtype, part, planned(gy, part, "auto").method)
     if not kernel or kernel == "plane" or not compiled.is_written_by(kernel, gx):

@@ -205,6 +205,11 @@ class Phase:
     taps: tuple[slice, ...]  # of the weight; empty on an axis where no tap reaches these places
     spec: ConvSpec
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether any tap reaches these places."""
+        return 0 not in self.spec.window
+
 
 @dataclass(frozen=True)
 class PoolSpec(Windows):

@@ -215,6 +215,15 @@ class Kernel:
         larger = (first > second).where(first, second)  # the second where either is a NaN
         return first.is_nan().where(first, larger)
 
+    def narrowed(self, number: Value, bits: int) -> Value:
+        """An integer as one of so many bits, of which it needs no more."""
+        return number if bits == I64.width else Value(self, self.builder.trunc(number.raw, ir.IntType(bits)))
+
+    def widened(self, numbers: Value) -> Value:
+        """A vector of integers as one of 64-bit integers."""
+        kind = vector(I64, numbers.type.count)
+        return numbers if numbers.type == kind else Value(self, self.builder.sext(numbers.raw, kind))
+
     def any_bit(self, words: Value) -> Value:
         """All bits that are set in any lane of a vector of integers."""
         total = Value(self, self.builder.extract_element(words.raw, ir.Constant(I32, 0)))

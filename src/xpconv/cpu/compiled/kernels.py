@@ -12,7 +12,9 @@ from xpconv.cpu.compiled import (
     direct,
     finite,
     gradients,
+    indexed,
     plane,
+    scatter,
     threads,
     turn,
     winograd,
@@ -31,6 +33,7 @@ _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
 }  # fmt: skip
 grad_weight, winograd_grad_weight = gradients.grad_weight, winograd_gradient.grad_weight
 all_finite, thread_count, turned = finite.finite, threads.thread_count, turn.turned
+scattered = scatter.scattered
 
 
 def available() -> bool:
@@ -67,6 +70,17 @@ def prepared_pooling(
 _prepared_pooling = lru_cache(maxsize=128)(channelwise.Pooling)
 
 
+def indexed_pooling(
+    x: Array, y: Array, indices: Array, spec: PoolSpec, sources: Sources, limit: int
+) -> Callable[[Array, Array, Array], None]:
+    """Max pooling with indices of arrays ``(x, y, indices)`` that lie as these do."""
+    strides = strides_of(x), strides_of(y), strides_of(indices)
+    return _indexed_pooling(spec, strides, name_of(x.dtype), threads.thread_count(), sources, limit)
+
+
+_indexed_pooling = lru_cache(maxsize=128)(indexed.IndexedPooling)
+
+
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
     """What is taken of one convolution, within a limit of scratch memory."""
     return _takes(dtype, spec, limit, threads.thread_count())
@@ -90,6 +104,11 @@ def pools(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:
 @lru_cache(maxsize=1024)
 def _pools(dtype: str, spec: PoolSpec, limit: int, _threads: int) -> bool:
     return _here(dtype) and channelwise.takes(dtype, spec, limit)
+
+
+def pools_indexed(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:
+    """Whether such a max pooling with indices is taken."""
+    return _here(name_of(dtype)) and indexed.takes(name_of(dtype), spec, limit)
 
 
 def takes_weight_gradient(dtype: str, spec: ConvSpec, limit: int) -> bool:

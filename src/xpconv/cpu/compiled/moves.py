@@ -76,7 +76,7 @@ def transpose_kernel(module: ir.Module, dtype: str) -> Kernel:
     Elements of a row lie side by side, rows a step of bytes apart. Squares as wide as a register are turned in
     registers, what is left over goes by single elements.
     """
-    kernel = Kernel(module, "transpose", ("source", "source_step", "to", "to_step", "rows", "columns"))
+    kernel = Kernel(module, f"transpose-{dtype}", ("source", "source_step", "to", "to_step", "rows", "columns"))
     source, source_step, to, to_step, rows, columns = kernel.arguments
     lanes, size, element = lanes_of(dtype), np.dtype(dtype).itemsize, FLOATS[dtype]
     kind, whole_rows, whole_columns = vector(element, lanes), rows - rows % lanes, columns - columns % lanes
