@@ -204,3 +204,24 @@ def test_without_threads_the_results_are_the_same(monkeypatch):
     one = xpconv.max_pool2d(x.copy(), 3, return_indices=True)
     for a, b in zip(many, one, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_explain_says_whether_kernels_answer(monkeypatch):
+    x = np.ones((4, 40, 40, 16), np.float32)
+    indices = np.zeros((4, 20, 20, 16), np.int64)
+    calls = [
+        (xpconv.max_pool2d, (x, 2), {"return_indices": True}, "every window with its indices", "agnostic"),
+        (xpconv.max_pool2d, (x, 2), {}, "every window by itself", "numpy"),
+        (xpconv.avg_pool_grad, (x, (3, 3)), {"size": (120, 120)}, "sums over windows of gy", "agnostic"),
+        (xpconv.max_pool_grad, (x[:, :20, :20], indices), {"size": (40, 40)}, "every gradient added", "numpy"),
+    ]
+    for function, arrays, options, reason, _ in calls:
+        plan = xpconv.explain(function, *arrays, **options)
+        assert plan.engine == "numpy"
+        assert reason in plan.reason
+        assert plan.tile.startswith("compiled")
+    monkeypatch.setattr(compiled, "kernels", lambda: None)
+    for function, arrays, options, _, engine in calls:
+        plan = xpconv.explain(function, *arrays, **options)
+        assert plan.engine == engine
+        assert not plan.tile.startswith("compiled")

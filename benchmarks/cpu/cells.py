@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from xpconv.bench.cases import Case
-from xpconv.layers import Layer
+from xpconv.layers import POOLING_GRADIENTS, Layer
 
 GROUPS = ("conv", "lenet", "pool", "filter", "grad", "float64", "overhead")
 
@@ -93,6 +93,10 @@ def _pool() -> Iterator[Cell]:
     for operation, layer in shapes:
         for batch in (1, 8):
             yield Cell("pool", operation, replace(layer, groups=layer.channels), batch, operation)
+    window = _layer("3x3s2 64@112", 112, 64, 64, 3, stride=2, groups=64)
+    for operation in POOLING_GRADIENTS:
+        layer = replace(window, name=f"{operation} {window.name}")
+        yield Cell("pool", operation, layer, 8, operation, peers=("torch",))
 
 
 def _filter() -> Iterator[Cell]:

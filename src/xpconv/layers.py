@@ -25,8 +25,9 @@ DTYPES = (
 PRECISIONS = ("highest", "tf32")
 GRADIENTS = ("input gradient", "weight gradient")
 POOLINGS = ("max pool", "average pool", "global average")
+POOLING_GRADIENTS = ("max pool gradient", "average pool gradient")
 PLAIN = ("filter", "signal")  # one image or signal and one kernel, without batch and channels
-OPERATIONS = ("conv", *GRADIENTS, *POOLINGS, *PLAIN)
+OPERATIONS = ("conv", *GRADIENTS, *POOLINGS, *POOLING_GRADIENTS, *PLAIN)
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,8 @@ MORE = (
     _pooling("max pool", 112, 64, 3, 2, 1, first=True),
     _pooling("average pool", 56, 64, 3, 1, 1),
     _pooling("global average", 7, 2048, 7, first=True),
+    _pooling("max pool gradient", 112, 64, 3, 2, 1, first=True),
+    _pooling("average pool gradient", 112, 64, 3, 2, 1),
     _filter(3, first=True),
     _filter(5),
     _filter(11, first=True),

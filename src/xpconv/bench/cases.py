@@ -6,11 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from xpconv.layers import GRADIENTS, LAYERS, MORE, PLAIN, POOLINGS, Described, Layer, described, named
+from xpconv.layers import (
+    GRADIENTS,
+    LAYERS,
+    MORE,
+    PLAIN,
+    POOLING_GRADIENTS,
+    POOLINGS,
+    Described,
+    Layer,
+    described,
+    named,
+)
 from xpconv.spec import ConvSpec, one_of
 
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 DTYPES = tuple(ITEMSIZE)
+_INDEX = 8  # bytes
 
 
 @dataclass(frozen=True)
@@ -97,15 +109,16 @@ class Case:
     @property
     def operations(self) -> int | None:
         """Multiplications and additions of the definition; for pooling none are counted."""
-        if self.operation in POOLINGS:
+        if is_pooling(self):
             return None
         return 2 * prod(self.y_shape) * prod(self.window) * (self.channels // self.groups)
 
     @property
     def bytes(self) -> int:
-        """Inputs read once, the result written once."""
-        weight = 0 if self.operation in POOLINGS else prod(self.w_shape)
-        return (prod(self.x_shape) + weight + prod(self.y_shape)) * ITEMSIZE[self.dtype]
+        """Inputs read once, the result written once; a maximum's gradient also reads its index."""
+        weight = 0 if is_pooling(self) else prod(self.w_shape)
+        indices = prod(self.y_shape) * _INDEX if self.operation == "max pool gradient" else 0
+        return (prod(self.x_shape) + weight + prod(self.y_shape)) * ITEMSIZE[self.dtype] + indices
 
 
 def _is_filter(spec: ConvSpec) -> bool:
@@ -148,6 +161,11 @@ def _of_name(name: str, dtypes: Sequence[str], batches: Sequence[int], layouts: 
         for batch in batches
         for layout in layouts
     ]
+
+
+def is_pooling(case: Case) -> bool:
+    """Whether it has windows and no weight."""
+    return case.operation in (*POOLINGS, *POOLING_GRADIENTS)
 
 
 def is_gradient(case: Case) -> bool:

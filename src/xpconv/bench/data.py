@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xpconv.bench.cases import Case, is_gradient
+from xpconv.layers import POOLING_GRADIENTS
 
 Data: TypeAlias = dict[str, np.ndarray]
 # The largest error that counts as right, relative to the largest result; Winograd's F(4, 3) makes 2e-5 in float32, and
@@ -23,7 +24,7 @@ def data_of(case: Case) -> Data:
     """x, w as a correlation reads it, and gy (for gradients); channels last, or plain."""
     rng, dtype = np.random.default_rng(0), numpys_dtype(case.dtype)
     shapes = {"x": case.x_shape, "w": case.w_shape}
-    if is_gradient(case):
+    if is_gradient(case) or case.operation in POOLING_GRADIENTS:
         shapes["gy"] = case.y_shape
     drawn = dtype if dtype in (np.float32, np.float64) else _DRAWN
     made = {name: rng.standard_normal(shape, dtype=drawn) for name, shape in shapes.items()}
@@ -80,22 +81,44 @@ def _plain(data: Data) -> np.ndarray:
 def _of_maps(case: Case, data: Data) -> np.ndarray:
     x, w, gy = data["x"], data["w"], data.get("gy")
     around = [(0, 0), *case.padding, (0, 0)]
-    padded = np.pad(x, around, constant_values=-np.inf if case.operation == "max pool" else 0)
+    padded = np.pad(x, around, constant_values=-np.inf if case.operation.startswith("max") else 0)
     views = _views(case, padded)
     if case.operation in ("average pool", "global average"):
         return _sum(view for _, view in views) / prod(case.window)
     if case.operation == "max pool":
         return np.maximum.reduce([view for _, view in views])
+    if case.operation in POOLING_GRADIENTS and gy is not None:
+        return _pooling_gradient(case, padded, gy)
     if gy is None:
         return _sum(_grouped(view, w[tap], case.groups) for tap, view in views)
     if case.operation == "input gradient":
         padded[...] = 0
         for tap, view in views:
             view += gy @ w[tap].T
-        inner = (slice(before, before + n) for (before, _), n in zip(case.padding, case.size, strict=True))
-        return padded[(slice(None), *inner)]
+        return padded[_inner(case)]
     columns = gy.reshape(-1, case.filters)
     return np.stack([view.reshape(-1, case.channels).T @ columns for _, view in views]).reshape(w.shape)
+
+
+def _pooling_gradient(case: Case, padded: np.ndarray, gy: np.ndarray) -> np.ndarray:
+    """Each window's gradient to its first largest element, or shared by all of them."""
+    gx, share = np.zeros_like(padded), gy / prod(case.window)
+    if case.operation == "max pool gradient":
+        largest, left = np.maximum.reduce([view for _, view in _views(case, padded)]), gy.copy()
+        for (_, x), (_, view) in zip(_views(case, padded), _views(case, gx), strict=True):
+            won = x == largest
+            view += np.where(won, left, 0)
+            left[won] = 0
+        return gx[_inner(case)]
+    for _, view in _views(case, gx):
+        view += share
+    return gx[_inner(case)]
+
+
+def _inner(case: Case) -> tuple[slice, ...]:
+    """Of a padded input what is not padding."""
+    axes = zip(case.padding, case.size, strict=True)
+    return (slice(None), *(slice(before, before + n) for (before, _), n in axes))
 
 
 def _sum(terms: Iterator[np.ndarray]) -> Any:

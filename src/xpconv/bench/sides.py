@@ -58,6 +58,8 @@ class Side:
 def ours(case: Case, data: Data, device: str = "cpu") -> Side:
     """xpconv in the case's layout, on NumPy's arrays, or on a CUDA device's."""
     first = case.layout == "channels_first"
+    if case.operation == "max pool gradient":
+        data = data | {"indices": xpconv.max_pool(data["x"], **_windows(case), return_indices=True)[1]}
     data = data | {"w": np.flip(data["w"], tuple(range(case.axes))).copy()} if case.flip else data
     data = all_to_first(data) if first else data
     function, names, options = _call(case)
@@ -85,20 +87,28 @@ def _call(case: Case) -> tuple[Callable[..., Any], tuple[str, ...], dict[str, An
     variant = "conv" if case.flip else "corr"
     if case.operation == "global average":
         return xpconv.global_avg_pool, ("x",), {"keepdims": True, **layout}
-    geometry: dict[str, Any] = {"stride": case.stride, "padding": case.padding}
+    if case.operation == "max pool gradient":
+        return xpconv.max_pool_grad, ("gy", "indices"), {"size": case.size, **layout}
+    if case.operation == "average pool gradient":
+        counts = {"count_include_pad": True, "size": case.size, **layout}
+        return xpconv.avg_pool_grad, ("gy",), _windows(case) | counts
     if case.operation.endswith("pool"):
-        pool: dict[str, Any] = {"window": case.window, **geometry, **layout}
+        pool = _windows(case) | layout
         if case.operation == "max pool":
             return getattr(xpconv, f"max_pool{case.axes}d"), ("x",), pool
         return getattr(xpconv, f"avg_pool{case.axes}d"), ("x",), pool | {"count_include_pad": True}
     if case.operation in PLAIN:
         return getattr(xpconv, f"{variant}{case.axes}d"), ("x", "w"), {"padding": "same"}
-    options = {**geometry, "dilation": case.dilation, "groups": case.groups, **layout}
+    options = {name: getattr(case, name) for name in ("stride", "padding", "dilation", "groups", "layout")}
     if case.operation == "input gradient":
         return getattr(xpconv, f"{variant}_grad_input"), ("gy", "w"), options | {"size": case.size}
     if case.operation == "weight gradient":
         return getattr(xpconv, f"{variant}_grad_weight"), ("x", "gy"), options | {"window": case.window}
     return getattr(xpconv, f"{variant}{case.axes}d"), ("x", "w"), options
+
+
+def _windows(case: Case) -> dict[str, Any]:
+    return {"window": case.window, "stride": case.stride, "padding": case.padding}
 
 
 # --- Layouts ----------------------------------------------------------------------------------------------------------

@@ -286,15 +286,17 @@ def _phases(spec: PoolSpec) -> tuple[Phase, ...]:
     return tuple(ones.input_phases)
 
 
-def scattered(values: Array, indices: Array, spec: ScatterSpec) -> Array | None:
-    """Values added at their flat indices in planes of zeros; None where NumPy does."""
+def takes_scattering(values: Array) -> bool:
     present = kernels()
-    if present is None or values.dtype.char not in "fd" or not present.available() or values.size < _FEW:
-        return None
+    return present is not None and values.dtype.char in "fd" and values.size >= _FEW and present.available()
+
+
+def scattered(values: Array, indices: Array, spec: ScatterSpec) -> Array:
+    """Values added at their flat indices in planes of zeros."""
     planes = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), values.dtype)
     shapes = ((spec.batch, math.prod(size), spec.channels) for size in (spec.out_size, spec.out_size, spec.size))
     given = (channels_last(a, spec.layout) for a in (values, indices, planes))
-    present.scattered(*(a.reshape(shape) for a, shape in zip(given, shapes, strict=True)))
+    _present().scattered(*(a.reshape(shape) for a, shape in zip(given, shapes, strict=True)))
     return planes
 
 

@@ -133,23 +133,35 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
         if compiled.takes_winograd_gradient(x.dtype, spec):
             return Plan("winograd", "a quarter of the products", "compiled: blocks of tiles, added in registers")
         return Plan("direct", "by tiles of channels and filters", "compiled: blocks of pixels, added in registers")
-    if operation in ("global_max_pool", "global_avg_pool"):
-        by_kernels = x is not None and compiled.takes_pooling(x.dtype, whole_maps(tuple(x.shape), spec))
-        return Plan("direct", "every map at once", _POOLING_TILE) if by_kernels else None
-    if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
-        return None
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, itemsize(x), current_limit())
-        return Plan("gemm", "patches, transposed, times gy", tile, workspace)
-    if operation in ("max_pool", "sum_pool", "avg_pool") and x is not None and compiled.takes_pooling(x.dtype, spec):
-        return Plan("direct", _DIRECT[operation], _POOLING_TILE)
-    return Plan("direct", _DIRECT[operation])
+        return None if spec.groups > 1 else Plan("gemm", "patches, transposed, times gy", tile, workspace)
+    if x is not None and (by_kernels := _by_pooling_kernels(operation, x, spec, options)):
+        return by_kernels
+    direct = None if options.get("return_indices") else _DIRECT.get(operation)
+    return None if direct is None else Plan("direct", direct)
 
 
-_POOLING_TILE = "compiled: results by a vector of channels in registers"
+def _by_pooling_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:
+    """What compiled kernels do for an operation of pooling; None where they do not take it."""
+    if operation == "max_pool_grad":
+        tile = "compiled: channels of an image, one by one"
+        return Plan("direct", _DIRECT[operation], tile) if compiled.takes_scattering(x) else None
+    if operation in ("global_max_pool", "global_avg_pool"):
+        reason, takes, spec = "every map at once", compiled.takes_pooling, whole_maps(tuple(x.shape), spec)
+    elif operation == "avg_pool_grad":
+        reason, takes = "sums over windows of gy, for each phase of the stride", compiled.takes_pooling_gradient
+    elif options.get("return_indices") and operation == "max_pool":
+        reason, takes = "every window with its indices", compiled.takes_indexed
+    elif operation in ("max_pool", "sum_pool", "avg_pool"):
+        reason, takes = "every window by itself", compiled.takes_pooling
+    else:
+        return None
+    tile = "compiled: results by a vector of channels in registers"
+    return Plan("direct", reason, tile) if takes(x.dtype, spec) else None
 
 
-_DIRECT = {  # what is done to the whole result at once
+_DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves to the agnostic engine
     "conv_grad_input": "one convolution for each phase of the stride",
     "unfold": "the strided windows, copied out",
     "max_pool": "running maxima, axis by axis",
@@ -333,9 +345,8 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every gradient added at its index."""
-    gx = compiled.scattered(gy, indices, spec)
-    if gx is not None:
-        return gx
+    if compiled.takes_scattering(gy):
+        return compiled.scattered(gy, indices, spec)
     dtype, places = gy.dtype, math.prod(spec.size)
     flat = (spec.batch, math.prod(spec.out_size), spec.channels)
     gy, indices = (channels_last(a, spec.layout).reshape(flat) for a in (widened(gy), indices))

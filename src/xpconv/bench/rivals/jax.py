@@ -12,7 +12,7 @@ import numpy as np
 from xpconv.bench.cases import Case, is_gradient
 from xpconv.bench.data import Data
 from xpconv.bench.sides import Place, Side, Unsuited
-from xpconv.layers import POOLINGS
+from xpconv.layers import POOLING_GRADIENTS, POOLINGS
 
 
 def sides(_: str, case: Case, data: Data, place: Place) -> Iterator[Side]:
@@ -21,6 +21,8 @@ def sides(_: str, case: Case, data: Data, place: Place) -> Iterator[Side]:
 
     if case.plain:
         raise Unsuited("is compared on layers of several maps")
+    if case.operation in POOLING_GRADIENTS:
+        raise Unsuited("has no gradients of pooling by themselves")
     platform, _, index = place.device.partition(":")
     device = jax.devices(platform)[int(index or 0)]
     names = {"input gradient": ("gy", "w"), "weight gradient": ("x", "gy")}.get(case.operation, ("x", "w"))

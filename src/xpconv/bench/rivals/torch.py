@@ -11,7 +11,7 @@ import numpy as np
 from xpconv.bench.cases import Case, is_gradient
 from xpconv.bench.data import Data
 from xpconv.bench.sides import Call, Place, Side, Unsuited, all_to_first, to_last
-from xpconv.layers import POOLINGS
+from xpconv.layers import POOLING_GRADIENTS, POOLINGS
 
 
 def sides(_: str, case: Case, data: Data, place: Place) -> Iterator[Side]:
@@ -90,6 +90,8 @@ def _call(case: Case, tensors: dict[str, Any], axes: int) -> Call:
         pool: Callable[..., Any] = getattr(functional, f"{kind}{axes}d")
         return partial(pool, tensors["x"], [1] * one + [*case.window], stride, padding)
     dilation = [1] * one + [*case.dilation]
+    if case.operation in POOLING_GRADIENTS:
+        return _pooling_gradient(case, tensors, axes, ([1] * one + [*case.window], stride, padding, dilation))
     if not is_gradient(case):
         conv: Callable[..., Any] = getattr(functional, f"conv{axes}d")
         return partial(conv, tensors["x"], tensors["w"], None, stride, padding, dilation, case.groups)
@@ -99,3 +101,16 @@ def _call(case: Case, tensors: dict[str, Any], axes: int) -> Call:
         torch.ops.aten.convolution_backward, tensors["gy"], tensors["x"], tensors["w"], None, *steps, wanted
     )
     return lambda: backward()[wanted.index(True)]
+
+
+def _pooling_gradient(case: Case, tensors: dict[str, Any], axes: int, geometry: tuple[list[int], ...]) -> Call:
+    """What autograd calls, the indices ready."""
+    import torch
+
+    gy, x, (window, stride, padding, dilation), aten = tensors["gy"], tensors["x"], geometry, torch.ops.aten
+    if case.operation == "average pool gradient":
+        backward = getattr(aten, f"avg_pool{axes}d_backward")
+        return partial(backward, gy, x, window, stride, padding, False, True, None)
+    kind = f"max_pool{axes}d_with_indices"
+    indices = getattr(aten, kind)(x, window, stride, padding, dilation)[1]
+    return partial(getattr(aten, f"{kind}_backward"), gy, x, window, stride, padding, dilation, False, indices)
