@@ -26,7 +26,7 @@ from xpconv.cpu.compiled.call import LINE, Call, streamed_now
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
-from xpconv.cpu.compiled.tile import Shape, each_tile, finishing, shape_for, tile_kernels
+from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
 from xpconv.cpu.compiled.transforms import IMAGES, SIGNALS, Form, back_kernel, forward_kernel
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.spec import Array, ConvSpec, Sizes
@@ -276,7 +276,7 @@ def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
 
 def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[str, ...]:
     """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
-    tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
+    tiles, transpose = tile_kernels(module, dtype, shape, shape.every_height), transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
     forward, back = forward_kernel(module, dtype, form), back_kernel(module, dtype, form)
     size = np.dtype(dtype).itemsize
@@ -343,4 +343,4 @@ def _multiply(
                 given.rows_out + tile * 8, width, 0, given.zeros, 0,
             )  # fmt: skip
 
-        each_tile(kernel, tiles, count, arguments_of)
+        evenly(kernel, tiles, count, arguments_of)
