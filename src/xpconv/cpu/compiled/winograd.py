@@ -1,11 +1,12 @@
-"""Winograd's F(4x4, 3x3) of images and F(3, 3) of signals, with the transforms in registers.
+"""Winograd's F(4x4, 3x3) of images and F(3, 3) of signals or its square, with the transforms in registers.
 
 A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each of which the register tile multiplies
 with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Tables say where tiles begin, so
 that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the first axis inside the product) are
-the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps, and
-the sums of longer windows go on over the tiles that follow, which are transformed once for all of them. The transformed
-weight is kept as long as the weight stays as it is.
+the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps.
+Where there are more taps, it is folded to rows that begin three elements after each other: 25 products of a tile make 9
+results of 9 taps, and the sums of longer windows go on over the tiles that follow, which are transformed once for all
+of them. The transformed weight is kept as long as the weight stays as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
-from xpconv.cpu.compiled.transforms import IMAGES, SIGNALS, Form, back_kernel, forward_kernel
+from xpconv.cpu.compiled.transforms import IMAGES, LONG_SIGNALS, SIGNALS, Form, back_kernel, forward_kernel
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -70,7 +71,7 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
 
 
 def _form_of(spec: ConvSpec) -> Form:
-    return SIGNALS if spec.axes == 1 else IMAGES
+    return next(form for form in (SIGNALS, LONG_SIGNALS, IMAGES) if form.matrices is winograd.compiled_for(spec))
 
 
 class Winograd:
@@ -90,14 +91,14 @@ class Winograd:
         turned = call.y_strides[-1] != size
         tiles_in, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
         block = _block_strides(spec, call.y_strides, size, turned)
-        lead, line, terms = spec.axes - 2, math.prod(spec.out_size[1:]), _terms(whole)
+        lead, line, terms = spec.axes - 2, math.prod(spec.out_size[1:]), _terms(whole, form)
+        in_tile, out_tile = _in_tile(form, spec, cut.steps[lead : lead + 2]), _in_tile(form, spec, block[-3:-1])
         numbers = {
             "tap_count": len(terms), "unit": unit_of(whole, form), "band": band_of(whole, form),
             "extra": int(terms[-1]), "channels": spec.channels, "filters": spec.filters, "panels": panels,
             "parts": parts,
-            "in_row": cut.steps[lead] * spec.dilation[-2], "in_pixel": cut.steps[lead + 1] * spec.dilation[-1],
-            "out_row": block[-3] * spec.dilation[-2],
-            "out_pixel": block[-2] * spec.dilation[-1], "in_plane": plane_bytes(tiles_in, spec.channels, size),
+            "in_row": in_tile[0], "in_pixel": in_tile[1], "out_row": out_tile[0], "out_pixel": out_tile[1],
+            "in_plane": plane_bytes(tiles_in, spec.channels, size),
             "out_plane": plane_bytes(tiles_out, spec.filters, size), "turned": int(turned), "y_item": call.y_strides[0],
             "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line, "last_row": spec.out_size[0],
             "streams": int(call.is_streamed),
@@ -157,9 +158,17 @@ def whole_of(spec: ConvSpec, form: Form) -> ConvSpec:
     return replace(spec, window=tuple(window), padding=tuple(padding))
 
 
-def _terms(whole: ConvSpec) -> Array:
-    """How many units beyond its tile each term of a sum is read: as many planes, or tiles of three taps."""
-    return np.arange(whole.window[0]) * whole.dilation[0] if whole.axes == 3 else np.arange(whole.window[0] // 3)
+def _terms(whole: ConvSpec, form: Form) -> Array:
+    """How many units beyond its tile each term of a sum is read: planes, or tiles, which have as many taps as results."""
+    if whole.axes == 3:
+        return np.arange(whole.window[0]) * whole.dilation[0]
+    return np.arange(whole.window[0] // form.matrices.taps)
+
+
+def _in_tile(form: Form, whole: ConvSpec, steps: Sizes) -> tuple[int, int]:
+    """Bytes between the rows and between the columns of a tile, where elements of the last two axes are steps apart."""
+    down, across = (step * dilation for step, dilation in zip(steps, whole.dilation[-2:], strict=True))
+    return (form.matrices.fold * down, down) if form.matrices.fold else (down, across)
 
 
 def unit_of(whole: ConvSpec, form: Form) -> int:
@@ -170,7 +179,7 @@ def unit_of(whole: ConvSpec, form: Form) -> int:
 def tile_counts(whole: ConvSpec, form: Form, rows: int, images: int) -> tuple[int, int]:
     """Tiles of a block's input, and of its results."""
     band, units = band_of(whole, form), rows // unit_of(whole, form)
-    return images * (units + int(_terms(whole)[-1])) * band, images * units * band
+    return images * (units + int(_terms(whole, form)[-1])) * band, images * units * band
 
 
 def plane_bytes(tiles: int, maps: int, size: int) -> int:
@@ -194,7 +203,7 @@ def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
     tiles = min(max(_TILE_BYTES // tile_bytes, _FEWEST), _MOST)
     unit, band = unit_of(whole, form), band_of(whole, form)
     units = whole.out_size[0] // unit
-    image_tiles, weight = units * band, form.points * len(_terms(whole)) * whole.channels * whole.filters
+    image_tiles, weight = units * band, form.points * len(_terms(whole, form)) * whole.channels * whole.filters
     if whole.batch * image_tiles <= _MOST and weight > _STREAMED:
         return units * unit, whole.batch  # threads share the filters: the weight is read from memory once
     if image_tiles <= tiles:
@@ -225,7 +234,7 @@ def tables_of(
     spec: ConvSpec, whole: ConvSpec, form: Form, cut: Blocks, block: Sizes, size: int
 ) -> dict[str, Array]:  # fmt: skip
     """Where the tiles of a block begin and how many results they have, and where products read and write."""
-    lead, terms = spec.axes - 2, _terms(whole)
+    lead, terms = spec.axes - 2, _terms(whole, form)
     units, band, extra = cut.rows // unit_of(whole, form), band_of(whole, form), int(terms[-1])
     planes_in, height = (units + extra, whole.out_size[-2]) if lead else (1, (units + extra) * unit_of(whole, form))
     planes = whole.out_size[0] if lead else 1

@@ -139,7 +139,6 @@ def _job(
     tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
     chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
     parts = 1 if chunks % threads_free == 0 else min(-(-2 * threads_free // chunks), panels)
-    panel_bytes = tiles * shape.filters * size
     numbers = {
         "unit": unit_of(whole, IMAGES), "band": band_of(whole, IMAGES), "channels": spec.channels,
         "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count, "parts": parts,
