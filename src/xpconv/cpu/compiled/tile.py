@@ -90,21 +90,27 @@ def shape_for(filters: int, dtype: str) -> Shape:
 
 
 def tile_kernels(
-    module: ir.Module, dtype: str, shape: Shape, heights: tuple[int, ...] | None = None
+    module: ir.Module, dtype: str, shape: Shape, heights: tuple[int, ...] | None = None, *, foresees: bool = False
 ) -> dict[int, Kernel]:  # fmt: skip
-    """A kernel for each height; the first `width` filters of a tile are stored."""
-    return {height: _tile(module, dtype, shape, height) for height in heights or shape.heights}
+    """A kernel for each height; the first `width` filters of a tile are stored.
+
+    One that `foresees` has two more arguments: an address that is to be read soon, and how many bytes more of what
+    lies there are asked for with each channel, two lines of the cache at most.
+    """
+    return {height: _tile(module, dtype, shape, height, foresees) for height in heights or shape.heights}
 
 
-def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
-    kernel = Kernel(module, f"tile{height}", ARGUMENTS)
-    given = SimpleNamespace(**dict(zip(ARGUMENTS, kernel.arguments, strict=True)))
+def _tile(module: ir.Module, dtype: str, shape: Shape, height: int, foresees: bool = False) -> Kernel:
+    names = (*ARGUMENTS, "soon", "soon_step") if foresees else ARGUMENTS
+    kernel = Kernel(module, f"tile{height}", names)
+    given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
     kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
     sums = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
     aside = _Aside(kernel, sums, kind)
     starts = [given.x + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
     weight, added = kernel.variable(given.w), kernel.variable(0)
+    soon = kernel.variable(given.soon if foresees else 0)
     with kernel.loop(given.tap_count) as t:
         tap = kernel.load(given.taps, offset=t * 8)
         rows = [start + tap for start in starts]
@@ -118,6 +124,10 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kernel:
                 for total, factor in zip(row_sums, vectors, strict=True):
                     total.set(kernel.fma(value, factor, total.get()))
             weight.set(here + given.w_step)
+            if foresees:
+                kernel.prefetch(soon.get())
+                kernel.prefetch(soon.get() + 64)
+                soon.set(soon.get() + given.soon_step)
         added.set(added.get() + given.run)
         with kernel.when((added.get() >= SUMMED) & (t + 1 < given.tap_count)):
             aside.put()

@@ -159,7 +159,7 @@ def whole_of(spec: ConvSpec, form: Form) -> ConvSpec:
 
 
 def _terms(whole: ConvSpec, form: Form) -> Array:
-    """How many units beyond its tile each term of a sum is read: planes, or tiles, which have as many taps as results."""
+    """How many units beyond its tile each term of a sum is read: planes, or tiles, of as many taps as results."""
     if whole.axes == 3:
         return np.arange(whole.window[0]) * whole.dilation[0]
     return np.arange(whole.window[0] // form.matrices.taps)
@@ -285,7 +285,7 @@ def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
 
 def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[str, ...]:
     """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
-    tiles, transpose = tile_kernels(module, dtype, shape, shape.every_height), transpose_kernel(module, dtype)
+    tiles, transpose = tile_kernels(module, dtype, shape, shape.every_height, foresees=True), transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
     forward, back = forward_kernel(module, dtype, form), back_kernel(module, dtype, form)
     size = np.dtype(dtype).itemsize
@@ -345,11 +345,14 @@ def _multiply(
         x, w = spectra + point * given.in_plane, given.w + (panel * points + point) * panel_bytes
         y = products + point * given.out_plane + panel * (shape.filters * size)
         width = given.filters - panel * shape.filters
+        jump = (panel + 1 < stop).where(panel_bytes * points, (start - panel) * (panel_bytes * points) + panel_bytes)
+        step = kernel.minimum(kernel.constant(shape.filters * size * max(tiles)) // count, shape.filters * size)
 
         def arguments_of(tile: Value) -> tuple[Operand, ...]:
             return (
                 x, given.pixels + tile * 8, given.taps, given.tap_count, given.channels, w, shape.filters * size, y,
                 given.rows_out + tile * 8, width, 0, given.zeros, 0,
+                w + jump + (tile * panel_bytes) // count, step,
             )  # fmt: skip
 
         evenly(kernel, tiles, count, arguments_of)
