@@ -86,7 +86,7 @@ def conv_plan(
     if kernel:
         taps = math.prod(spec.window)
         if kernel == "winograd":  # the transformed weight, and a copy of the weight to compare with
-            transform = winograd.F3 if spec.axes == 1 else winograd.F4
+            transform = winograd.compiled_for(spec)
             taps += transform.points * transform.terms(spec.window)
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
         return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected)
@@ -98,7 +98,7 @@ _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",
     "plane": "rows by vectors of columns in registers; along both axes where the weight is a product",
-    "winograd": "tiles transformed in registers, of 4 x 4 results or of 3 in a row",
+    "winograd": "tiles transformed in registers, of 4 x 4 results, or of 3 or 9 in a row",
 }
 
 
@@ -223,12 +223,12 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int) -> float:
     """Products at the machine's full speed, those of the filters that fill up the tiles included, tiles to transform,
     and the transformed weight to read.
     """
-    transform = winograd.F3 if spec.axes == 1 else winograd.F4
+    transform = winograd.compiled_for(spec)
     terms, (products, _) = transform.terms(spec.window), winograd.operations(spec, transform)
     weight = (transform.points * terms + 2 * math.prod(spec.window)) * spec.channels * spec.filters
     maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
-    transforms = transform.axes / 2 * transformed / _REGISTERED  # which are told for two axes
+    transforms = (1 if transform.squared else 1 / 2) * transformed / _REGISTERED  # which are told for two axes
     read = weight / (_STREAMED if weight <= _NEAR_ELEMENTS else _FAR)
     multiplied = products / spec.filters * computed / _COMPILED
     return multiplied + transforms + read + 2 * _CALL  # once more to compare the weight

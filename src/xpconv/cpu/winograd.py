@@ -5,15 +5,16 @@
 a block, with the Kronecker square of their matrix: one redundant product takes less time than forty passes.
 
 Signals are images one element wide, whose tiles have one axis: 5 products make 3 results of 3 taps. Longer windows are
-sums of windows of three, which read one tile further each.
+sums of windows of three, which read one tile further each; the compiled kernels take nine taps at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,25 +26,35 @@ _SPACE = 2  # axes of an image: the last two
 _TAPS = 3  # that a tile's windows have along an axis
 
 
-class Transform:
-    """The matrices of F(m, 3) for tiles of one axis, or squared to serve two axes at once."""
+Rows: TypeAlias = Sequence[Sequence[float]]  # of a matrix
 
-    def __init__(
-        self, axes: int, filter_: list[list[float]], input_: list[list[float]], output: list[list[float]]
-    ) -> None:
+
+class Transform:
+    """The matrices of F(m, 3) for tiles of one axis, or squared to serve two axes at once.
+
+    A signal, `folded`, is an image to squared matrices: its rows begin three elements after each other, so that three
+    rows of three taps are nine taps in a row, and three rows of three results nine results.
+    """
+
+    def __init__(self, axes: int, filter_: Rows, input_: Rows, output: Rows, *, folded: bool = False) -> None:
         self.filter, self.input, self.output = (np.array(matrix) for matrix in (filter_, input_, output))
-        self.axes, self.results, edge = axes, len(output), len(input_)  # m, m + 2
-        self.points = edge**axes
+        results, edge = len(output), len(input_)  # m, m + 2
+        self.axes, self.squared = axes, folded or axes == _SPACE
+        self.fold = results if folded else 0  # elements from one row of a folded signal to the next
+        self.values = (edge, edge if self.squared else 1)  # rows and columns that are transformed
+        self.points = math.prod(self.values)
+        self.results, self.taps = (results**2, _TAPS**2) if folded else (results, _TAPS)  # of a tile, along an axis
         still = (1,) * (_SPACE - axes)  # tiles of signals are one element wide
-        self.tile, self.edges = (self.results,) * axes + still, (edge,) * axes + still  # rows and columns
+        self.tile = (self.results,) * axes + still  # rows and columns of results
+        self.edges = (self.results + self.taps - 1,) * axes + still  # and of what they are made from
 
     def flattened(self, matrix: Array, dtype: np.dtype) -> Array:
         """For tiles whose axes are one."""
-        return (np.kron(matrix, matrix) if self.axes == _SPACE else matrix).astype(dtype)
+        return (np.kron(matrix, matrix) if self.squared else matrix).astype(dtype)
 
     def terms(self, window: Sizes) -> int:
-        """Windows of three, or three by three, that a window is the sum of."""
-        return -(-math.prod(window) // _TAPS**self.axes)
+        """Windows of three taps, three by three or nine, that a window is the sum of."""
+        return -(-math.prod(window) // self.taps**self.axes)
 
 
 F4 = Transform(
@@ -60,12 +71,13 @@ F2 = Transform(
     [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
     [[1, 1, 1, 0], [0, 1, -1, -1]],
 )
-F3 = Transform(  # at 0, 1, -1, 2 and infinity
-    1,
+_OF_THREE: tuple[Rows, Rows, Rows] = (  # at 0, 1, -1, 2 and infinity
     [[1 / 2, 0, 0], [-1 / 2, -1 / 2, -1 / 2], [-1 / 6, 1 / 6, -1 / 6], [1 / 6, 1 / 3, 2 / 3], [0, 0, 1]],
     [[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]],
     [[1, 1, 1, 1, 0], [0, 1, -1, 2, 0], [0, 1, 1, 4, 1]],
 )
+F3 = Transform(1, *_OF_THREE)
+F9 = Transform(1, *_OF_THREE, folded=True)  # 25 products, where nine taps by F3 take 45
 
 
 def fits(spec: ConvSpec) -> bool:
@@ -114,10 +126,17 @@ def transform_for(spec: ConvSpec) -> Transform:
     return F2 if min(across) <= F2.results else F4
 
 
+def compiled_for(spec: ConvSpec) -> Transform:
+    """That of the compiled kernels: F(4x4, 3x3) of images; of signals F(3, 3), folded where there are more taps."""
+    if spec.axes > 1:
+        return F4
+    return F3 if spec.window[0] <= _TAPS else F9
+
+
 def transformed_weight(w: Array, transform: Transform) -> Array:
     """(*window, C, F) as (points, windows of three that are added up, C, F), the last filled up with zeros."""
     *window, channels, filters = w.shape
-    terms, each = transform.terms(tuple(window)), _TAPS**transform.axes
+    terms, each = transform.terms(tuple(window)), transform.taps**transform.axes
     taps = w.reshape(-1, channels * filters)
     if missing := terms * each - len(taps):
         taps = np.concatenate([taps, np.zeros((missing, channels * filters), w.dtype)])

@@ -1,4 +1,4 @@
-"""Winograd's transforms in registers: of tiles of images, F(4x4, 3x3), and of signals, F(3, 3)."""
+"""Winograd's transforms in registers: of tiles of images, F(4x4, 3x3), and of signals, F(3, 3) and its square."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
     """``forward(x, row, pixel, to, plane, channels)``: a tile ``B^T d B``, a point a plane of bytes from the next."""
     kernel = Kernel(module, "forward", ("x", "row", "pixel", "to", "plane", "channels"))
     x, row, pixel, to, plane, channels = kernel.arguments
-    kind, (rows, columns) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.edges
+    kind, (rows, columns) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.values
 
     def body(at: Value, mask: Value | None) -> None:
         tile = [
@@ -51,15 +51,16 @@ def forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
 
 
 def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
-    """``back``: ``phi(A^T m A + bias)`` of a tile, of which so many rows and columns are stored.
+    """``back``: ``phi(A^T m A + bias)`` of a tile, of which so many rows and columns are stored; of a signal, results.
 
     Zero times every value is added to what was `found`, which stays zero as long as all are finite.
     """
     names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias", "found", "stream")
     kernel = Kernel(module, "back", names)
     m, plane, y, row, pixel, filters, rows, columns, finish, bias, found, stream = kernel.arguments
-    kind, (tall, wide) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.edges
+    kind, (tall, wide) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.values
     zeros, seen = kernel.constant(0, kind), kernel.variable(kernel.load(found, kind))
+    fold = form.matrices.fold
     finished = Finish(kernel, finish, FLOATS[dtype], lanes_of(dtype))
 
     def body(at: Value, mask: Value | None) -> None:
@@ -70,9 +71,9 @@ def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
         for i, values in enumerate(_transformed(kernel, form.back, tile)):
             for value in values:
                 seen.set(kernel.fma(value, zeros, seen.get()))
-            with kernel.when(rows > i):
+            with kernel.when(rows > i * (fold or 1)):
                 for j, value in enumerate(values):
-                    with kernel.when(columns > j):
+                    with kernel.when(rows > i * fold + j if fold else columns > j):
                         _stored(kernel, finished(value, added), y + at + row * i + pixel * j, mask, stream)
 
     in_vectors(kernel, dtype, filters, body)
@@ -182,3 +183,4 @@ def _times(kernel: Kernel, a: Value, factor: float, b: Value) -> Value:
 
 IMAGES = Form("images", winograd.F4, _images_forward, _images_back)
 SIGNALS = Form("signals", winograd.F3, _signals_forward, _signals_back)
+LONG_SIGNALS = Form("long-signals", winograd.F9, _signals_forward, _signals_back)

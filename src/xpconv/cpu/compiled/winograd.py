@@ -1,11 +1,12 @@
-"""Winograd's F(4x4, 3x3) of images and F(3, 3) of signals, with the transforms in registers.
+"""Winograd's F(4x4, 3x3) of images and F(3, 3) of signals or its square, with the transforms in registers.
 
 A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each of which the register tile multiplies
 with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Tables say where tiles begin, so
 that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the first axis inside the product) are
-the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps, and
-the sums of longer windows go on over the tiles that follow, which are transformed once for all of them. The transformed
-weight is kept as long as the weight stays as it is.
+the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps.
+Where there are more taps, it is folded to rows that begin three elements after each other: 25 products of a tile make 9
+results of 9 taps, and the sums of longer windows go on over the tiles that follow, which are transformed once for all
+of them. The transformed weight is kept as long as the weight stays as it is.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from xpconv.cpu import winograd
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import Call, streamed_now
+from xpconv.cpu.compiled.call import LINE, Call, streamed_now
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
-from xpconv.cpu.compiled.tile import Shape, each_tile, finishing, shape_for, tile_kernels
-from xpconv.cpu.compiled.transforms import IMAGES, SIGNALS, Form, back_kernel, forward_kernel
+from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
+from xpconv.cpu.compiled.transforms import IMAGES, LONG_SIGNALS, SIGNALS, Form, back_kernel, forward_kernel
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -64,12 +65,13 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
     tiles_in, tiles_out = tile_counts(whole, form, rows, images)
     strip = ((rows - 1) + whole.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
     results = rows * math.prod(spec.out_size[1:]) * spec.filters * images
-    each = form.points * (tiles_in * spec.channels + tiles_out * spec.filters) + strip + results
-    return team * each * np.dtype(dtype).itemsize
+    size = np.dtype(dtype).itemsize
+    planes = plane_bytes(tiles_in, spec.channels, size) + plane_bytes(tiles_out, spec.filters, size)
+    return team * (form.points * planes + (strip + results) * size)
 
 
 def _form_of(spec: ConvSpec) -> Form:
-    return SIGNALS if spec.axes == 1 else IMAGES
+    return next(form for form in (SIGNALS, LONG_SIGNALS, IMAGES) if form.matrices is winograd.compiled_for(spec))
 
 
 class Winograd:
@@ -89,15 +91,15 @@ class Winograd:
         turned = call.y_strides[-1] != size
         tiles_in, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
         block = _block_strides(spec, call.y_strides, size, turned)
-        lead, line, terms = spec.axes - 2, math.prod(spec.out_size[1:]), _terms(whole)
+        lead, line, terms = spec.axes - 2, math.prod(spec.out_size[1:]), _terms(whole, form)
+        in_tile, out_tile = _in_tile(form, spec, cut.steps[lead : lead + 2]), _in_tile(form, spec, block[-3:-1])
         numbers = {
             "tap_count": len(terms), "unit": unit_of(whole, form), "band": band_of(whole, form),
             "extra": int(terms[-1]), "channels": spec.channels, "filters": spec.filters, "panels": panels,
             "parts": parts,
-            "in_row": cut.steps[lead] * spec.dilation[-2], "in_pixel": cut.steps[lead + 1] * spec.dilation[-1],
-            "out_row": block[-3] * spec.dilation[-2],
-            "out_pixel": block[-2] * spec.dilation[-1], "in_plane": tiles_in * spec.channels * size,
-            "out_plane": tiles_out * spec.filters * size, "turned": int(turned), "y_item": call.y_strides[0],
+            "in_row": in_tile[0], "in_pixel": in_tile[1], "out_row": out_tile[0], "out_pixel": out_tile[1],
+            "in_plane": plane_bytes(tiles_in, spec.channels, size),
+            "out_plane": plane_bytes(tiles_out, spec.filters, size), "turned": int(turned), "y_item": call.y_strides[0],
             "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line, "last_row": spec.out_size[0],
             "streams": int(call.is_streamed),
         }  # fmt: skip
@@ -106,7 +108,7 @@ class Winograd:
         tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, numbers, tables, cut)
         results = cut.images * cut.rows * line * spec.filters * size if turned else 0
-        tiles = form.points * (tiles_in * spec.channels + tiles_out * spec.filters) * size
+        tiles = form.points * (numbers["in_plane"] + numbers["out_plane"])
         self._items, self._scratch = cut.count * parts, cut.images * cut.strip + tiles + results
         width = -(-spec.filters // lanes_of(dtype)) * lanes_of(dtype)
         self._bias = PackedBias(dtype, 1, spec.filters, width)
@@ -156,9 +158,17 @@ def whole_of(spec: ConvSpec, form: Form) -> ConvSpec:
     return replace(spec, window=tuple(window), padding=tuple(padding))
 
 
-def _terms(whole: ConvSpec) -> Array:
-    """How many units beyond its tile each term of a sum is read: as many planes, or tiles of three taps."""
-    return np.arange(whole.window[0]) * whole.dilation[0] if whole.axes == 3 else np.arange(whole.window[0] // 3)
+def _terms(whole: ConvSpec, form: Form) -> Array:
+    """How many units beyond its tile each term of a sum is read: planes, or tiles, of as many taps as results."""
+    if whole.axes == 3:
+        return np.arange(whole.window[0]) * whole.dilation[0]
+    return np.arange(whole.window[0] // form.matrices.taps)
+
+
+def _in_tile(form: Form, whole: ConvSpec, steps: Sizes) -> tuple[int, int]:
+    """Bytes between the rows and between the columns of a tile, where elements of the last two axes are steps apart."""
+    down, across = (step * dilation for step, dilation in zip(steps, whole.dilation[-2:], strict=True))
+    return (form.matrices.fold * down, down) if form.matrices.fold else (down, across)
 
 
 def unit_of(whole: ConvSpec, form: Form) -> int:
@@ -169,7 +179,16 @@ def unit_of(whole: ConvSpec, form: Form) -> int:
 def tile_counts(whole: ConvSpec, form: Form, rows: int, images: int) -> tuple[int, int]:
     """Tiles of a block's input, and of its results."""
     band, units = band_of(whole, form), rows // unit_of(whole, form)
-    return images * (units + int(_terms(whole)[-1])) * band, images * units * band
+    return images * (units + int(_terms(whole, form)[-1])) * band, images * units * band
+
+
+def plane_bytes(tiles: int, maps: int, size: int) -> int:
+    """Bytes from one point of the tiles to the next: lines of the cache, an odd number of them.
+
+    Transforms touch a line of every point at a time. Where planes were 16 KB apart, all of these lay in one set of the
+    cache, and a transform took 2.3 times as long.
+    """
+    return (-(-tiles * maps * size // LINE) | 1) * LINE
 
 
 def band_of(whole: ConvSpec, form: Form) -> int:
@@ -184,7 +203,7 @@ def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
     tiles = min(max(_TILE_BYTES // tile_bytes, _FEWEST), _MOST)
     unit, band = unit_of(whole, form), band_of(whole, form)
     units = whole.out_size[0] // unit
-    image_tiles, weight = units * band, form.points * len(_terms(whole)) * whole.channels * whole.filters
+    image_tiles, weight = units * band, form.points * len(_terms(whole, form)) * whole.channels * whole.filters
     if whole.batch * image_tiles <= _MOST and weight > _STREAMED:
         return units * unit, whole.batch  # threads share the filters: the weight is read from memory once
     if image_tiles <= tiles:
@@ -215,7 +234,7 @@ def tables_of(
     spec: ConvSpec, whole: ConvSpec, form: Form, cut: Blocks, block: Sizes, size: int
 ) -> dict[str, Array]:  # fmt: skip
     """Where the tiles of a block begin and how many results they have, and where products read and write."""
-    lead, terms = spec.axes - 2, _terms(whole)
+    lead, terms = spec.axes - 2, _terms(whole, form)
     units, band, extra = cut.rows // unit_of(whole, form), band_of(whole, form), int(terms[-1])
     planes_in, height = (units + extra, whole.out_size[-2]) if lead else (1, (units + extra) * unit_of(whole, form))
     planes = whole.out_size[0] if lead else 1
@@ -266,7 +285,7 @@ def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
 
 def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[str, ...]:
     """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
-    tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
+    tiles, transpose = tile_kernels(module, dtype, shape, shape.every_height, foresees=True), transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
     forward, back = forward_kernel(module, dtype, form), back_kernel(module, dtype, form)
     size = np.dtype(dtype).itemsize
@@ -326,11 +345,14 @@ def _multiply(
         x, w = spectra + point * given.in_plane, given.w + (panel * points + point) * panel_bytes
         y = products + point * given.out_plane + panel * (shape.filters * size)
         width = given.filters - panel * shape.filters
+        jump = (panel + 1 < stop).where(panel_bytes * points, (start - panel) * (panel_bytes * points) + panel_bytes)
+        step = kernel.minimum(kernel.constant(shape.filters * size * max(tiles)) // count, shape.filters * size)
 
         def arguments_of(tile: Value) -> tuple[Operand, ...]:
             return (
                 x, given.pixels + tile * 8, given.taps, given.tap_count, given.channels, w, shape.filters * size, y,
                 given.rows_out + tile * 8, width, 0, given.zeros, 0,
+                w + jump + (tile * panel_bytes) // count, step,
             )  # fmt: skip
 
-        each_tile(kernel, tiles, count, arguments_of)
+        evenly(kernel, tiles, count, arguments_of)

@@ -35,7 +35,7 @@ from xpconv.cpu.compiled.moves import (
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
 from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, forward_kernel, weight_back
 from xpconv.cpu.compiled.turn import turned
-from xpconv.cpu.compiled.winograd import band_of, sources_of, tables_of, tile_counts, unit_of, whole_of
+from xpconv.cpu.compiled.winograd import band_of, plane_bytes, sources_of, tables_of, tile_counts, unit_of, whole_of
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _OWN = (
@@ -123,8 +123,9 @@ def _scratch(spec: ConvSpec, dtype: str) -> int:
     tiles, _ = tile_counts(whole, IMAGES, rows, images)
     strip = (rows - 1 + whole.reach[0]) * whole.padded_size[1] * spec.channels * images
     filters = -(-spec.filters // width) * width
-    elements = strip + _POINTS * tiles * (spec.channels + filters) + math.prod(transforms.F4.tile) * width
-    return elements * np.dtype(dtype).itemsize
+    size = np.dtype(dtype).itemsize
+    planes = plane_bytes(tiles, spec.channels, size) + plane_bytes(tiles, filters, size)
+    return _POINTS * planes + (strip + math.prod(transforms.F4.tile) * width) * size
 
 
 @lru_cache(maxsize=64)
@@ -138,13 +139,13 @@ def _job(
     tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
     chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
     parts = 1 if chunks % threads_free == 0 else min(-(-2 * threads_free // chunks), panels)
-    panel_bytes = tiles * shape.filters * size
     numbers = {
         "unit": unit_of(whole, IMAGES), "band": band_of(whole, IMAGES), "channels": spec.channels,
         "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count, "parts": parts,
         "in_row": cut.steps[0] * spec.dilation[0], "in_pixel": cut.steps[1] * spec.dilation[1],
         "gy_row": gy_strides[1] * spec.dilation[0], "gy_pixel": gy_strides[2] * spec.dilation[1],
-        "in_plane": tiles * spec.channels * size, "gy_plane": panels * panel_bytes, "gy_item": gy_strides[0],
+        "in_plane": plane_bytes(tiles, spec.channels, size),
+        "gy_plane": plane_bytes(tiles, panels * shape.filters, size), "gy_item": gy_strides[0],
         "sums_bytes": _POINTS * spec.channels * spec.filters * size,
     }  # fmt: skip
     tables = tables_of(spec, whole, IMAGES, cut, gy_strides, size)
