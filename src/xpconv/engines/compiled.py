@@ -1,4 +1,4 @@
-"""The compiled kernels, called on NumPy arrays: what they take, and the calls."""
+"""The compiled kernels, called on NumPy arrays: what they take, once they are compiled, and the calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import banded, separable, winograd
 from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled, winograd_gradient_pays
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
-from xpconv.plan import conv_operations
+from xpconv.plan import Plan, conv_operations
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 from xpconv.workspace import current_limit
 
@@ -53,14 +53,30 @@ def _summed_in(dtype: Any) -> str:
 
 
 def takes(dtype: Any, spec: ConvSpec) -> Compiled:
-    """What the compiled kernels take of the convolution."""
+    """What the compiled kernels take of the convolution, once they are there."""
     present = kernels()
     return Compiled() if present is None else present.takes(_summed_in(dtype), spec, current_limit())
 
 
 def kernel_of(dtype: Any, spec: ConvSpec, method: str) -> str:
-    """The kernels that a method is left to, by name; "" for NumPy."""
-    return kernel_for(spec, method, takes(dtype, spec))
+    """The kernels that a method is left to now, by name; "" for NumPy."""
+    kernel = kernel_for(spec, method, takes(dtype, spec))
+    return kernel if kernel and _is_ready(kernel, dtype, spec) else ""
+
+
+def _is_ready(kernel: str, dtype: Any, spec: ConvSpec | PoolSpec) -> bool:
+    return _present().is_ready(kernel, _summed_in(dtype), spec)
+
+
+def meanwhile(numpys: Plan) -> Plan:
+    """NumPy's plan of what kernels would take that are not there."""
+    return replace(numpys, tile=f"{numpys.tile}; by NumPy, as {_present().why_not_ready()}")
+
+
+def settled() -> int | None:
+    """The number of libraries that calls have asked for; None while one of them is being compiled."""
+    present = kernels()
+    return 0 if present is None else present.settled()
 
 
 def by_kernels(
@@ -187,6 +203,12 @@ def sources(spec: ConvSpec | PoolSpec) -> tuple[Array, ...]:
 
 
 def takes_gradient(dtype: Any, spec: ConvSpec) -> bool:
+    """Whether the gradient of the weight is left to kernels now."""
+    return fits_gradient(dtype, spec) and _is_ready("gradient", dtype, spec)
+
+
+def fits_gradient(dtype: Any, spec: ConvSpec) -> bool:
+    """Whether it is, once they are there."""
     present, large = kernels(), conv_operations(spec) > _LARGE_GRADIENT
     return large and present is not None and present.takes_weight_gradient(_summed_in(dtype), spec, current_limit())
 
@@ -196,7 +218,7 @@ def takes_winograd_gradient(dtype: Any, spec: ConvSpec) -> bool:
     present, name = kernels(), _summed_in(dtype)
     if present is None or not winograd.fits(spec) or not winograd_gradient_pays(spec):
         return False
-    return present.takes_winograd_gradient(name, spec, current_limit())
+    return present.takes_winograd_gradient(name, spec, current_limit()) and _is_ready("winograd gradient", dtype, spec)
 
 
 def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
@@ -216,7 +238,7 @@ _LARGE_GRADIENT = 200_000  # operations that BLAS does while the kernels are bei
 def laid_out(y: Array, layout: str) -> Array:
     """A channels-last result in a layout, in one piece of memory: turned by all threads."""
     present, turns = kernels(), layout == "channels_first" and y.size > 0 and y.flags.c_contiguous
-    if not turns or present is None or y.dtype.char not in "fd" or not present.available():
+    if not turns or present is None or y.dtype.char not in "fd" or not present.are_shared_ready(y.dtype.name):
         return np.ascontiguousarray(as_layout(y, layout))
     batch, *size, channels = y.shape
     return present.turned(y.reshape(batch, math.prod(size), channels)).reshape(batch, channels, *size)
@@ -225,7 +247,13 @@ def laid_out(y: Array, layout: str) -> Array:
 # --- Pooling, and what is not finite ----------------------------------------------------------------------------------
 
 
-def takes_pooling(dtype: Any, spec: PoolSpec) -> bool:
+def takes_pooling(operation: str, dtype: Any, spec: PoolSpec) -> bool:
+    """Whether the "largest" or the "added" of windows are left to kernels now."""
+    return fits_pooling(dtype, spec) and _is_ready(operation, dtype, spec)
+
+
+def fits_pooling(dtype: Any, spec: PoolSpec) -> bool:
+    """Whether they are, once the kernels are there."""
     present = kernels()
     if spec.layout == "channels_first" and spec.window == spec.size and math.prod(spec.size) > _LONG_PLANE:
         return False
@@ -253,7 +281,7 @@ def prepared_pooling(operation: str, x: Array, y: Array, spec: PoolSpec, divisor
 def finite(y: Array) -> bool:
     """Whether all values are: by all threads, or by their sum, which is read faster but may overflow."""
     present = kernels()
-    if present is not None and y.dtype.char in "fd" and present.available() and _is_contiguous(y):
+    if present is not None and y.dtype.char in "fd" and present.are_shared_ready(y.dtype.name) and _is_contiguous(y):
         return present.all_finite(y)
     return banded.finite(y)
 

@@ -25,9 +25,9 @@ from xpconv.engines.agnostic import (
     weight_last,
 )
 from xpconv.engines.methods import ALGORITHMS, gemm, in_tiles, is_spectral, itemsize, patches_of, planned, windows
+from xpconv.engines.replays import POOLINGS, shared_divisor, whole_maps
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
-from xpconv.engines.replays import shared_divisor, whole_maps
 from xpconv.plan import Arrays, Plan
 from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Sizes
@@ -120,6 +120,14 @@ def _summed(
 
 def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    plan = _plan(operation, arrays, spec, options)
+    if arrays[0] is None or not _awaits_kernels(operation, arrays[0], spec, options):
+        return plan
+    return compiled.meanwhile(plan or agnostic.plan(operation, arrays, spec, options))
+
+
+def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
+    """What it does now."""
     x = arrays[0]
     if operation == "conv":
         return planned(x, spec, options["method"])
@@ -133,16 +141,31 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
             return Plan("winograd", "a quarter of the products", "compiled: blocks of tiles, added in registers")
         return Plan("direct", "by tiles of channels and filters", "compiled: blocks of pixels, added in registers")
     if operation in ("global_max_pool", "global_avg_pool"):
-        by_kernels = x is not None and compiled.takes_pooling(x.dtype, whole_maps(tuple(x.shape), spec))
+        by_kernels = x is not None and _is_pooled_by_kernels(operation, x, whole_maps(tuple(x.shape), spec))
         return Plan("direct", "every map at once", _POOLING_TILE) if by_kernels else None
     if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
         return None
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, itemsize(x), current_limit())
         return Plan("gemm", "patches, transposed, times gy", tile, workspace)
-    if operation in ("max_pool", "sum_pool", "avg_pool") and x is not None and compiled.takes_pooling(x.dtype, spec):
+    if operation in POOLINGS and x is not None and _is_pooled_by_kernels(operation, x, spec):
         return Plan("direct", _DIRECT[operation], _POOLING_TILE)
     return Plan("direct", _DIRECT[operation])
+
+
+def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> bool:
+    """Whether NumPy does what kernels will do once they are there; convolutions are planned so themselves."""
+    if operation == "conv_grad_weight":
+        spectral = is_spectral(x) and spectra_plan(spec, "weight")
+        return not spectral and compiled.fits_gradient(x.dtype, spec) and not compiled.takes_gradient(x.dtype, spec)
+    if operation not in POOLINGS or options.get("return_indices"):
+        return False
+    windows = spec if isinstance(spec, PoolSpec) else whole_maps(tuple(x.shape), spec)
+    return compiled.fits_pooling(x.dtype, windows) and not _is_pooled_by_kernels(operation, x, windows)
+
+
+def _is_pooled_by_kernels(operation: str, x: Array, spec: PoolSpec) -> bool:
+    return compiled.takes_pooling(POOLINGS[operation], x.dtype, spec)
 
 
 _POOLING_TILE = "compiled: results by a vector of channels in registers"
@@ -157,12 +180,6 @@ _DIRECT = {  # what is done to the whole result at once
     "max_unpool": "every value put at its index",
     "max_pool_grad": "every gradient added at its index",
 }
-
-
-# --- Repeated calls ---------------------------------------------------------------------------------------------------
-
-
-# --- Plans ------------------------------------------------------------------------------------------------------------
 
 
 def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
@@ -258,7 +275,7 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     """By the compiled kernels, or running maxima, axis by axis."""
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
-    if compiled.takes_pooling(x.dtype, spec):
+    if compiled.takes_pooling("largest", x.dtype, spec):
         return compiled.pooled("largest", x, spec)
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
     return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
@@ -266,7 +283,7 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
     """By the compiled kernels, or running sums, axis by axis."""
-    if compiled.takes_pooling(x.dtype, spec):
+    if compiled.takes_pooling("added", x.dtype, spec):
         return compiled.pooled("added", x, spec)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
@@ -285,7 +302,7 @@ def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The sums, divided: where all windows are divided by the same, as they are stored."""
     shared = shared_divisor(spec, count_include_pad, divisor)
-    if shared is not None and compiled.takes_pooling(x.dtype, spec):
+    if shared is not None and compiled.takes_pooling("added", x.dtype, spec):
         return compiled.pooled("added", x, spec, shared)
     return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
 
@@ -302,7 +319,7 @@ def global_avg_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
 
 def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
     spec = whole_maps(tuple(x.shape), axes)
-    if not compiled.takes_pooling(x.dtype, spec):
+    if not compiled.takes_pooling(operation, x.dtype, spec):
         return NotImplemented  # the agnostic engine's reduction is what NumPy would do
     y = compiled.pooled(operation, x, spec, math.prod(spec.size) if operation == "added" else 1.0)
     return y if keepdims else y.reshape(spec.batch, spec.channels)

@@ -20,19 +20,34 @@ from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes, in_layout
 from xpconv.workspace import current_limit
 
+POOLINGS = {
+    **dict.fromkeys(("max_pool", "global_max_pool"), "largest"),
+    **dict.fromkeys(("sum_pool", "avg_pool", "global_avg_pool"), "added"),
+}
+"""What kernels do of every window."""
+
 
 def replay(request: Request) -> Callable[..., Any] | None:
     """A function of the request's arrays that computes it again with nothing left to decide; None where NumPy does.
 
     It answers NotImplemented where something has to be decided after all: fewer threads are free, or a result is not
-    finite. Arrays that lack axes stand for themselves: the axes add nothing to where their elements lie.
+    finite. Arrays that lack axes stand for themselves: the axes add nothing to where their elements lie. There is
+    NotImplemented instead of a function while it is not settled who computes: kernels are being compiled.
     """
-    pools = ("max_pool", "sum_pool", "avg_pool", "global_max_pool", "global_avg_pool")
-    prepare = {"conv": _replay_conv, "conv_grad_input": _replay_adjoint, **dict.fromkeys(pools, _replay_pool)}
+    prepare = {"conv": _replay_conv, "conv_grad_input": _replay_adjoint, **dict.fromkeys(POOLINGS, _replay_pool)}
     x: Any = request.arrays[0]
     if request.operation not in prepare or x.dtype.char not in "fd":
         return None
-    return prepare[request.operation](x, request)
+    return _if_settled(lambda: prepare[request.operation](x, request))
+
+
+def _if_settled(prepare: Callable[[], Any]) -> Any:
+    """What is prepared, with all kernels that were there at its end; NotImplemented where more will be there soon."""
+    while (before := compiled.settled()) is not None:
+        prepared = prepare()
+        if compiled.settled() == before:
+            return prepared
+    return NotImplemented
 
 
 def replay_into(request: Request) -> Callable[..., Any] | None:
@@ -40,6 +55,10 @@ def replay_into(request: Request) -> Callable[..., Any] | None:
 
     It also answers NotImplemented where `out` cannot be written, or may share memory with what is read.
     """
+    return _if_settled(lambda: _replay_into(request))
+
+
+def _replay_into(request: Request) -> Callable[..., Any] | None:
     out, spec, x = request.out, request.spec, request.arrays[0]
     if request.operation != "conv" or x is None or x.dtype.char not in "fd" or not compiled.holds(out, spec, x.dtype):
         return None
@@ -194,9 +213,9 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     spec, divisor, shape = _pooling(x, request)
-    if request.options.get("return_indices") or divisor is None or not compiled.takes_pooling(x.dtype, spec):
+    operation = POOLINGS[request.operation]
+    if request.options.get("return_indices") or divisor is None or not compiled.takes_pooling(operation, x.dtype, spec):
         return None
-    operation = "largest" if "max_pool" in request.operation else "added"
     call = compiled.prepared_pooling(operation, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
     dtype = x.dtype
 

@@ -79,7 +79,7 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
         return False
     if 0 in (spec.batch, spec.channels, *spec.out_size) or not (spec.layout == "channels_first" or spec.channels == 1):
         return False
-    return spec.stride[-1] == 1 and workspace(dtype, spec) <= limit and _library(dtype) is not None
+    return spec.stride[-1] == 1 and workspace(dtype, spec) <= limit
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -165,6 +165,11 @@ def _shapes() -> dict[int, int]:
 
 
 _WIDEST = 8
+
+
+def is_ready(dtype: str, _spec: ConvSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype) is not None
 
 
 def _library(dtype: str) -> Library | None:

@@ -52,8 +52,7 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
     if empty or spec.axes > 3 or not winograd.fits(spec):
         return False
-    compiled = _library(dtype, shape_for(spec.filters, dtype), _form_of(spec))
-    return compiled is not None and workspace(dtype, spec) <= limit
+    return workspace(dtype, spec) <= limit
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -257,6 +256,11 @@ def _results_left(spec: ConvSpec, whole: ConvSpec, form: Form) -> Array:
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
+
+
+def is_ready(dtype: str, spec: ConvSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype, shape_for(spec.filters, dtype), _form_of(spec)) is not None
 
 
 def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
