@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -25,6 +26,8 @@ from xpconv.cpu.compiled.background import Background
 from xpconv.cpu.compiled.processor import machine as machine
 from xpconv.files import cache_folder, written_whole
 
+_numbers = count()  # of libraries
+
 
 class Library:
     """The kernels of one module, by name."""
@@ -33,7 +36,8 @@ class Library:
         builder = binding.JITLibraryBuilder().add_object_img(object_code).add_current_process()
         for kernel in kernels:
             builder.export_symbol(kernel)
-        self._kept = builder.link(_jit(), name)  # the code lives as long as this does
+        unique = f"{name}-{next(_numbers)}"  # in a child process too, whose parent may just have linked it
+        self._kept = builder.link(_jit(), unique)  # the code lives as long as this does
         self._addresses = {kernel: self._kept[kernel] for kernel in kernels}
 
     def address(self, kernel: str) -> int:
@@ -89,9 +93,19 @@ def _sought(name: str, make: Callable[[ir.Module], tuple[str, ...]]) -> Library 
         awaited = _awaited.get(name)
     if awaited is not None and _waits():
         awaited.wait()
-    if failure := _failures.pop(name, None):
-        warnings.warn(f"xpconv's kernels {name!r} do not compile here, NumPy answers: {failure}", stacklevel=3)
+    if _failures:
+        _tell_failures()
     return _libraries.get(name)
+
+
+def _tell_failures() -> None:
+    """One warning of all that have failed since the last."""
+    with _lock:
+        failures = _failures.copy()
+        _failures.clear()
+    for error in [*failures.values()][:1]:
+        names = ", ".join(failures)
+        warnings.warn(f"xpconv's kernels {names} do not compile here, NumPy answers: {error}", stacklevel=4)
 
 
 def _waits() -> bool:
