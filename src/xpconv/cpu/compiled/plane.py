@@ -201,7 +201,7 @@ def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
     shapes, size, lanes = _shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
     wide = {height: _tile(module, dtype, height, vectors, masked=False) for height, vectors in shapes.items()}
     last = {
-        height: {q: _tile(module, dtype, height, q, masked=True) for q in (1, 2, vectors)}
+        height: {q: _tile(module, dtype, height, q, masked=True) for q in sorted({1, 2, vectors})}
         for height, vectors in shapes.items()
     }
     kernel = Kernel(module, "block", ("arguments", "channel", "source", "step", "y", "rows", "columns"))
