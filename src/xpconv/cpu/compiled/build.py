@@ -194,7 +194,6 @@ def _jit() -> Any:
 def _target_machine() -> Any:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    binding.initialize_native_asmparser()  # of a pause between two looks on an ARM, without which LLVM aborts
     here = machine()
     assert here is not None
     target = binding.Target.from_triple(binding.get_process_triple())
