@@ -25,6 +25,7 @@ settings.register_profile("compiled", settings.get_profile("default"), max_examp
 settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=_QUIET)
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 settings.load_profile(_PROFILE)
+os.environ["XPCONV_COMPILE"] = "wait"  # so that every call of a kind is computed by the same kernels
 os.environ["XPCONV_CACHE_DIR"] = tempfile.mkdtemp(prefix="xpconv-tests-")  # nobody's measurements, no old code
 atexit.register(shutil.rmtree, os.environ["XPCONV_CACHE_DIR"], ignore_errors=True)
 _SETTINGS = "_hypothesis_internal_use_settings"  # of one test; there is no public way to set them per parameter

@@ -18,7 +18,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 from xpconv.cpu.compiled import channelwise, threads
 from xpconv.cpu.compiled.build import machine
 from xpconv.engines import agnostic
-from xpconv.engines import compiled as compiled_calls
+from xpconv.engines import pooled as pooled_calls
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
@@ -35,7 +35,7 @@ def pooled(operation, x, window, *divisor, limit=LIMIT, **options):
     """The kernels' answer to a pooling."""
     spec = xpconv.max_pool.request(x, window, **options).spec
     with xpconv.workspace_limit(limit):
-        return compiled_calls.pooled({"max_pool": "largest", "sum_pool": "added"}[operation], x, spec, *divisor)
+        return pooled_calls.reduced({"max_pool": "largest", "sum_pool": "added"}[operation], x, spec, *divisor)
 
 
 def defined(operation, x, window, **options):

@@ -16,7 +16,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import machine
-from xpconv.engines import agnostic, compiled
+from xpconv.engines import agnostic, compiled, pooled
 from xpconv.spec import ScatterSpec
 
 if machine() is None:
@@ -43,7 +43,7 @@ def spec_of(x, case: PoolCase, layout):
 
 def assert_indexed(x, spec):
     expected = agnostic.max_pool(x, spec, return_indices=True)
-    for ours, theirs in zip(compiled.pooled_with_indices(x, spec), expected, strict=True):
+    for ours, theirs in zip(pooled.indexed(x, spec), expected, strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 
@@ -53,7 +53,7 @@ def assert_indexed(x, spec):
 def test_indices_are_those_of_the_definition(layout, case, channels):
     x = laid(strewn(case, channels, [0, 1, 2, -np.inf, np.inf, np.nan]), layout)
     spec = spec_of(x, case, layout)
-    assume(compiled._present().pools_indexed(x.dtype, spec, LIMIT))
+    assume(compiled.found().pools_indexed(x.dtype, spec, LIMIT))
     assert_indexed(x, spec)
 
 
@@ -70,7 +70,7 @@ def test_of_equal_elements_the_first_one_inside_wins(layout, dtype, value):
 def test_windows_of_padding_alone_have_no_index(layout):
     x = laid(integers(np.random.default_rng(0), (1, 4, 4, 20), np.float32), layout)
     spec = xpconv.max_pool.request(x, (2, 2), stride=1, padding=2, layout=layout).spec
-    y, indices = compiled.pooled_with_indices(x, spec)
+    y, indices = pooled.indexed(x, spec)
     corner = (0, 0, 0) if layout == "channels_last" else (0, slice(None), 0, 0)
     assert np.all(indices[corner] == -1)
     assert np.all(np.isneginf(y[corner]))
@@ -93,7 +93,7 @@ def test_indices_by_many_blocks_and_threads():
 
     def work():
         for _ in range(3):
-            ours = compiled.pooled_with_indices(x, spec)
+            ours = pooled.indexed(x, spec)
             wrong.extend(not np.array_equal(a, b) for a, b in zip(ours, expected, strict=True))
 
     callers = [threading.Thread(target=work) for _ in range(4)]
@@ -110,13 +110,13 @@ def test_the_gradient_of_means_is_that_of_the_definition(layout, case, channels,
     x = laid(strewn(case, channels, range(4)), layout)
     spec = spec_of(x, case, layout)
     y = np.empty(spec.y_shape, x.dtype)
-    assume(compiled._present().pools(y.dtype, spec, LIMIT))
-    assume(compiled.takes_pooling_gradient(y.dtype, replace(spec, batch=1 << 20)))
+    assume(compiled.found().pools(y.dtype, spec, LIMIT))
+    assume(pooled.takes("avg_pool_grad", y, replace(spec, batch=1 << 20)))
     gy = integers(np.random.default_rng(3), y.shape, x.dtype)
     shares = agnostic.divided(gy, spec, include, divisor, gy.dtype)
     expected = agnostic.avg_pool_grad(gy, spec, count_include_pad=include, divisor=divisor)
     tolerance = 1e-5 if x.dtype == np.float32 else 1e-13
-    np.testing.assert_allclose(compiled.shared_out(shares, spec, 1.0), expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(pooled.shared_out(shares, spec, 1.0), expected, rtol=tolerance, atol=tolerance)
 
 
 @LAYOUTS
@@ -139,7 +139,7 @@ def test_values_are_added_at_their_indices(layout, dtype, channels, batch):
     values = laid(integers(rng, (batch, 40, 30, channels), dtype), layout)
     indices = laid(rng.integers(-1, places, (batch, 40, 30, channels)), layout)
     spec = ScatterSpec(layout, batch, channels, (40, 30), size)
-    np.testing.assert_array_equal(compiled.scattered(values, indices, spec), added(values, indices, spec))
+    np.testing.assert_array_equal(pooled.scattered(values, indices, spec), added(values, indices, spec))
 
 
 def added(values, indices, spec):
@@ -157,14 +157,14 @@ def test_values_and_indices_that_lie_otherwise(way):
     rng = np.random.default_rng(5)
     values, indices = integers(rng, (4, 20, 18, 38), np.float32)[way], rng.integers(-1, 50, (4, 20, 18, 38))[way]
     spec = ScatterSpec("channels_last", values.shape[0], values.shape[-1], values.shape[1:3], (10, 5))
-    np.testing.assert_array_equal(compiled.scattered(values, indices, spec), added(values, indices, spec))
+    np.testing.assert_array_equal(pooled.scattered(values, indices, spec), added(values, indices, spec))
 
 
 def test_nan_and_infinities_are_added_where_they_belong():
     values = np.zeros((1, 20, 20, 16), np.float32)
     values[0, 3, 4, 5], values[0, 7, 8, 9] = np.nan, np.inf
     indices = np.broadcast_to(np.arange(400).reshape(1, 20, 20, 1), values.shape)
-    gx = compiled.scattered(values, indices, ScatterSpec("channels_last", 1, 16, (20, 20), (20, 20)))
+    gx = pooled.scattered(values, indices, ScatterSpec("channels_last", 1, 16, (20, 20), (20, 20)))
     np.testing.assert_array_equal(gx, values)
 
 

@@ -45,10 +45,12 @@ def measure(record: dict[str, Any], time_left: Callable[[], float]) -> None:
         if time_left() > 0:
             starts[name] = _told(lambda code=code: [float(_python("-c", code)) for _ in range(_STARTS)])
     if time_left() > 0:
-        with tempfile.TemporaryDirectory() as empty:
-            starts["xpconv, nothing on disk"] = _told(
-                lambda: [float(_python("-c", _START["xpconv"], XPCONV_CACHE_DIR=empty))]
-            )
+        for name, how in {"nothing on disk": "background", "nothing on disk, by kernels": "wait"}.items():
+            with tempfile.TemporaryDirectory() as empty:
+                variables = {"XPCONV_CACHE_DIR": empty, "XPCONV_COMPILE": how}
+                starts[f"xpconv, {name}"] = _told(
+                    lambda variables=variables: [float(_python("-c", _START["xpconv"], **variables))]
+                )
     for key in MEMORY:
         memory[key] = {}
         for side in SIDES:

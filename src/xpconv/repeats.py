@@ -21,6 +21,7 @@ from xpconv.workspace import current_limit
 _MOST = 1024  # descriptions kept for one function; a program that makes more kinds of calls does not repeat them
 _PLAIN = (int, str, type(None), bool)
 _Key = tuple[Hashable, ...]
+_Places = tuple[int | str | None, ...]  # in the arguments
 
 
 class Repeats:
@@ -41,19 +42,25 @@ class Repeats:
             request = self._describe(*args, **kwargs)  # and check what is written to, which no key tells
             result = run(request)  # first, so that nothing is remembered of a call that fails
             if key is not None and known is None and (places := _places(request, args, kwargs)) is not None:
-                if len(self._known) >= _MOST:
-                    self._known.clear()
-                self._known[key] = _Known(request, places)
+                self._remember(key, request, places)
         return result
+
+    def _remember(self, key: _Key, request: Request, places: _Places) -> None:
+        """The call, unless its engine will soon compute it another way."""
+        replay = _replay(request)
+        if replay is NotImplemented:
+            return
+        if len(self._known) >= _MOST:
+            self._known.clear()
+        self._known[key] = _Known(request, places, replay)
 
 
 class _Known:
     """A call that was described before: its request without arrays, and where the arrays stand in the arguments."""
 
-    def __init__(self, request: Request, places: tuple[int | str | None, ...]) -> None:
-        self._places = places
+    def __init__(self, request: Request, places: _Places, replay: Callable[..., Any] | None) -> None:
+        self._places, self._replay = places, replay
         self.writes = request.out is not None
-        self._replay = _replay(request)
         self._request = replace(request, given=(), out=None)  # without the arrays, which would be kept alive
 
     def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -75,12 +82,13 @@ class _Known:
         )
 
 
-def _replay(request: Request) -> Callable[..., Any] | None:
+def _replay(request: Request) -> Any:
+    """What the engine has prepared; None for nothing, NotImplemented for nothing yet."""
     prepare = getattr(engine_of(request), "replay" if request.out is None else "replay_into", None)
     return None if prepare is None else prepare(request)
 
 
-def _places(request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str | None, ...] | None:
+def _places(request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Places | None:
     """Which arguments the request's arrays are, `out` the last; None where it does not hold for other arrays.
 
     That is so where an array was converted or cast, stands for a parameter, or is given twice, and where the call has

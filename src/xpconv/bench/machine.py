@@ -19,6 +19,11 @@ SLOWS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # NumPy's BLAS then has kerne
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
+def wait_for_kernels() -> None:
+    """Let calls of this process wait for kernels that are not compiled yet, if nothing else was asked for."""
+    os.environ.setdefault("XPCONV_COMPILE", "wait")
+
+
 def machine(threads: int) -> dict[str, Any]:
     """Everything that answers."""
     return {
@@ -27,13 +32,18 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "threads_of_xpconv": _attempt(_compiled_threads),
         "load_average": _attempt(lambda: [round(load, 2) for load in os.getloadavg()]),
-        "variables": {name: os.environ.get(name, "not set") for name in (*SLOWS, *_THREADS)},
+        "variables": {name: os.environ.get(name, "not set") for name in (*SLOWS, *_THREADS)} | _lesser_processor(),
         "blas": _attempt(_blas),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "commit": _attempt(_commit),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
+
+
+def _lesser_processor() -> dict[str, str]:
+    """The variable that keeps xpconv's kernels from some of the processor's instructions, where it does."""
+    return {name: os.environ[name] for name in ("XPCONV_CPU",) if os.environ.get(name)}
 
 
 def slowed(variables: dict[str, str]) -> str:

@@ -131,6 +131,7 @@ def measure(
     files.check()
     writers = files.writers()
     before = record.load(files.compare) if files.compare else None
+    machine.wait_for_kernels()
     threads = machine.threads_here()
     told = {"layers": layers, "dtype": dtypes, "batch": counts, "layout": layouts, "rivals": names, **how}
     made = record.new(told, machine.machine(threads))

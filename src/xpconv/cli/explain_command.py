@@ -31,6 +31,7 @@ def explain(
         from xpconv.bench.expectation import expectation
         from xpconv.bench.sides import Place
 
+        machine.wait_for_kernels()  # the plan is told as it will be
         _, there = backend(chosen.name)
         place = Place(chosen.name, machine.threads_here())
         with clock.on(there):

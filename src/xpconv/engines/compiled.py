@@ -1,4 +1,4 @@
-"""The compiled kernels, called on NumPy arrays: what they take, and the calls."""
+"""The compiled kernels, called on NumPy arrays: what they take, once they are compiled, and the calls."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import banded, separable, winograd
-from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, pool_is_compiled, winograd_gradient_pays
+from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, winograd_gradient_pays
 from xpconv.cpu.results import new
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
-from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec, Phase, PoolSpec, ScatterSpec, in_layout
+from xpconv.plan import Plan, conv_operations
+from xpconv.spec import Array, ConvSpec, PoolSpec
 from xpconv.workspace import current_limit
 
 
@@ -31,7 +31,7 @@ def kernels() -> ModuleType | None:
     return present
 
 
-def _present() -> ModuleType:
+def found() -> ModuleType:
     """The compiled kernels, where a plan has found them."""
     present = kernels()
     assert present is not None
@@ -54,14 +54,31 @@ def _summed_in(dtype: Any) -> str:
 
 
 def takes(dtype: Any, spec: ConvSpec) -> Compiled:
-    """What the compiled kernels take of the convolution."""
+    """What the compiled kernels take of the convolution, once they are there."""
     present = kernels()
     return Compiled() if present is None else present.takes(_summed_in(dtype), spec, current_limit())
 
 
 def kernel_of(dtype: Any, spec: ConvSpec, method: str) -> str:
-    """The kernels that a method is left to, by name; "" for NumPy."""
-    return kernel_for(spec, method, takes(dtype, spec))
+    """The kernels that a method is left to now, by name; "" for NumPy."""
+    kernel = kernel_for(spec, method, takes(dtype, spec))
+    return kernel if kernel and is_ready(kernel, dtype, spec) else ""
+
+
+def is_ready(kernel: str, dtype: Any, spec: ConvSpec | PoolSpec) -> bool:
+    """Whether the kernels of that name that read such windows are there; else they are being compiled."""
+    return found().is_ready(kernel, _summed_in(dtype), spec)
+
+
+def meanwhile(numpys: Plan) -> Plan:
+    """NumPy's plan of what kernels would take that are not there."""
+    return replace(numpys, tile=f"{numpys.tile}; by NumPy, as {found().why_not_ready()}")
+
+
+def settled() -> int | None:
+    """The number of libraries that calls have asked for; None while one of them is being compiled."""
+    present = kernels()
+    return 0 if present is None else present.settled()
 
 
 def by_kernels(
@@ -153,7 +170,7 @@ def prepared(
     kernel: str, x: Array, w: Array, y: Array, spec: ConvSpec, fill: complex, activation: str | None
 ) -> Callable[..., bool]:
     """The kernels' call for channels-last arrays that lie as these do."""
-    call: Callable[..., bool] = _present().prepared(
+    call: Callable[..., bool] = found().prepared(
         kernel, x, w, y, spec, sources, float(fill.real), activation, LEAK, current_limit()
     )
     return call
@@ -175,6 +192,12 @@ def sources(spec: ConvSpec | PoolSpec) -> tuple[Array, ...]:
 
 
 def takes_gradient(dtype: Any, spec: ConvSpec) -> bool:
+    """Whether the gradient of the weight is left to kernels now."""
+    return fits_gradient(dtype, spec) and is_ready("gradient", dtype, spec)
+
+
+def fits_gradient(dtype: Any, spec: ConvSpec) -> bool:
+    """Whether it is, once they are there."""
     present, large = kernels(), conv_operations(spec) > _LARGE_GRADIENT
     return large and present is not None and present.takes_weight_gradient(_summed_in(dtype), spec, current_limit())
 
@@ -184,12 +207,12 @@ def takes_winograd_gradient(dtype: Any, spec: ConvSpec) -> bool:
     present, name = kernels(), _summed_in(dtype)
     if present is None or not winograd.fits(spec) or not winograd_gradient_pays(spec):
         return False
-    return present.takes_winograd_gradient(name, spec, current_limit())
+    return present.takes_winograd_gradient(name, spec, current_limit()) and is_ready("winograd gradient", dtype, spec)
 
 
 def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The gradient of the weight by offset of the window, (*window, C / groups, F), of channels-last arrays."""
-    present = _present()
+    present = found()
     to_turn = 0 if gy.strides[-1] == gy.itemsize else gy.nbytes
     if takes_winograd_gradient(x.dtype, spec) and to_turn <= current_limit() // 4:
         gw = present.winograd_grad_weight(x, gy, spec, sources, current_limit())
@@ -204,109 +227,19 @@ _LARGE_GRADIENT = 200_000  # operations that BLAS does while the kernels are bei
 def laid_out(y: Array, layout: str) -> Array:
     """A channels-last result in a layout, in one piece of memory: turned by all threads."""
     present, turns = kernels(), layout == "channels_first" and y.size > 0 and y.flags.c_contiguous
-    if not turns or present is None or y.dtype.char not in "fd" or not present.available():
+    if not turns or present is None or y.dtype.char not in "fd" or not present.are_shared_ready(y.dtype.name):
         return np.ascontiguousarray(as_layout(y, layout))
     batch, *size, channels = y.shape
     return present.turned(y.reshape(batch, math.prod(size), channels)).reshape(batch, channels, *size)
 
 
-# --- Pooling, and what is not finite ----------------------------------------------------------------------------------
-
-
-def takes_pooling(dtype: Any, spec: PoolSpec) -> bool:
-    present = kernels()
-    if spec.layout == "channels_first" and spec.window == spec.size and math.prod(spec.size) > _LONG_PLANE:
-        return False
-    return present is not None and pool_is_compiled(spec) and present.pools(dtype, spec, current_limit())
-
-
-_LONG_PLANE = 1024  # elements, side by side, that NumPy reduces faster than kernels turn them
-
-
-def pooled(operation: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
-    """By a pooling of the compiled kernels, which read `x` where it lies and pad on the way."""
-    y = new(spec.y_shape, x.dtype)
-    prepared_pooling(operation, x, y, spec, divisor)(x, y)
-    return y
-
-
-def prepared_pooling(operation: str, x: Array, y: Array, spec: PoolSpec, divisor: float) -> Callable[..., None]:
-    x, y = (channels_last(a, spec.layout) for a in (x, y))
-    call: Callable[..., None] = _present().prepared_pooling(
-        operation, x, y, spec.reading, sources, divisor, current_limit()
-    )
-    return call
-
-
-def takes_indexed(dtype: Any, spec: PoolSpec) -> bool:
-    present = kernels()
-    return present is not None and pool_is_compiled(spec) and present.pools_indexed(dtype, spec, current_limit())
-
-
-def pooled_with_indices(x: Array, spec: PoolSpec) -> tuple[Array, Array]:
-    """The largest elements and their flat indices in the plane."""
-    y, indices = new(spec.y_shape, x.dtype), new(spec.y_shape, np.dtype(np.int64))
-    x_last, y_last, i_last = (channels_last(a, spec.layout) for a in (x, y, indices))
-    _present().indexed_pooling(x_last, y_last, i_last, spec.reading, sources, current_limit())(x, y, indices)
-    return y, indices
-
-
-def takes_pooling_gradient(dtype: Any, spec: PoolSpec) -> bool:
-    present = kernels()
-    if present is None or not pool_is_compiled(spec):
-        return False
-    return all(present.pools(dtype, phase.spec, current_limit()) for phase in _phases(spec) if phase.is_reached)
-
-
-def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
-    """Every element of `gy`, divided, added to all elements that its window had: sums over windows of `gy`, those of
-    each phase of the stride by themselves.
-    """
-    strided = set(spec.stride) != {1}
-    layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
-    gx, gy = new(in_layout(layout, spec.batch, spec.size, spec.channels), gy.dtype), channels_last(gy, spec.layout)
-    for phase in _phases(spec):
-        here = channels_last(gx, layout)[(slice(None), *phase.places)]
-        if phase.is_reached:
-            _present().prepared_pooling("added", gy, here, phase.spec, sources, divisor, current_limit())(gy, here)
-        else:
-            here[...] = 0
-    return laid_out(gx, spec.layout) if strided else gx
-
-
-@lru_cache(maxsize=128)
-def _phases(spec: PoolSpec) -> tuple[Phase, ...]:
-    """Those of a convolution of each channel with ones that has the same windows, and ends with the last of them."""
-    axes = zip(spec.size, spec.padding, spec.out_size, spec.stride, spec.reach, strict=True)
-    ones = ConvSpec(
-        layout="channels_last", batch=spec.batch, channels=spec.channels, size=spec.size, window=spec.window,
-        stride=spec.stride, padding=tuple((lo, (out - 1) * s + m - n - lo) for n, (lo, _), out, s, m in axes),
-        dilation=spec.dilation, filters=spec.channels, groups=spec.channels, flip=False,
-    )  # fmt: skip
-    return tuple(ones.input_phases)
-
-
-def takes_scattering(values: Array) -> bool:
-    present = kernels()
-    return present is not None and values.dtype.char in "fd" and values.size >= _FEW and present.available()
-
-
-def scattered(values: Array, indices: Array, spec: ScatterSpec) -> Array:
-    """Values added at their flat indices in planes of zeros."""
-    planes = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), values.dtype)
-    shapes = ((spec.batch, math.prod(size), spec.channels) for size in (spec.out_size, spec.out_size, spec.size))
-    given = (channels_last(a, spec.layout) for a in (values, indices, planes))
-    _present().scattered(*(a.reshape(shape) for a, shape in zip(given, shapes, strict=True)))
-    return planes
-
-
-_FEW = 1000  # values that NumPy adds sooner than kernels are called
+# --- What is not finite -----------------------------------------------------------------------------------------------
 
 
 def finite(y: Array) -> bool:
     """Whether all values are: by all threads, or by their sum, which is read faster but may overflow."""
     present = kernels()
-    if present is not None and y.dtype.char in "fd" and present.available() and _is_contiguous(y):
+    if present is not None and y.dtype.char in "fd" and present.are_shared_ready(y.dtype.name) and _is_contiguous(y):
         return present.all_finite(y)
     return banded.finite(y)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from xpconv.cpu import overlap, separable, signals, small, winograd
-from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, may_separate, row_bytes, tiles
+from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, kernel_for, may_separate, row_bytes, tiles
 from xpconv.cpu.results import new
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
@@ -18,8 +18,12 @@ from xpconv.workspace import current_limit
 
 
 def planned(x: Array, spec: ConvSpec, method: str) -> Plan:
-    limit = current_limit()
-    return conv_plan(spec, itemsize(x), is_spectral(x), method, limit, compiled.takes(x.dtype, spec))
+    """How it is computed now: as planned with the compiled kernels, if those that this takes are there."""
+    arguments = spec, itemsize(x), is_spectral(x), method, current_limit()
+    plan = conv_plan(*arguments, taken := compiled.takes(x.dtype, spec))
+    if kernel_for(spec, plan.method, taken) and not compiled.kernel_of(x.dtype, spec, plan.method):
+        return compiled.meanwhile(conv_plan(*arguments))
+    return plan
 
 
 def is_spectral(x: Array) -> bool:

@@ -14,7 +14,7 @@ from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.plan import row_bytes, spectra_plan, tiles, tiling
 from xpconv.cpu.results import new
 from xpconv.dtypes import widened
-from xpconv.engines import agnostic, compiled, fft
+from xpconv.engines import agnostic, compiled, fft, pooled
 from xpconv.engines.agnostic import (
     as_weight,
     channels_last,
@@ -28,7 +28,6 @@ from xpconv.engines.agnostic import (
 from xpconv.engines.methods import ALGORITHMS, gemm, in_tiles, is_spectral, itemsize, patches_of, planned, windows
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
-from xpconv.engines.replays import shared_divisor, whole_maps
 from xpconv.plan import Arrays, Plan
 from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Sizes
@@ -121,6 +120,14 @@ def _summed(
 
 def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
     """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
+    plan = _plan(operation, arrays, spec, options)
+    if arrays[0] is None or not _awaits_kernels(operation, arrays[0], spec, options):
+        return plan
+    return compiled.meanwhile(plan or agnostic.plan(operation, arrays, spec, options))
+
+
+def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
+    """What it does now."""
     x = arrays[0]
     if operation == "conv":
         return planned(x, spec, options["method"])
@@ -136,29 +143,19 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, itemsize(x), current_limit())
         return None if spec.groups > 1 else Plan("gemm", "patches, transposed, times gy", tile, workspace)
-    if x is not None and (by_kernels := _by_pooling_kernels(operation, x, spec, options)):
+    indices = options.get("return_indices", False)
+    if x is not None and (by_kernels := pooled.plan(operation, x, spec, indices=indices)):
         return by_kernels
-    direct = None if options.get("return_indices") else _DIRECT.get(operation)
+    direct = None if indices else _DIRECT.get(operation)
     return None if direct is None else Plan("direct", direct)
 
 
-def _by_pooling_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> Plan | None:
-    """What compiled kernels do for an operation of pooling; None where they do not take it."""
-    if operation == "max_pool_grad":
-        tile = "compiled: channels of an image, one by one"
-        return Plan("direct", _DIRECT[operation], tile) if compiled.takes_scattering(x) else None
-    if operation in ("global_max_pool", "global_avg_pool"):
-        reason, takes, spec = "every map at once", compiled.takes_pooling, whole_maps(tuple(x.shape), spec)
-    elif operation == "avg_pool_grad":
-        reason, takes = "sums over windows of gy, for each phase of the stride", compiled.takes_pooling_gradient
-    elif options.get("return_indices") and operation == "max_pool":
-        reason, takes = "every window with its indices", compiled.takes_indexed
-    elif operation in ("max_pool", "sum_pool", "avg_pool"):
-        reason, takes = "every window by itself", compiled.takes_pooling
-    else:
-        return None
-    tile = "compiled: results by a vector of channels in registers"
-    return Plan("direct", reason, tile) if takes(x.dtype, spec) else None
+def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> bool:
+    """Whether NumPy does what kernels will do once they are there; convolutions are planned so themselves."""
+    if operation == "conv_grad_weight":
+        spectral = is_spectral(x) and spectra_plan(spec, "weight")
+        return not spectral and compiled.fits_gradient(x.dtype, spec) and not compiled.takes_gradient(x.dtype, spec)
+    return pooled.is_awaited(operation, x, spec, indices=options.get("return_indices", False))
 
 
 _DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves to the agnostic engine
@@ -170,12 +167,6 @@ _DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves t
     "max_unpool": "every value put at its index",
     "max_pool_grad": "every gradient added at its index",
 }
-
-
-# --- Repeated calls ---------------------------------------------------------------------------------------------------
-
-
-# --- Plans ------------------------------------------------------------------------------------------------------------
 
 
 def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
@@ -269,20 +260,18 @@ def unfold(x: Array, spec: PoolSpec) -> Array:
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     """By the compiled kernels, or running maxima, axis by axis."""
-    if return_indices and compiled.takes_indexed(x.dtype, spec):
-        return compiled.pooled_with_indices(x, spec)
+    if pooled.takes("max_pool", x, spec, indices=return_indices):
+        return pooled.indexed(x, spec) if return_indices else pooled.reduced("largest", x, spec)
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
-    if compiled.takes_pooling(x.dtype, spec):
-        return compiled.pooled("largest", x, spec)
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
     return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
 
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
     """By the compiled kernels, or running sums, axis by axis."""
-    if compiled.takes_pooling(x.dtype, spec):
-        return compiled.pooled("added", x, spec)
+    if pooled.takes("sum_pool", x, spec):
+        return pooled.reduced("added", x, spec)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
@@ -299,38 +288,39 @@ def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
 
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The sums, divided: where all windows are divided by the same, as they are stored."""
-    shared = shared_divisor(spec, count_include_pad, divisor)
-    if shared is not None and compiled.takes_pooling(x.dtype, spec):
-        return compiled.pooled("added", x, spec, shared)
+    shared = pooled.shared_divisor(spec, count_include_pad, divisor)
+    if shared is not None and pooled.takes("avg_pool", x, spec):
+        return pooled.reduced("added", x, spec, shared)
     return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
 
 
 def global_max_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
     """Of maps whose channels are last by the compiled kernels."""
-    return _pooled_whole("largest", x, axes, keepdims)
+    return _pooled_whole("global_max_pool", x, axes, keepdims)
 
 
 def global_avg_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
     """Of maps whose channels are last by the compiled kernels."""
-    return _pooled_whole("added", x, axes, keepdims)
+    return _pooled_whole("global_avg_pool", x, axes, keepdims)
 
 
 def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
-    spec = whole_maps(tuple(x.shape), axes)
-    if not compiled.takes_pooling(x.dtype, spec):
+    spec = pooled.whole_maps(tuple(x.shape), axes)
+    if not pooled.takes(operation, x, spec):
         return NotImplemented  # the agnostic engine's reduction is what NumPy would do
-    y = compiled.pooled(operation, x, spec, math.prod(spec.size) if operation == "added" else 1.0)
+    reduction = pooled.REDUCTIONS[operation]
+    y = pooled.reduced(reduction, x, spec, math.prod(spec.size) if reduction == "added" else 1.0)
     return y if keepdims else y.reshape(spec.batch, spec.channels)
 
 
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Any:
     """By the compiled kernels: sums over windows of the gradients' shares."""
-    if not compiled.takes_pooling_gradient(gy.dtype, spec):
+    if not pooled.takes("avg_pool_grad", gy, spec):
         return NotImplemented  # the agnostic engine's sums are what NumPy would do
-    shared = shared_divisor(spec, count_include_pad, divisor)
+    shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is None:
         gy, shared = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), 1.0
-    return compiled.shared_out(gy, spec, shared)
+    return pooled.shared_out(gy, spec, shared)
 
 
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
@@ -345,8 +335,8 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every gradient added at its index."""
-    if compiled.takes_scattering(gy):
-        return compiled.scattered(gy, indices, spec)
+    if pooled.takes("max_pool_grad", gy, spec):
+        return pooled.scattered(gy, indices, spec)
     dtype, places = gy.dtype, math.prod(spec.size)
     flat = (spec.batch, math.prod(spec.out_size), spec.channels)
     gy, indices = (channels_last(a, spec.layout).reshape(flat) for a in (widened(gy), indices))

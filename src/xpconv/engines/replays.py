@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from xpconv.cpu import small
 from xpconv.cpu.plan import direct_by, passes_pay, row_bytes, spectra_plan
 from xpconv.cpu.results import new
-from xpconv.engines import compiled
+from xpconv.engines import compiled, pooled
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, weight_last
 from xpconv.engines.methods import planned
 from xpconv.plan import conv_operations
@@ -26,14 +26,24 @@ def replay(request: Request) -> Callable[..., Any] | None:
     """A function of the request's arrays that computes it again with nothing left to decide; None where NumPy does.
 
     It answers NotImplemented where something has to be decided after all: fewer threads are free, or a result is not
-    finite. Arrays that lack axes stand for themselves: the axes add nothing to where their elements lie.
+    finite. Arrays that lack axes stand for themselves: the axes add nothing to where their elements lie. There is
+    NotImplemented instead of a function while it is not settled who computes: kernels are being compiled.
     """
-    pools = ("max_pool", "sum_pool", "avg_pool", "global_max_pool", "global_avg_pool")
-    prepare = {"conv": _replay_conv, "conv_grad_input": _replay_adjoint, **dict.fromkeys(pools, _replay_pool)}
+    pools = dict.fromkeys(pooled.REDUCTIONS, _replay_pool)
+    prepare = {"conv": _replay_conv, "conv_grad_input": _replay_adjoint, **pools}
     x: Any = request.arrays[0]
     if request.operation not in prepare or x.dtype.char not in "fd":
         return None
-    return prepare[request.operation](x, request)
+    return _if_settled(lambda: prepare[request.operation](x, request))
+
+
+def _if_settled(prepare: Callable[[], Any]) -> Any:
+    """What is prepared, with all kernels that were there at its end; NotImplemented where more will be there soon."""
+    while (before := compiled.settled()) is not None:
+        prepared = prepare()
+        if compiled.settled() == before:
+            return prepared
+    return NotImplemented
 
 
 def replay_into(request: Request) -> Callable[..., Any] | None:
@@ -41,6 +51,10 @@ def replay_into(request: Request) -> Callable[..., Any] | None:
 
     It also answers NotImplemented where `out` cannot be written, or may share memory with what is read.
     """
+    return _if_settled(lambda: _replay_into(request))
+
+
+def _replay_into(request: Request) -> Callable[..., Any] | None:
     out, spec, x = request.out, request.spec, request.arrays[0]
     if request.operation != "conv" or x is None or x.dtype.char not in "fd" or not compiled.holds(out, spec, x.dtype):
         return None
@@ -195,10 +209,10 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     spec, divisor, shape = _pooling(x, request)
-    if request.options.get("return_indices") or divisor is None or not compiled.takes_pooling(x.dtype, spec):
+    if request.options.get("return_indices") or divisor is None or not pooled.takes(request.operation, x, spec):
         return None
-    operation = "largest" if "max_pool" in request.operation else "added"
-    call = compiled.prepared_pooling(operation, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
+    reduction = pooled.REDUCTIONS[request.operation]
+    call = pooled.prepared(reduction, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
     dtype = x.dtype
 
     def again(x: Array) -> Any:
@@ -213,25 +227,7 @@ def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]
     """The windows, what all their sums are divided by, and the shape of the result."""
     spec, options = request.spec, request.options
     if request.operation in ("global_max_pool", "global_avg_pool"):
-        spec = whole_maps(tuple(x.shape), spec)
+        spec = pooled.whole_maps(tuple(x.shape), spec)
         return spec, math.prod(spec.size), spec.y_shape if options["keepdims"] else (spec.batch, spec.channels)
-    divisor = shared_divisor(spec, **options) if request.operation == "avg_pool" else 1.0
+    divisor = pooled.shared_divisor(spec, **options) if request.operation == "avg_pool" else 1.0
     return spec, divisor, np.empty(spec.y_shape, x.dtype)[request.drop].shape
-
-
-def shared_divisor(spec: PoolSpec, count_include_pad: bool, divisor: float | None) -> float | None:
-    """What the sums of all windows are divided by; None where some count fewer elements than others."""
-    if divisor:
-        return divisor
-    counts = (spec.counts(axis, count_include_pad) for axis in range(spec.axes))
-    whole = all(set(count) == {m} for count, m in zip(counts, spec.window, strict=True))
-    return math.prod(spec.window) if whole else None
-
-
-@lru_cache(maxsize=128)
-def whole_maps(shape: Sizes, axes: Sizes) -> PoolSpec:
-    """The pooling of maps over all of their axes."""
-    layout = "channels_last" if axes[0] == 1 else "channels_first"
-    size, channels = tuple(shape[axis] for axis in axes), shape[-1 if axes[0] == 1 else 1]
-    ones, none = (1,) * len(axes), ((0, 0),) * len(axes)
-    return PoolSpec(layout, shape[0], channels, size, window=size, stride=ones, dilation=ones, padding=none)

@@ -1,4 +1,4 @@
-"""Machine code from kernels: compiled once for this processor, kept on disk, loaded by its address.
+"""Machine code from kernels: compiled once, in the background, kept on disk, loaded by its address.
 
 The name of a file of the cache holds what the code follows from: the text of this package, LLVM, and the processor.
 An edited kernel or another machine therefore never meets old code.
@@ -13,40 +13,20 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from llvmlite import __version__ as llvmlite_version
 from llvmlite import binding, ir
 
+from xpconv.cpu.compiled.background import Background
+from xpconv.cpu.compiled.processor import machine as machine
 from xpconv.files import cache_folder, written_whole
 
-
-@dataclass(frozen=True)
-class Machine:
-    """The processor that code is made for."""
-
-    name: str
-    features: str
-    vector_bytes: int
-    registers: int  # of vectors
-
-
-@cache
-def machine() -> Machine | None:
-    """This processor; None where it lacks a fused multiply-add, without which vector kernels are slower than NumPy."""
-    features = binding.get_host_cpu_features()
-    known = Machine(binding.get_host_cpu_name(), features.flatten(), 0, 0)
-    if features.get("avx512f") and features.get("avx512vl"):
-        return Machine(known.name, known.features, 64, 32)
-    if features.get("avx2") and features.get("fma"):
-        return Machine(known.name, known.features, 32, 16)
-    if binding.get_process_triple().startswith(("aarch64", "arm64")):
-        return Machine(known.name, known.features, 16, 32)
-    return None
+_numbers = count()  # of libraries
 
 
 class Library:
@@ -56,7 +36,8 @@ class Library:
         builder = binding.JITLibraryBuilder().add_object_img(object_code).add_current_process()
         for kernel in kernels:
             builder.export_symbol(kernel)
-        self._kept = builder.link(_jit(), name)  # the code lives as long as this does
+        unique = f"{name}-{next(_numbers)}"  # in a child process too, whose parent may just have linked it
+        self._kept = builder.link(_jit(), unique)  # the code lives as long as this does
         self._addresses = {kernel: self._kept[kernel] for kernel in kernels}
 
     def address(self, kernel: str) -> int:
@@ -69,22 +50,100 @@ class Library:
         return kind(self._addresses[kernel])
 
 
-_lock = Lock()
-_libraries: dict[str, Library | None] = {}
+# --- Those that are there, and those that are being made --------------------------------------------------------------
+
+_libraries: dict[str, Library | None] = {}  # None where one does not compile
+_awaited: dict[str, Event] = {}  # of those that are being compiled
+_failures: dict[str, Exception] = {}  # that nobody was told of
+_background = Background("xpconv-compiler")
+_lock = Lock()  # of all these
+_llvm = Lock()  # of LLVM, which serves one caller at a time
 
 
 def library(name: str, make: Callable[[ir.Module], tuple[str, ...]]) -> Library | None:
-    """The library of that name, from memory, from disk, or compiled now; None, with one warning, where that fails."""
-    with suppress(KeyError):
-        return _libraries[name]
+    """The library of that name; None, with one warning, where it does not compile, and while it is being compiled.
+
+    One that is not on disk is compiled in the background, in some tenths of a second. Where the variable
+    XPCONV_COMPILE is "wait", the caller waits for it.
+    """
+    found = _libraries.get(name)
+    return _sought(name, make) if found is None else found
+
+
+def settled() -> int | None:
+    """How many libraries were asked for; None while one of them is being compiled."""
+    return None if _awaited else len(_libraries)
+
+
+def any_fails() -> bool:
+    """Whether a library does not compile here."""
+    return None in _libraries.values()
+
+
+def _sought(name: str, make: Callable[[ir.Module], tuple[str, ...]]) -> Library | None:
+    """From disk at once, as long as nobody else is in LLVM; else from the background."""
     with _lock:
-        if name not in _libraries:
-            try:
-                _libraries[name] = _loaded(name) or _compiled(name, make)
-            except (RuntimeError, OSError) as error:  # LLVM's own errors are RuntimeErrors
-                warnings.warn(f"xpconv's kernels {name!r} do not compile here, NumPy answers: {error}", stacklevel=2)
-                _libraries[name] = None
-    return _libraries[name]
+        if name not in _libraries and name not in _awaited:
+            if _background.is_idle and (found := _loaded(name)):
+                _libraries[name] = found
+            else:
+                made = Event()
+                if _background.do(partial(_make_beside, name, make, made)):
+                    _awaited[name] = made
+        awaited = _awaited.get(name)
+    if awaited is not None and _waits():
+        awaited.wait()
+    if _failures:
+        _tell_failures()
+    return _libraries.get(name)
+
+
+def _tell_failures() -> None:
+    """One warning of all that have failed since the last."""
+    with _lock:
+        failures = _failures.copy()
+        _failures.clear()
+    for error in [*failures.values()][:1]:
+        names = ", ".join(failures)
+        warnings.warn(f"xpconv's kernels {names} do not compile here, NumPy answers: {error}", stacklevel=4)
+
+
+def _waits() -> bool:
+    """Whether callers wait for what is being compiled."""
+    how = os.environ.get("XPCONV_COMPILE") or "background"
+    if how not in ("background", "wait"):
+        raise ValueError(f'XPCONV_COMPILE must be "background" or "wait", got {how!r}')
+    return how == "wait"
+
+
+def _make_beside(name: str, make: Callable[[ir.Module], tuple[str, ...]], made: Event) -> None:
+    """Put a library where callers find it; another process may have compiled it meanwhile."""
+    found, failure = None, None
+    try:
+        found = _loaded(name) or _compiled(name, make)
+    except Exception as error:  # that a call tells of
+        failure = error
+    with _lock:
+        if failure is not None:
+            _failures[name] = failure
+        _libraries[name] = found
+        _awaited.pop(name, None)
+    made.set()
+
+
+def _after_fork() -> None:
+    """A child process has none of its parent's threads; nobody was in LLVM when it began."""
+    global _lock
+    _lock = Lock()
+    _awaited.clear()
+    _llvm.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_llvm.acquire, after_in_parent=_llvm.release, after_in_child=_after_fork)
+
+
+# --- From disk, or by LLVM --------------------------------------------------------------------------------------------
 
 
 def _loaded(name: str) -> Library | None:
@@ -92,7 +151,8 @@ def _loaded(name: str) -> Library | None:
     path = _cached(name)
     try:
         names, _, object_code = path.read_bytes().partition(b"\n")
-        return Library(name, object_code, tuple(names.decode().split()))
+        with _llvm:
+            return Library(name, object_code, tuple(names.decode().split()))
     except (OSError, RuntimeError, UnicodeDecodeError):
         return None
 
@@ -101,13 +161,15 @@ def _compiled(name: str, make: Callable[[ir.Module], tuple[str, ...]]) -> Librar
     module = ir.Module(name)
     module.triple = binding.get_process_triple()
     kernels = make(module)
-    object_code = _object_code(str(module))
+    with _llvm:
+        object_code = _object_code(str(module))
+        made = Library(name, object_code, kernels)
     path = _cached(name)
     with suppress(OSError):  # a cache that cannot be written costs the next process its time, and nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as part:
             part.write_bytes(" ".join(kernels).encode() + b"\n" + object_code)
-    return Library(name, object_code, kernels)
+    return made
 
 
 def _object_code(text: str) -> bytes:

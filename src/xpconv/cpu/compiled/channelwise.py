@@ -186,6 +186,11 @@ def _shapes(operation: str, run: int) -> dict[int, tuple[int, ...]]:
     return {7: (3, 2, 1), 3: (2, 1), 1: (4, 1)} if many and run <= 3 else {7: (1,), 3: (1,), 1: (2, 1)}
 
 
+def is_ready(dtype: str, spec: ConvSpec | PoolSpec, *, operation: str = "multiplied") -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype, operation, _taps(spec)) is not None
+
+
 def _library(dtype: str, operation: str, taps: _Taps) -> Library | None:
     name = f"channelwise-{dtype}-{operation}-{taps.run}-{taps.stride}-{taps.long:d}"
     return library(name, partial(_make, dtype=dtype, operation=operation, taps=taps))

@@ -120,7 +120,7 @@ def computed(dtype: str, spec: ConvSpec, limit: int) -> int:
     if 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
         return 0
     shape = _shape(spec, dtype)
-    if _library(dtype, shape) is None or workspace(dtype, spec) > limit:
+    if workspace(dtype, spec) > limit:
         return 0
     groups = spec.groups // shape.groups
     return groups * -(-spec.filters // groups // shape.filters) * shape.filters
@@ -130,6 +130,11 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
     """The least bytes that all threads together take: the rows of one window, and a row of results, twice."""
     rows = spec.reach[0] * math.prod(spec.padded_size[1:]) * spec.channels
     return 2 * threads.thread_count() * (rows + math.prod(spec.out_size[1:]) * spec.filters) * np.dtype(dtype).itemsize
+
+
+def is_ready(dtype: str, spec: ConvSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype, _shape(spec, dtype)) is not None
 
 
 def _library(dtype: str, shape: Shape) -> Library | None:

@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.address import address_of
-from xpconv.cpu.compiled.build import library
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
 from xpconv.cpu.compiled.moves import in_vectors, lanes_of, name_of, take
 from xpconv.spec import Array
@@ -21,13 +21,22 @@ _ARGUMENTS = ("x", "count", "found")
 def finite(x: Array) -> bool:
     """Of a contiguous array, in whatever order of axes, of a dtype that there are kernels for."""
     dtype = name_of(x.dtype)
-    compiled = library(f"finite-{dtype}", partial(_make, dtype=dtype))
+    compiled = _library(dtype)
     assert compiled is not None
     items = -(-x.size // _CHUNK)
     found = np.zeros((items, lanes_of(dtype)), dtype)
     arguments = np.array([address_of(x), x.size, address_of(found)], np.int64)
     threads.run(compiled.address("finite"), arguments, items, 0, threads.thread_count() if items > 2 else 1)
     return bool((found == 0).all())
+
+
+def is_ready(dtype: str) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype) is not None
+
+
+def _library(dtype: str) -> Library | None:
+    return library(f"finite-{dtype}", partial(_make, dtype=dtype))
 
 
 def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:

@@ -173,6 +173,11 @@ def _chunks(cut: Blocks, pixels: int, nbytes: int, limit: int) -> int:
     return max(min(pixels // _CHUNK_PIXELS, cut.count, held, _MOST_CHUNKS), 1)
 
 
+def is_ready(dtype: str, spec: ConvSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype, shape_for(spec.filters // spec.groups, dtype)) is not None
+
+
 def _library(dtype: str, shape: Shape) -> Library | None:
     return library(f"gradients-{dtype}-{shape.lanes}x{shape.vectors}", partial(_make, dtype=dtype, shape=shape))
 

@@ -111,6 +111,11 @@ def _sums(axes: list[Array]) -> Array:
 # --- The kernel -------------------------------------------------------------------------------------------------------
 
 
+def is_ready(dtype: str, _: PoolSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype) is not None
+
+
 def _library(dtype: str) -> Library | None:
     return library(f"indexed-{dtype}", partial(_make, dtype=dtype))
 

@@ -385,11 +385,11 @@ class Kernel:
 
     def pause(self) -> None:
         """Tell the processor that this thread only waits."""
-        kind, triple = ir.FunctionType(VOID, []), self.builder.module.triple
+        triple = self.builder.module.triple
         if triple.startswith("x86_64"):
-            self.builder.call(self._declared("llvm.x86.sse2.pause", kind), [])
-        elif triple.startswith(("aarch64", "arm64")):
-            self.builder.asm(kind, "isb", "", [], True)
+            self.builder.call(self._declared("llvm.x86.sse2.pause", ir.FunctionType(VOID, [])), [])
+        elif triple.startswith(("aarch64", "arm64")):  # not as assembly, for which LLVM wants a parser, or aborts
+            self.builder.call(self._declared("llvm.aarch64.isb", ir.FunctionType(VOID, [I32])), [ir.Constant(I32, 15)])
 
     def finish(self, result: Operand | None = None) -> None:
         """Return."""

@@ -70,6 +70,11 @@ def _as_it_lies(array: Array) -> Array:
     return np.ascontiguousarray(array.transpose(order))
 
 
+def is_ready() -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return library("kept", _make) is not None
+
+
 def _same(first: Array, second: Array) -> bool:
     """Whether two arrays of one shape and dtype, both contiguous, hold the same bytes: NaN is NaN, -0 is not 0."""
     compiled = library("kept", _make)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -13,15 +13,18 @@ from xpconv.cpu.compiled import (
     finite,
     gradients,
     indexed,
+    kept,
     plane,
     scatter,
     threads,
     turn,
+    weights,
     winograd,
     winograd_gradient,
 )
 from xpconv.cpu.compiled.blocks import Sources, strides_of
-from xpconv.cpu.compiled.build import machine
+from xpconv.cpu.compiled.build import any_fails, machine
+from xpconv.cpu.compiled.build import settled as settled
 from xpconv.cpu.compiled.call import Call, Prepared
 from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.compiled.moves import name_of
@@ -31,14 +34,40 @@ from xpconv.spec import Array, ConvSpec, PoolSpec
 _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
     "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
 }  # fmt: skip
+_READY: dict[str, Callable[..., bool]] = {
+    "direct": direct.is_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
+    "winograd": winograd.is_ready, "gradient": gradients.is_ready, "winograd gradient": winograd_gradient.is_ready,
+    "indexed": indexed.is_ready, "scatter": scatter.is_ready,
+    **{pooling: partial(channelwise.is_ready, operation=pooling) for pooling in ("largest", "added")},
+}  # fmt: skip
 grad_weight, winograd_grad_weight = gradients.grad_weight, winograd_gradient.grad_weight
 all_finite, thread_count, turned = finite.finite, threads.thread_count, turn.turned
 scattered = scatter.scattered
 
 
-def available() -> bool:
-    """Whether there are kernels for this processor at all."""
-    return machine() is not None and threads.available()
+def is_ready(kernel: str, dtype: str, spec: ConvSpec | PoolSpec) -> bool:
+    """Whether the kernels that take such a call are there; if not, they are being compiled, where that can be done."""
+    own = _READY[kernel](dtype, spec)  # asked for first, since it takes the longest
+    return are_shared_ready(dtype) and own
+
+
+def are_shared_ready(dtype: str) -> bool:
+    """Whether those are there that all kernels of a dtype need."""
+    if not _here(dtype):
+        return False
+    if dtype not in _shared and all([threads.is_ready(), kept.is_ready(), *(part.is_ready(dtype) for part in _SHARED)]):
+        _shared.add(dtype)
+    return dtype in _shared
+
+
+_SHARED = weights, finite, turn
+_shared: set[str] = set()  # dtypes of which they are ready
+
+
+def why_not_ready() -> str:
+    """What is said of kernels that would be used and are not there."""
+    fails = any_fails() and settled() is not None
+    return "the kernels do not compile here" if fails else "the kernels are being compiled"
 
 
 def prepared(
@@ -106,6 +135,11 @@ def _pools(dtype: str, spec: PoolSpec, limit: int, _threads: int) -> bool:
     return _here(dtype) and channelwise.takes(dtype, spec, limit)
 
 
+def scatters(dtype: np.dtype) -> bool:
+    """Whether values of the dtype are added at their indices."""
+    return _here(name_of(dtype))
+
+
 def pools_indexed(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:
     """Whether such a max pooling with indices is taken."""
     return _here(name_of(dtype)) and indexed.takes(name_of(dtype), spec, limit)
@@ -129,4 +163,5 @@ def _takes_winograd_gradient(dtype: str, spec: ConvSpec, limit: int, _threads: i
 
 
 def _here(dtype: str) -> bool:
-    return dtype in FLOATS and available()
+    """Whether there are kernels for the dtype, and for this processor at all."""
+    return dtype in FLOATS and machine() is not None

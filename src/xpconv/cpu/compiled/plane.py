@@ -79,7 +79,7 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
         return False
     if 0 in (spec.batch, spec.channels, *spec.out_size) or not (spec.layout == "channels_first" or spec.channels == 1):
         return False
-    return spec.stride[-1] == 1 and workspace(dtype, spec) <= limit and _library(dtype) is not None
+    return spec.stride[-1] == 1 and workspace(dtype, spec) <= limit
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -167,6 +167,11 @@ def _shapes() -> dict[int, int]:
 _WIDEST = 8
 
 
+def is_ready(dtype: str, _spec: ConvSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype) is not None
+
+
 def _library(dtype: str) -> Library | None:
     return library(f"plane-{dtype}", partial(_make, dtype=dtype))
 
@@ -196,7 +201,7 @@ def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
     shapes, size, lanes = _shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
     wide = {height: _tile(module, dtype, height, vectors, masked=False) for height, vectors in shapes.items()}
     last = {
-        height: {q: _tile(module, dtype, height, q, masked=True) for q in (1, 2, vectors)}
+        height: {q: _tile(module, dtype, height, q, masked=True) for q in sorted({1, 2, vectors})}
         for height, vectors in shapes.items()
     }
     kernel = Kernel(module, "block", ("arguments", "channel", "source", "step", "y", "rows", "columns"))

@@ -13,10 +13,10 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.address import address_of
-from xpconv.cpu.compiled.build import library
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value
 from xpconv.cpu.compiled.moves import fill_kernel, name_of
-from xpconv.spec import Array
+from xpconv.spec import Array, ScatterSpec
 
 _NAMES = (
     "values", "indices", "plane", "zero", "count", "places", "channels", "groups", "width", "value_item", "value_step",
@@ -32,7 +32,7 @@ def scattered(values: Array, indices: Array, planes: Array) -> None:
     Arrays may lie in memory in any way; of `planes`, all channels or all places lie side by side.
     """
     dtype, (batch, count, channels) = name_of(values.dtype), values.shape
-    compiled = library(f"scatter-{dtype}", partial(_make, dtype=dtype))
+    compiled = _library(dtype)
     assert compiled is not None
     team = threads.thread_count() if values.size + planes.size > _SINGLE else 1
     line = _LINE // values.itemsize
@@ -47,6 +47,15 @@ def scattered(values: Array, indices: Array, planes: Array) -> None:
         np.int64,
     )  # fmt: skip
     threads.run(compiled.address("scatter"), arguments, batch * groups, 0, team)
+
+
+def is_ready(dtype: str, _: ScatterSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype) is not None
+
+
+def _library(dtype: str) -> Library | None:
+    return library(f"scatter-{dtype}", partial(_make, dtype=dtype))
 
 
 def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:

@@ -127,7 +127,8 @@ def _serve(module: ir.Module, take: Kernel) -> None:
 @cache
 def _functions() -> Any:
     compiled = library("threads", _make)
-    return None if compiled is None else _Functions(compiled)
+    assert compiled is not None
+    return _Functions(compiled)
 
 
 class _Functions:
@@ -197,9 +198,9 @@ _team: Team | None = None
 _making = Lock()
 
 
-def available() -> bool:
-    """Whether tasks can be run here at all."""
-    return _functions() is not None
+def is_ready() -> bool:
+    """Whether tasks can be run here."""
+    return library("threads", _make) is not None
 
 
 def run(task: int, arguments: np.ndarray, items: int, scratch_bytes: int, threads: int) -> None:

@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.address import address_of
-from xpconv.cpu.compiled.build import library
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import name_of, transpose_kernel
 from xpconv.cpu.results import new
@@ -23,13 +23,22 @@ _ARGUMENTS = ("x", "y", "rows", "columns", "row_tiles", "column_tiles")
 def turned(x: Array) -> Array:
     """Contiguous matrices (count, rows, columns) as (count, columns, rows)."""
     count, rows, columns = x.shape
-    compiled = library(f"turn-{name_of(x.dtype)}", partial(_make, dtype=name_of(x.dtype)))
+    compiled = _library(name_of(x.dtype))
     assert compiled is not None
     y, tiles = new((count, columns, rows), x.dtype), (-(-rows // _SIDE), -(-columns // _SIDE))
     arguments = np.array([address_of(x), address_of(y), rows, columns, *tiles], np.int64)
     team = threads.thread_count() if x.size > _SINGLE else 1
     threads.run(compiled.address("turn"), arguments, count * tiles[0] * tiles[1], 0, team)
     return y
+
+
+def is_ready(dtype: str) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype) is not None
+
+
+def _library(dtype: str) -> Library | None:
+    return library(f"turn-{dtype}", partial(_make, dtype=dtype))
 
 
 def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.address import address_of
 from xpconv.cpu.compiled.blocks import grid
-from xpconv.cpu.compiled.build import library
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import lanes_of, put, take, turned
 from xpconv.spec import Array, ConvSpec, Sizes
@@ -49,7 +49,7 @@ class Packing:
         }  # fmt: skip
         self._kept = tables  # kernels know addresses
         self.arguments = np.array([values.get(name, 0) for name in _ARGUMENTS], np.int64)
-        compiled = library(f"weights-{dtype}", partial(_make, dtype=dtype))
+        compiled = _library(dtype)
         assert compiled is not None
         self._address = compiled.address("pack")
 
@@ -78,6 +78,15 @@ def _squares(sources: Array, size: int, lanes: int) -> Array:
     """Whether as many rows as a vector has lanes lie side by side, from each row on."""
     follows = np.append(np.diff(sources) == size, np.zeros(lanes, bool))
     return np.lib.stride_tricks.sliding_window_view(follows, lanes - 1)[: len(sources)].all(axis=1).astype(np.int64)
+
+
+def is_ready(dtype: str) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype) is not None
+
+
+def _library(dtype: str) -> Library | None:
+    return library(f"weights-{dtype}", partial(_make, dtype=dtype))
 
 
 def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:

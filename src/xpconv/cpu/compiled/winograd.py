@@ -53,8 +53,7 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
     if empty or spec.axes > 3 or not winograd.fits(spec):
         return False
-    compiled = _library(dtype, shape_for(spec.filters, dtype), _form_of(spec))
-    return compiled is not None and workspace(dtype, spec) <= limit
+    return workspace(dtype, spec) <= limit
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -278,6 +277,11 @@ def _results_left(spec: ConvSpec, whole: ConvSpec, form: Form) -> Array:
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
+def is_ready(dtype: str, spec: ConvSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype, shape_for(spec.filters, dtype), _form_of(spec)) is not None
+
+
 def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
     name = f"winograd-{form.name}-{dtype}-{shape.lanes}x{shape.vectors}"
     return library(name, partial(_make, dtype=dtype, shape=shape, form=form))
@@ -285,7 +289,8 @@ def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
 
 def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[str, ...]:
     """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
-    tiles, transpose = tile_kernels(module, dtype, shape, shape.every_height, foresees=True), transpose_kernel(module, dtype)
+    tiles = tile_kernels(module, dtype, shape, shape.every_height, foresees=True)
+    transpose = transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
     forward, back = forward_kernel(module, dtype, form), back_kernel(module, dtype, form)
     size = np.dtype(dtype).itemsize

@@ -158,6 +158,11 @@ def _job(
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
+def is_ready(dtype: str, spec: ConvSpec) -> bool:
+    """Whether the kernels are there; if not, they are being compiled, where that can be done."""
+    return _library(dtype, shape_for(spec.filters, dtype)) is not None
+
+
 def _library(dtype: str, shape: Shape) -> Library | None:
     name = f"winograd-gradient-{dtype}-{shape.lanes}x{shape.vectors}"
     return library(name, partial(_make, dtype=dtype, shape=shape))
