@@ -184,6 +184,14 @@ class Kernel:
         second = self._value(second)
         return (first < second).where(first, second)
 
+    def after(self, number: Value, vectors: Sequence[Value]) -> Value:
+        """The same integer, which to LLVM depends on vectors: what is made of it is placed after what makes them."""
+        kind = ir.FunctionType(I64, [I64, *(values.type for values in vectors)])
+        register = "v" if self.builder.module.triple.startswith("x86_64") else "w"
+        constraint = ",".join(["=r", "0", *(register for _ in vectors)])
+        nothing = self.builder.asm(kind, "", constraint, [number.raw, *(values.raw for values in vectors)], False)
+        return Value(self, nothing)
+
     def fma(self, first: Value, second: Value, third: Value) -> Value:
         """``first * second + third``, rounded once."""
         return self._intrinsic("llvm.fma", (first, second, third))

@@ -113,15 +113,17 @@ def gather_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> Kernel:
     ``rows`` tells where each row begins in `x`, in bytes, OUTSIDE for one that lies in the padding; ``runs`` holds
     pairs: where in a row so many positions begin, or OUTSIDE, and how many they are. ``geometry`` holds the bytes
     between positions and between channels, the channels, the positions of a row, the bytes between rows that may be
-    read as one run (0 for none), and the address of what lies outside.
+    read as one run (0 for none), the address of what lies outside, and the bytes between positions to write.
     """
     fill, copy = fill_kernel(module, dtype), copy_kernel(module, dtype)
     run_kernel = _run_kernel(module, dtype, copy, transpose)
     kernel = Kernel(module, "gather", ("x", "rows", "count", "runs", "run_count", "geometry", "to"))
     x, rows, count, runs, run_count, geometry, to = kernel.arguments
-    step, channel_step, channels, line, merged, outside = (kernel.load(geometry, offset=8 * i) for i in range(6))
+    step, channel_step, channels, line, merged, outside, position = (
+        kernel.load(geometry, offset=8 * i) for i in range(7)
+    )
     size = np.dtype(dtype).itemsize
-    position, row, target = channels * size, kernel.variable(0), kernel.variable(to)
+    row, target = kernel.variable(0), kernel.variable(to)
 
     def source_of(row: Value) -> Value:
         return kernel.load(rows, offset=row * 8)
@@ -130,7 +132,7 @@ def gather_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> Kernel:
         source, length = source_of(row.get()), kernel.variable(1)
         with kernel.either(source < OUTSIDE // 2) as (none, some):
             with none:
-                kernel.call(fill, outside, target.get(), line * channels)
+                kernel.call(fill, outside, target.get(), line * position // size)
             with some, kernel.either(merged.equals(0)) as (apart, together):
                 with apart:
                     into = kernel.variable(target.get())
@@ -138,11 +140,12 @@ def gather_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> Kernel:
                         begin, positions = kernel.load(runs, offset=r * 16), kernel.load(runs, offset=r * 16 + 8)
                         with kernel.either(begin < OUTSIDE // 2) as (empty, full):
                             with empty:
-                                kernel.call(fill, outside, into.get(), positions * channels)
+                                kernel.call(fill, outside, into.get(), positions * position // size)
                             with full:
                                 kernel.call(
-                                    run_kernel, x + source + begin, step, channel_step, channels, positions, into.get()
-                                )
+                                    run_kernel, x + source + begin, step, channel_step, channels, positions,
+                                    into.get(), position,
+                                )  # fmt: skip
                         into.set(into.get() + positions * position)
                 with together:
                     last = row.get() + 1
@@ -154,7 +157,10 @@ def gather_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> Kernel:
 
                     with kernel.while_(follows):
                         length.set(length.get() + 1)
-                    kernel.call(run_kernel, x + source, step, channel_step, channels, length.get() * line, target.get())
+                    kernel.call(
+                        run_kernel, x + source, step, channel_step, channels, length.get() * line, target.get(),
+                        position,
+                    )  # fmt: skip
         target.set(target.get() + length.get() * line * position)
         row.set(row.get() + length.get())
     kernel.finish()
@@ -162,18 +168,17 @@ def gather_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> Kernel:
 
 
 def _run_kernel(module: ir.Module, dtype: str, copy: Kernel, transpose: Kernel) -> Kernel:
-    """``run(source, step, channel_step, channels, positions, to)``: positions a step apart, side by side."""
-    kernel = Kernel(module, "run", ("source", "step", "channel_step", "channels", "positions", "to"))
-    source, step, channel_step, channels, positions, to = kernel.arguments
+    """``run(source, step, channel_step, channels, positions, to, width)``: positions a step apart, now a width."""
+    kernel = Kernel(module, "run", ("source", "step", "channel_step", "channels", "positions", "to", "width"))
+    source, step, channel_step, channels, positions, to, width = kernel.arguments
     size, element = np.dtype(dtype).itemsize, FLOATS[dtype]
-    width = channels * size
 
     def any_strides() -> None:
         with kernel.loop(positions) as p, kernel.loop(channels) as c:
             kernel.store(kernel.load(source + p * step + c * channel_step, element), to + p * width + c * size)
 
     with kernel.either(channel_step.equals(size)) as (last, other):
-        with last, kernel.either(step.equals(width)) as (dense, sparse):
+        with last, kernel.either(step.equals(width) & width.equals(channels * size)) as (dense, sparse):
             with dense:
                 kernel.call(copy, source, to, positions * channels)
             with sparse, kernel.loop(positions) as p:

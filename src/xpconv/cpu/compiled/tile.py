@@ -97,12 +97,22 @@ def tile_kernels(
     One that `foresees` has two more arguments: an address that is to be read soon, and how many bytes more of what
     lies there are asked for with each channel, two lines of the cache at most.
     """
-    return {height: _tile(module, dtype, shape, height, foresees) for height in heights or shape.heights}
+    return {height: _tile(module, dtype, shape, height, foresees=foresees) for height in heights or shape.heights}
 
 
-def _tile(module: ir.Module, dtype: str, shape: Shape, height: int, foresees: bool = False) -> Kernel:
-    names = (*ARGUMENTS, "soon", "soon_step") if foresees else ARGUMENTS
-    kernel = Kernel(module, f"tile{height}", names)
+def packing_tile(module: ir.Module, dtype: str, shape: Shape) -> Kernel:
+    """The kernel of the largest height, which on its way packs the weight that it reads to where ``packed`` says.
+
+    Products hide what reading a large weight takes: N=1, 3x3 512@7 0.66 -> 0.57 ms, 1x1 512->2048@7 0.29 -> 0.25.
+    """
+    return _tile(module, dtype, shape, shape.heights[0], packs=True)
+
+
+def _tile(
+    module: ir.Module, dtype: str, shape: Shape, height: int, *, foresees: bool = False, packs: bool = False
+) -> Kernel:
+    names = (*ARGUMENTS, *(("soon", "soon_step") if foresees else ()), *(("packed",) if packs else ()))
+    kernel = Kernel(module, f"packing{height}" if packs else f"tile{height}", names)
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
     kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
@@ -110,21 +120,28 @@ def _tile(module: ir.Module, dtype: str, shape: Shape, height: int, foresees: bo
     aside = _Aside(kernel, sums, kind)
     starts = [given.x + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
     weight, added = kernel.variable(given.w), kernel.variable(0)
-    soon = kernel.variable(given.soon if foresees else 0)
+    soon = kernel.variable(given.soon) if foresees else None
+    packed = kernel.variable(given.packed) if packs else None
     with kernel.loop(given.tap_count) as t:
         tap = kernel.load(given.taps, offset=t * 8)
-        rows = [start + tap for start in starts]
         with kernel.loop(given.run) as c:
-            here = weight.get()
+            here, offset = weight.get(), tap + c * (size * shape.groups)
             vectors = [kernel.load(here, kind, place) for place in places]
+            if packed is not None:
+                for factors, place in zip(vectors, places, strict=True):
+                    kernel.store(factors, packed.get(), place)
+                packed.set(packed.get() + shape.filters * size)
             if shape.groups > 1:
                 vectors = [kernel.shuffled(factors, shape.taking_turns) for factors in vectors]
-            for row, row_sums in zip(rows, sums, strict=True):
-                value = _repeated(kernel, row + c * (size * shape.groups), element, shape)
+            for start, row_sums in zip(starts, sums, strict=True):
+                value = _repeated(kernel, start + offset, element, shape)
                 for total, factor in zip(row_sums, vectors, strict=True):
                     total.set(kernel.fma(value, factor, total.get()))
+                # Free to choose, LLVM counts up an address for each pixel, most of them in memory, or reads all pixels
+                # before it multiplies: one offset from fixed starts, row after row, took 0.86 of the time.
+                offset = kernel.after(offset, [total.get() for total in row_sums])
             weight.set(here + given.w_step)
-            if foresees:
+            if soon is not None:
                 kernel.prefetch(soon.get())
                 kernel.prefetch(soon.get() + 64)
                 soon.set(soon.get() + given.soon_step)
@@ -234,10 +251,11 @@ def finishing(activation: str | None, dtype: str, leak: float) -> np.ndarray:
 
 
 def each_tile(
-    kernel: Kernel, tiles: dict[int, Kernel], count: Value, arguments: Callable[[Value], tuple[Operand, ...]]
-) -> None:
-    """All pixels from 0 to `count` by the largest tiles that fit; `arguments(pixel)` are a tile's."""
-    pixel = kernel.variable(kernel.constant(0))
+    kernel: Kernel, tiles: dict[int, Kernel], count: Value, arguments: Callable[[Value], tuple[Operand, ...]],
+    start: Operand = 0,
+) -> None:  # fmt: skip
+    """All pixels from `start` to `count` by the largest tiles that fit; `arguments(pixel)` are a tile's."""
+    pixel = kernel.variable(start)
     for height, tile in tiles.items():
         with kernel.while_(lambda height=height: pixel.get() + height <= count):
             now = pixel.get()
