@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.cpu import overlap, winograd
+from xpconv.cpu import overlap, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
@@ -113,7 +113,7 @@ def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple
     if method == "winograd":
         transform = winograd.transform_for(spec)
         size = " x ".join(map(str, transform.tile[: transform.axes]))
-        return f"blocks of tiles of {size} results", winograd.workspace(spec, itemsize, limit)
+        return f"blocks of tiles of {size} results", winograd_blocks.workspace(spec, itemsize, limit)
     if is_cut(spec):
         lengths = " x ".join(map(str, overlap.tile_lengths(spec, limit)))
         return f"tiles of {lengths} elements, which overlap", overlap.workspace(spec, limit)

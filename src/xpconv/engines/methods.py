@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from xpconv.cpu import overlap, separable, signals, small, winograd
+from xpconv.cpu import overlap, separable, signals, small, winograd_blocks
 from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, may_separate, row_bytes, tiles
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
@@ -91,10 +91,6 @@ def patches_of(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array
     return block.reshape(math.prod(block.shape[: spec.axes + 1]), length)
 
 
-def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
-    return winograd.conv(x, w, spec, current_limit())
-
-
 def windows(x: Array, spec: Windows) -> Array:
     """A view of padded `x` as (N, *out, *window, C), without a copy."""
     steps = x.strides[1:-1]
@@ -108,4 +104,17 @@ def windows(x: Array, spec: Windows) -> Array:
     return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
 
 
+def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
+    return winograd_blocks.conv(x, w, spec, current_limit())
+
+
 ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _fft}
+
+
+def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array:
+    """The sums of products (N, *out, F) of `x` (N, *size, C), surrounded as the spec says, by one of the methods."""
+    if method != "winograd":
+        return ALGORITHMS[method](agnostic.surrounded(x, spec, fill), w, spec)
+    if spec.padding_mode != "zeros" and (spec.padding_mode != "constant" or fill != 0):
+        x, spec = agnostic.surrounded(x, spec, fill), spec.valid
+    return ALGORITHMS[method](x, w, spec)  # which puts zeros around a block of tiles, not around the whole input

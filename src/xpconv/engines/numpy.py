@@ -24,7 +24,7 @@ from xpconv.engines.agnostic import (
     unpad,
     weight_last,
 )
-from xpconv.engines.methods import ALGORITHMS, gemm, in_tiles, is_spectral, itemsize, patches_of, planned, windows
+from xpconv.engines.methods import gemm, in_tiles, is_spectral, itemsize, patches_of, planned, summed, windows
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
 from xpconv.engines.replays import shared_divisor, whole_maps
@@ -112,7 +112,7 @@ def _summed(
         return compiled.by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
     careful = careful and method in ROUNDING and not (method == "fft" and in_tiles(x, spec))
     with np.errstate(over="ignore", invalid="ignore") if careful else nullcontext():
-        y = ALGORITHMS[method](surrounded(x, spec, fill), w, spec)
+        y = summed(method, x, w, spec, fill)
     if careful and not compiled.finite(y):
         return None
     return epilogue(y, bias, activation, spec.layout, x.dtype)
