@@ -7,6 +7,11 @@ reached 230 to 250 of the 237 GFLOP/s of a core that a whole product reached (AM
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from xpconv.spec import Array
@@ -66,15 +71,37 @@ def _by_panels(out: Array, size: int, width: int) -> Array:
 
 
 class Memory:
-    """Arrays that are used again: a fresh one costs as much in page faults as what is computed in it."""
+    """Arrays that are used again, also by later calls: a fresh one costs more in page faults than what is done in it.
 
-    def __init__(self, dtype: np.dtype) -> None:
-        self._dtype, self.itemsize = dtype, dtype.itemsize
+    3x3 64->64 on 56x56 took 0.89 ms in fresh arrays where it took 0.21 in these.
+    """
+
+    def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Array:
+    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         """An array of that shape, of what the last of that name had if that is enough."""
-        size = int(np.prod(shape, dtype=np.int64))
-        if name not in self._arrays or self._arrays[name].size < size:
-            self._arrays[name] = np.empty(size, self._dtype)
-        return self._arrays[name][:size].reshape(shape)
+        size = math.prod(shape)
+        held = self._arrays.get(name)
+        if held is None or held.nbytes < size * dtype.itemsize:
+            held = self._arrays[name] = np.empty(-(-size * dtype.itemsize // 8), np.uint64)
+        return held.view(dtype)[:size].reshape(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(held.nbytes for held in self._arrays.values())
+
+
+@contextmanager
+def memory() -> Iterator[Memory]:
+    """This thread's, of which little is kept."""
+    mine: Memory | None = getattr(_kept, "memory", None)
+    mine, _kept.memory = mine or Memory(), None  # a call in a call has its own
+    yield mine
+    if mine.nbytes <= _KEPT_BYTES:
+        _kept.memory = mine
+
+
+_kept = threading.local()
+_KEPT_BYTES = 1 << 23

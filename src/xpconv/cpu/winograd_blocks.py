@@ -21,7 +21,7 @@ from xpconv.cpu.products import Memory
 from xpconv.cpu.winograd import SPACE, Transform, as_images, taps_of, transform_for
 from xpconv.spec import Array, ConvSpec, Sizes
 
-_BLOCK_BYTES = 3 << 20  # of a thread's tiles before and after their transforms: a third and three times take as long
+_BLOCK_BYTES = 9 << 19  # of a thread: with 3 MB, 3x3 64->64 on 56x56 took a fifth longer, and with 1.5 MB twice as long
 _RUN = 16  # results side by side whose sums share the transformed tiles
 _ALIASED = 2048  # bytes: rows a multiple of these apart take the same places of the cache
 _APART = 16  # elements
@@ -60,13 +60,13 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
         w = np.flip(w, axis=tuple(range(spec.axes)))
     plan = _plan(spec, limit, x.dtype.itemsize, team.thread_count())
     weight = _weight(w, plan.transform, plan.terms)
+    matrices = [plan.transform.flattened(matrix, x.dtype) for matrix in (plan.transform.input, plan.transform.output)]
     images, results = (x[:, :, np.newaxis], y[:, :, np.newaxis]) if spec.axes == 1 else (x, y)
 
     def work(blocks: Iterator[_Block]) -> None:
-        memory = Memory(x.dtype)
-        forward, back = (plan.transform.flattened(m, x.dtype) for m in (plan.transform.input, plan.transform.output))
-        for block in blocks:
-            _filter(images, weight, plan, block, results, memory, forward, back)
+        with products.memory() as memory:
+            for block in blocks:
+                _filter(images, weight, plan, block, results, memory, matrices)
 
     team.share(work, plan.blocks, plan.threads)
     return y
@@ -191,20 +191,21 @@ def _rows(batch: int, per_image: int, rows: int) -> Iterator[tuple[slice, range]
 
 def _filter(
     x: Array, weight: list[tuple[slice, Array]], plan: _Plan, block: _Block, y: Array, memory: Memory,
-    forward: Array, back: Array,
+    matrices: list[Array],
 ) -> None:  # fmt: skip
     """A block's results, from the images to where they belong."""
+    forward, back = matrices
     tiles = _tiles(_surrounded(x, plan, block, memory), plan, block)
     *lead, sources, _, _, channels = tiles.shape
     count, points, filters = math.prod(lead), plan.transform.points, y.shape[-1]
-    cut = memory.take("cut", (count, sources, points, channels))
+    cut = memory.take("cut", (count, sources, points, channels), x.dtype)
     cut.reshape(tiles.shape)[...] = tiles
-    spectrum = _apart(memory, "spectrum", count, (points, sources, channels))
+    spectrum = _apart(memory, "spectrum", count, (points, sources, channels), x.dtype)
     products.transform(forward, cut, spectrum.swapaxes(1, 2))
     made = sources - plan.terms + 1
-    total = _apart(memory, "total", count, (points, made, filters))
+    total = _apart(memory, "total", count, (points, made, filters), x.dtype)
     products.multiply(_windows(spectrum, plan.terms), weight, total.transpose(1, 2, 0, 3))
-    parts = memory.take("cut", (count, made, len(back), filters))  # the tiles themselves are not needed any more
+    parts = memory.take("cut", (count, made, len(back), filters), x.dtype)  # whose tiles are not needed any more
     products.transform(back, total.swapaxes(1, 2), parts)
     _untile(parts.reshape(*lead, made, *plan.transform.tile, filters), plan, block, y)
 
@@ -230,7 +231,7 @@ def _surrounded(x: Array, plan: _Plan, block: _Block, memory: Memory) -> Array:
         sources = [
             tuple(p - lo for p, (lo, _) in zip(place, spec.padding, strict=False)) for place in block.sources
         ]
-    whole = memory.take("whole", (len(images), len(sources), *counts, x.shape[-1]))
+    whole = memory.take("whole", (len(images), len(sources), *counts, x.shape[-1]), x.dtype)
     (to_rows, from_rows), (to_columns, from_columns) = places
     if any(to != slice(0, count) for to, count in zip((to_rows, to_columns), counts, strict=True)):
         whole[...] = 0
@@ -269,11 +270,11 @@ def _tiles(whole: Array, plan: _Plan, block: _Block) -> Array:
     )
 
 
-def _apart(memory: Memory, name: str, count: int, shape: Sizes) -> Array:
+def _apart(memory: Memory, name: str, count: int, shape: Sizes, dtype: np.dtype) -> Array:
     """An array (count, *shape) whose rows do not all take the same places of the cache."""
     size = math.prod(shape)
-    aliased = size * memory.itemsize % _ALIASED == 0
-    return memory.take(name, (count, size + _APART * aliased))[:, :size].reshape(count, *shape)
+    aliased = size * dtype.itemsize % _ALIASED == 0
+    return memory.take(name, (count, size + _APART * aliased), dtype)[:, :size].reshape(count, *shape)
 
 
 def _windows(spectrum: Array, terms: int) -> Array:
