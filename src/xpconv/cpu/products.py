@@ -18,7 +18,7 @@ from xpconv.spec import Array
 
 SINGLE = 1 << 18  # multiplications of one call that OpenBLAS leaves to one thread
 _FILTERS = 64  # of a panel: with 16, half the speed
-_FEWEST = 4  # rows of a product, unless panels are narrowed to _NARROWEST for them
+_FEWEST = 8  # rows of a product, unless panels are narrowed to _NARROWEST for them
 _NARROWEST = 16
 
 

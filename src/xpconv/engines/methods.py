@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from xpconv.cpu import overlap, separable, signals, small, winograd_blocks
-from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, may_separate, row_bytes, tiles
+from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
+from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, may_separate
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
@@ -39,6 +41,8 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
         if may_separate(spec) and (factors := separable.factors(w, spec)):
             return separable.conv(x, w, factors, spec, current_limit())
         return signals.conv(x, w, spec, current_limit())
+    if spec.groups == spec.channels == spec.filters:
+        return strips.conv(x, w, _inside(spec), current_limit())
     if spec.groups != spec.channels:
         return agnostic.total(
             agnostic.product_of_groups(tap(x, spec, o), agnostic.weight_at(w, spec, o), spec.groups) for o in spec.taps
@@ -65,24 +69,13 @@ def in_tiles(x: Array, spec: ConvSpec) -> bool:
 
 
 def gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """im2col, never whole: the patches of one tile are copied side by side and multiplied at once."""
-    if spec.flip:
-        w = np.flip(w, axis=tuple(range(spec.axes)))
-    per_group, maps = spec.channels // spec.groups, spec.filters // spec.groups
-    length = math.prod(spec.window) * per_group
-    y = np.empty((spec.batch, *spec.out_size, spec.filters), dtype=x.dtype)
-    for group in range(spec.groups):
-        columns = windows(x[..., group * per_group : (group + 1) * per_group], spec)
-        weight = w[..., group * maps : (group + 1) * maps].reshape(length, maps)
-        for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
-            patches = patches_of(columns, tile, spec, length)
-            result = y[tile.images, tile.rows]
-            if spec.groups == 1:
-                np.matmul(patches, weight, out=result.reshape(len(patches), maps))  # a view: whole rows lie together
-            else:
-                result[..., group * maps : (group + 1) * maps] = (patches @ weight).reshape(*result.shape[:-1], maps)
-            del patches  # before the next tile's are made
-    return y
+    """Matrix products of padded `x`, strip by strip."""
+    return strips.conv(x, w, _inside(spec), current_limit())
+
+
+def _inside(spec: ConvSpec) -> ConvSpec:
+    """The convolution of what is surrounded by all that the spec puts around and between its elements."""
+    return replace(spec.valid, input_dilation=())
 
 
 def patches_of(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array:
@@ -105,16 +98,23 @@ def windows(x: Array, spec: Windows) -> Array:
 
 
 def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
-    return winograd_blocks.conv(x, w, spec, current_limit())
+    return winograd_blocks.conv(x, w, _inside(spec), current_limit())
 
 
-ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _fft}
+ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _fft}  # of padded x
+
+
+def _in_blocks(method: str, spec: ConvSpec) -> Callable[..., Array] | None:
+    """What puts zeros around a block of the input at a time, and not around the whole."""
+    if method == "winograd":
+        return winograd_blocks.conv
+    depthwise = spec.groups == spec.channels == spec.filters and direct_by(spec) == "taps"
+    return strips.conv if method == "gemm" or (method == "direct" and depthwise) else None
 
 
 def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array:
     """The sums of products (N, *out, F) of `x` (N, *size, C), surrounded as the spec says, by one of the methods."""
-    if method != "winograd":
-        return ALGORITHMS[method](agnostic.surrounded(x, spec, fill), w, spec)
-    if spec.padding_mode != "zeros" and (spec.padding_mode != "constant" or fill != 0):
-        x, spec = agnostic.surrounded(x, spec, fill), spec.valid
-    return ALGORITHMS[method](x, w, spec)  # which puts zeros around a block of tiles, not around the whole input
+    by_zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
+    if by_zeros and not spec.input_dilation and (in_blocks := _in_blocks(method, spec)):
+        return in_blocks(x, w, spec, current_limit())
+    return ALGORITHMS[method](agnostic.surrounded(x, spec, fill), w, spec)
