@@ -94,14 +94,14 @@ class Memory:
 
 
 @contextmanager
-def memory() -> Iterator[Memory]:
-    """This thread's, of which little is kept."""
-    mine: Memory | None = getattr(_kept, "memory", None)
-    mine, _kept.memory = mine or Memory(), None  # a call in a call has its own
+def memory(purpose: str) -> Iterator[Memory]:
+    """This thread's for a purpose, of which little is kept."""
+    mine: Memory = getattr(_kept, purpose, None) or Memory()
+    setattr(_kept, purpose, None)  # a call in a call has its own
     yield mine
-    if mine.nbytes <= _KEPT_BYTES:
-        _kept.memory = mine
+    if mine.nbytes <= KEPT_BYTES:
+        setattr(_kept, purpose, mine)
 
 
 _kept = threading.local()
-_KEPT_BYTES = 1 << 23
+KEPT_BYTES = 12 << 20

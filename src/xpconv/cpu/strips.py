@@ -22,7 +22,7 @@ from xpconv.cpu.products import Memory
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec
 
-_STRIP_BYTES = 1 << 20  # of a strip, its copies and its results
+_STRIP_BYTES = 1 << 21  # of a strip, its copies and its results: with a quarter, twice as long
 _LONGEST = 640  # elements of a product's rows: longer ones leave it too few rows, or too few filters
 _SHORTEST = 48  # elements of rows that are read where they lie: shorter ones are copied side by side
 _JOINED = 32  # channels of groups that are joined
@@ -61,7 +61,7 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     strips, threads = _strips(spec, x.dtype.itemsize, limit, team.thread_count())
 
     def work(strips: Iterator[Strip]) -> None:
-        with products.memory() as memory:
+        with products.memory("blocks") as memory:
             for strip in strips:
                 source = surrounded(x, spec, strip, memory)
                 filtered(source, y[strip.images, strip.rows.start : strip.rows.stop], memory)
@@ -78,16 +78,55 @@ def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
     return min(threads, len(strips)) * largest * _row_bytes(spec, itemsize) + weight * min(_JOINED, spec.groups)
 
 
+def told(spec: ConvSpec, itemsize: int, limit: int) -> str:
+    """The largest strip, in words."""
+    strips, _ = _strips(spec, itemsize, limit, team.thread_count())
+    images, rows = (strips[0].images.stop - strips[0].images.start, len(strips[0].rows)) if strips else (0, 0)
+    return f"{images} of {spec.batch} images, {rows} of {spec.out_size[0]} rows"
+
+
 def copies(spec: ConvSpec) -> bool:
-    """Whether patches are copied, because too little of them lies in one piece."""
+    """Whether patches are copied, because too little of them lies in one piece, or BLAS multiplies them at once."""
     length = spec.channels * _joined_taps(spec)
-    return spec.groups == 1 and length < min(_SHORTEST, spec.channels * math.prod(spec.window))
+    short = spec.groups == 1 and length < min(_SHORTEST, spec.channels * math.prod(spec.window))
+    return short or by_blas(spec)
+
+
+def by_blas(spec: ConvSpec) -> bool:
+    """Whether BLAS shares products among its threads: long ones, or those of no more than one element of an image.
+
+    Small products of 1152 elements reached 170 GFLOP/s a core where BLAS reached 224, of 4608 elements 48 of 152.
+    """
+    taps = math.prod(spec.window)
+    return spec.groups == 1 and (taps == 1 or taps * spec.channels > _LONGEST)
+
+
+def is_shared(spec: ConvSpec) -> bool:
+    """Whether there is enough to do for several threads of the team."""
+    return conv_operations(spec) > 2 * _SHARED and not by_blas(spec)
+
+
+def pieces(spec: ConvSpec) -> int:
+    """How many products are added up to a result."""
+    return len(_pieces(spec))
+
+
+def blocks(spec: ConvSpec) -> int:
+    """How many blocks of groups there are, each of which products take as one."""
+    return spec.groups // _joined(spec)
+
+
+def _is_product(spec: ConvSpec) -> bool:
+    """Whether the whole input is one matrix."""
+    return spec.groups == 1 and math.prod(spec.window) == 1 and spec.out_size == spec.size == spec.padded_size
 
 
 def _row_bytes(spec: ConvSpec, itemsize: int) -> int:
     """Of a row of results, and of what is copied for it."""
     read = math.prod(spec.padded_size[1:]) * spec.channels * min(spec.stride[0], spec.reach[0])
     copied = math.prod(spec.out_size[1:]) * math.prod(spec.window) * spec.channels if copies(spec) else 0
+    if _is_product(spec):
+        return 1
     return (read + copied + 2 * math.prod(spec.out_size[1:]) * spec.filters) * itemsize
 
 
@@ -95,8 +134,9 @@ def _row_bytes(spec: ConvSpec, itemsize: int) -> int:
 def _strips(spec: ConvSpec, itemsize: int, limit: int, threads: int) -> tuple[list[Strip], int]:
     """Strips that stay close, as many for each thread, and how many threads the limit and the work are enough for."""
     row, height = _row_bytes(spec, itemsize), spec.out_size[0]
-    threads = max(1, min(threads, limit // max(row, 1))) if conv_operations(spec) > 2 * _SHARED else 1
-    rows = max(1, min(limit // threads, _STRIP_BYTES) // max(row, 1))
+    threads = max(1, min(threads, limit // max(row, 1))) if is_shared(spec) else 1
+    weight = math.prod(spec.window) * spec.channels * spec.filters * itemsize if by_blas(spec) else 0
+    rows = max(1, min(limit // threads, max(_STRIP_BYTES, weight)) // max(row, 1))  # BLAS reads the weight each time
     total = spec.batch * height
     rows = max(1, min(rows, -(-total // (threads * -(-total // (rows * threads)))))) if total else 1
     if spec.axes == 1 and rows < height:
@@ -137,15 +177,15 @@ Filtered = Callable[[Array, Array, Memory], None]  # of a strip, into its result
 
 def _dense(w: Array, spec: ConvSpec) -> Filtered:
     """A product for every piece of the window, added up."""
-    pieces = _pieces(spec)
-    blocks, weights = _joined_groups(w, spec)
-    panels = [_panels(weights[:, *piece.taps].reshape(blocks, -1, weights.shape[-1])) for piece in pieces]
+    parts = _pieces(spec)
+    count, weights = _joined_groups(w, spec)
+    panels = [_panels(weights[:, *piece.taps].reshape(count, -1, weights.shape[-1])) for piece in parts]
 
     def filtered(source: Array, out: Array, memory: Memory) -> None:
-        more = memory.take("more", out.shape, out.dtype) if len(pieces) > 1 else out
-        for number, (piece, panel) in enumerate(zip(pieces, panels, strict=True)):
+        more = memory.take("more", out.shape, out.dtype) if len(parts) > 1 else out
+        for number, (piece, panel) in enumerate(zip(parts, panels, strict=True)):
             into = more if number else out
-            for a, b in _operands(source, into, piece, spec, blocks):
+            for a, b in _operands(source, into, piece, spec, count):
                 products.multiply(a, panel, b)
             if number:
                 np.add(out, more, out=out)
@@ -188,14 +228,13 @@ def _stacked(a: Array, shape: tuple, strides: tuple, blocks: int, length: int) -
 
 def _pieces(spec: ConvSpec) -> list[_Piece]:
     """Runs of taps along the last axis, for every tap of the others."""
-    run = _joined_taps(spec)
-    pieces = []
+    run, found = _joined_taps(spec), []
     for lead in np.ndindex(*spec.window[:-1]):
         for first in range(0, spec.window[-1], run):
             last = min(first + run, spec.window[-1])
             offset = tuple(k * d for k, d in zip((*lead, first), spec.dilation, strict=True))
-            pieces.append(_Piece(offset, (*(slice(k, k + 1) for k in lead), slice(first, last))))
-    return pieces
+            found.append(_Piece(offset, (*(slice(k, k + 1) for k in lead), slice(first, last))))
+    return found
 
 
 def _joined_taps(spec: ConvSpec) -> int:
@@ -207,11 +246,16 @@ def _joined_taps(spec: ConvSpec) -> int:
     return taps if spec.axes > 1 else min(taps, _SIGNAL * spec.stride[0])  # rows of a product may not overlap
 
 
+def _joined(spec: ConvSpec) -> int:
+    """Groups of a block."""
+    each = max(spec.channels, spec.filters) // spec.groups
+    fits = (n for n in range(1, spec.groups + 1) if spec.groups % n == 0 and n * each <= _JOINED)
+    return max(fits, default=1)
+
+
 def _joined_groups(w: Array, spec: ConvSpec) -> tuple[int, Array]:
     """How many blocks of groups there are, and the weight (blocks, *window, channels, filters) of each."""
-    per_group, filters = spec.channels // spec.groups, spec.filters // spec.groups
-    fits = [n for n in range(1, spec.groups + 1) if spec.groups % n == 0 and n * max(per_group, filters) <= _JOINED]
-    joined = max(fits, default=1)
+    per_group, filters, joined = spec.channels // spec.groups, spec.filters // spec.groups, _joined(spec)
     blocks = spec.groups // joined
     made = np.zeros((blocks, *spec.window, joined, per_group, joined, filters), w.dtype)
     given = np.moveaxis(w.reshape(*spec.window, per_group, blocks, joined, filters), -3, 0)
@@ -233,13 +277,21 @@ def _panels(weight: Array) -> Panels:
 def _patches(w: Array, spec: ConvSpec) -> Filtered:
     """The patches, copied side by side, times the weight."""
     length = math.prod(spec.window) * spec.channels
-    panels = [(columns, panel[0]) for columns, panel in _panels(w.reshape(1, length, spec.filters))]
+    weight, whole = w.reshape(length, spec.filters), by_blas(spec)
+    panels = [] if whole else [(columns, panel[0]) for columns, panel in _panels(weight[np.newaxis])]
 
     def filtered(source: Array, out: Array, memory: Memory) -> None:
         windows = _windows(source, out.shape[1], spec)
-        patches = memory.take("patches", windows.shape, source.dtype)
-        patches[...] = windows
-        products.multiply(patches.reshape(-1, length), panels, out.reshape(-1, spec.filters))
+        if windows.flags.c_contiguous:
+            patches = windows
+        else:
+            patches = memory.take("patches", windows.shape, source.dtype)
+            patches[...] = windows
+        patches, out = patches.reshape(-1, length), out.reshape(-1, spec.filters)
+        if whole:
+            np.matmul(patches, weight, out=out)
+        else:
+            products.multiply(patches, panels, out)
 
     return filtered
 

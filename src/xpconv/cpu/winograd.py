@@ -108,11 +108,14 @@ def taps_of(w: Array, transform: Transform) -> Array:
 
 @lru_cache(maxsize=4096)
 def operations(spec: ConvSpec, transform: Transform) -> tuple[int, int]:
-    """Multiplications and additions of the products, and of the transforms of input and results."""
+    """Multiplications and additions of the products, and of the transforms of input and results.
+
+    The input is transformed once for all the terms of a sum.
+    """
     lead = math.prod(spec.out_size[: -transform.axes])
     pairs = zip(spec.out_size[-transform.axes :], spec.dilation[-transform.axes :], strict=True)
     tiles = spec.batch * lead * math.prod(math.ceil(n / (d * transform.results)) * d for n, d in pairs)
     terms, points = transform.terms(spec.window), transform.points
     products = 2 * points * tiles * terms * spec.channels * spec.filters
-    transforms = 2 * points * tiles * (points * terms * spec.channels + math.prod(transform.tile) * spec.filters)
+    transforms = 2 * points * tiles * (points * spec.channels + math.prod(transform.tile) * spec.filters)
     return products, transforms

@@ -59,16 +59,17 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     if spec.flip:
         w = np.flip(w, axis=tuple(range(spec.axes)))
     plan = _plan(spec, limit, x.dtype.itemsize, team.thread_count())
-    weight = _weight(w, plan.transform, plan.terms)
     matrices = [plan.transform.flattened(matrix, x.dtype) for matrix in (plan.transform.input, plan.transform.output)]
     images, results = (x[:, :, np.newaxis], y[:, :, np.newaxis]) if spec.axes == 1 else (x, y)
 
     def work(blocks: Iterator[_Block]) -> None:
-        with products.memory() as memory:
+        with products.memory("blocks") as memory:
             for block in blocks:
                 _filter(images, weight, plan, block, results, memory, matrices)
 
-    team.share(work, plan.blocks, plan.threads)
+    with products.memory("weight") as held:
+        weight = _weight(w, plan.transform, plan.terms, held)
+        team.share(work, plan.blocks, plan.threads)
     return y
 
 
@@ -79,14 +80,14 @@ def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
     return 2 * weight + plan.block_bytes * plan.threads
 
 
-def _weight(w: Array, transform: Transform, terms: int) -> list[tuple[slice, Array]]:
+def _weight(w: Array, transform: Transform, terms: int, held: Memory) -> list[tuple[slice, Array]]:
     """The weight transformed, as panels of (points, 1, terms C, F): the same for all slices."""
     taps, matrix = taps_of(w, transform), transform.flattened(transform.filter, w.dtype)
     *_, channels, filters = taps.shape
     made, parts = [], []
     for columns, width in products.panel_widths(terms * channels, filters):
         count = (columns.stop - columns.start) // width
-        panels = np.empty((transform.points, 1, count, terms * channels, width), w.dtype)
+        panels = held.take(f"{width}", (transform.points, 1, count, terms * channels, width), w.dtype)
         for panel, term in np.ndindex(count, terms):
             begin = columns.start + panel * width
             into = panels[:, 0, panel, term * channels : (term + 1) * channels]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -41,8 +40,8 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
         if may_separate(spec) and (factors := separable.factors(w, spec)):
             return separable.conv(x, w, factors, spec, current_limit())
         return signals.conv(x, w, spec, current_limit())
-    if spec.groups == spec.channels == spec.filters:
-        return strips.conv(x, w, _inside(spec), current_limit())
+    if _by_passes(spec):
+        return strips.conv(x, w, spec, current_limit())
     if spec.groups != spec.channels:
         return agnostic.total(
             agnostic.product_of_groups(tap(x, spec, o), agnostic.weight_at(w, spec, o), spec.groups) for o in spec.taps
@@ -69,13 +68,8 @@ def in_tiles(x: Array, spec: ConvSpec) -> bool:
 
 
 def gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """Matrix products of padded `x`, strip by strip."""
-    return strips.conv(x, w, _inside(spec), current_limit())
-
-
-def _inside(spec: ConvSpec) -> ConvSpec:
-    """The convolution of what is surrounded by all that the spec puts around and between its elements."""
-    return replace(spec.valid, input_dilation=())
+    """Matrix products, strip by strip."""
+    return strips.conv(x, w, spec, current_limit())
 
 
 def patches_of(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array:
@@ -98,23 +92,25 @@ def windows(x: Array, spec: Windows) -> Array:
 
 
 def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
-    return winograd_blocks.conv(x, w, _inside(spec), current_limit())
+    return winograd_blocks.conv(x, w, spec, current_limit())
 
 
-ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _fft}  # of padded x
-
-
-def _in_blocks(method: str, spec: ConvSpec) -> Callable[..., Array] | None:
-    """What puts zeros around a block of the input at a time, and not around the whole."""
-    if method == "winograd":
-        return winograd_blocks.conv
-    depthwise = spec.groups == spec.channels == spec.filters and direct_by(spec) == "taps"
-    return strips.conv if method == "gemm" or (method == "direct" and depthwise) else None
+ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _fft}
 
 
 def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array:
     """The sums of products (N, *out, F) of `x` (N, *size, C), surrounded as the spec says, by one of the methods."""
-    by_zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
-    if by_zeros and not spec.input_dilation and (in_blocks := _in_blocks(method, spec)):
-        return in_blocks(x, w, spec, current_limit())
-    return ALGORITHMS[method](agnostic.surrounded(x, spec, fill), w, spec)
+    zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
+    if not (zeros and not spec.input_dilation and _in_blocks(method, spec)):
+        x, spec = agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
+    return ALGORITHMS[method](x, w, spec)
+
+
+def _in_blocks(method: str, spec: ConvSpec) -> bool:
+    """Whether zeros are put around a block of the input at a time, and not around the whole."""
+    return method in ("gemm", "winograd") or (method == "direct" and _by_passes(spec))
+
+
+def _by_passes(spec: ConvSpec) -> bool:
+    """Whether every channel is filtered by itself, tap by tap."""
+    return spec.groups == spec.channels == spec.filters and direct_by(spec) == "taps"

@@ -169,7 +169,7 @@ def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     """By spectra, unless the result shows that one of them spread what is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         y = fft.conv(x, w, spec)
-    return y if compiled.finite(y) else gemm(x, w, spec)
+    return y if compiled.finite(y) else gemm(x, w, replace(spec.valid, input_dilation=()))
 
 
 def _is_product(spec: ConvSpec) -> bool:
