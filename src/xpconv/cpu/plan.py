@@ -23,7 +23,7 @@ _SMALL_PRODUCTS = 76e9  # operations of the products of Winograd's tiles
 _TILES = 1.8e9  # elements of Winograd's tiles, before and after their transforms
 _WEIGHTS = 0.66e9  # elements of a weight transformed
 _FRESH_WEIGHTS = 0.25e9  # of those, where they are too many to be kept from call to call
-_PASSES = 2.0e9  # elements multiplied and added to the result
+_PASSES = 2.6e9  # elements multiplied and added to the result
 _SUMS = 0.9e9  # elements of a product added to others
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
 _READ = 20e9  # elements of windows read, a vector of channels at a time
@@ -283,10 +283,15 @@ def _banded_seconds(spec: ConvSpec) -> float:
     results = spec.batch * math.prod(spec.out_size) * spec.channels
     if spec.axes == 1:
         return results * (1 / _BANDED + 2 * (spec.reach[0] + 16) / _PRODUCTS) + _BANDS
-    turned = 2 * results / _TURNED if spec.channels > 1 and spec.layout == "channels_last" else 0
     places = math.prod(spec.window[1:])
     products = 2 * places * (7 + spec.reach[0]) / _PRODUCTS
-    return results * (1 / _BANDED + places / _SHIFTED + products) + turned + _BANDS
+    return results * (1 / _BANDED + places / _SHIFTED + products) + _turned_seconds(spec) + _BANDS
+
+
+def _turned_seconds(spec: ConvSpec) -> float:
+    """Of channels brought together in planes, and of results brought back."""
+    results = spec.batch * math.prod(spec.out_size) * spec.channels
+    return 2 * results / _TURNED if spec.channels > 1 and spec.layout == "channels_last" else 0
 
 
 def may_separate(spec: ConvSpec) -> bool:
@@ -310,7 +315,7 @@ def _taps_seconds(spec: ConvSpec) -> float:
     taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
     if spec.groups == spec.channels:
         return taps * (results / _PASSES + _TAP)
-    return taps * (results / _SUMS + _TAP) + conv_operations(spec) / _PRODUCTS + taps * spec.groups * _TAP
+    return taps * (results / _SUMS + _TAP + spec.groups * _TAP) + 2 * conv_operations(spec) / _PRODUCTS
 
 
 _DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
@@ -330,7 +335,7 @@ def _gemm_seconds(spec: ConvSpec) -> float:
     blocks, pieces = strips.blocks(spec), strips.pieces(spec)
     products = 2 * patches * spec.filters // blocks
     calls = pieces * (results // max(spec.out_size[0], 1) + 1) * blocks
-    return products / _PRODUCTS + pieces * results * spec.filters / _COPIES + calls * _SMALL + shared + _CALL
+    return products / _PRODUCTS + pieces * results * spec.filters / _SUMS + calls * _SMALL + shared + _CALL
 
 
 def _fft_seconds(spec: ConvSpec) -> float:
@@ -347,7 +352,7 @@ def is_cut(spec: ConvSpec) -> bool:
 def _cut_fft_seconds(spec: ConvSpec) -> float:
     if not spec.filters_planes:
         return math.inf
-    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _SPECTRUM
+    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _turned_seconds(spec) + _SPECTRUM
 
 
 def _whole_fft_seconds(spec: ConvSpec) -> float:

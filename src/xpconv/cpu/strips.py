@@ -160,7 +160,7 @@ def surrounded(x: Array, spec: ConvSpec, strip: Strip, memory: Memory) -> Array:
     spans = [(first, last), *((-lo, n + hi) for n, (lo, hi) in zip(spec.size[1:], spec.padding[1:], strict=True))]
     inside = [(max(lo, 0), max(min(hi, n), max(lo, 0))) for (lo, hi), n in zip(spans, spec.size, strict=True)]
     there = images[:, *(slice(lo, hi) for lo, hi in inside)]
-    if inside == spans and there.strides[-1] == there.itemsize:
+    if inside == spans and _in_order(there):
         return there
     whole = memory.take("whole", (len(images), *(hi - lo for lo, hi in spans), x.shape[-1]), x.dtype)
     for axis, ((lo, hi), (begin, end)) in enumerate(zip(spans, inside, strict=True), start=1):
@@ -168,6 +168,12 @@ def surrounded(x: Array, spec: ConvSpec, strip: Strip, memory: Memory) -> Array:
             whole[(slice(None),) * axis + (outside,)] = 0
     whole[:, *(slice(begin - lo, end - lo) for (lo, _), (begin, end) in zip(spans, inside, strict=True))] = there
     return whole
+
+
+def _in_order(a: Array) -> bool:
+    """Whether the elements lie in memory as their indices tell, channels side by side, and nothing lies twice."""
+    steps = (a.itemsize, *(step * n for step, n in zip(a.strides[:0:-1], a.shape[:0:-1], strict=True)))
+    return a.strides[-1] == a.itemsize and all(s >= least for s, least in zip(a.strides[::-1], steps, strict=True))
 
 
 # --- One strip --------------------------------------------------------------------------------------------------------
