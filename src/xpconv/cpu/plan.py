@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.cpu import overlap, winograd
+from xpconv.cpu import overlap, strips, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
+from xpconv.cpu.products import KEPT_BYTES
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
 from xpconv.workspace import DEFAULT_LIMIT
@@ -17,10 +18,12 @@ from xpconv.workspace import DEFAULT_LIMIT
 # Zen 3, where they are right within a factor of two.
 _COPIES = 1.0e9  # elements of patches, in long runs
 _PRODUCTS = 85e9  # operations of a matrix product
-_SMALL_PRODUCTS = 60e9  # operations of the products of Winograd's tiles
-_TILES = 1.2e9  # elements of Winograd's tiles, before and after their transforms
-_WEIGHTS = 0.3e9  # elements of a weight transformed
-_PASSES = 2.0e9  # elements added to the result
+_READ_ONCE = 1.5e9  # elements of a weight that BLAS reads
+_SMALL_PRODUCTS = 76e9  # operations of the products of Winograd's tiles
+_TILES = 1.8e9  # elements of Winograd's tiles, before and after their transforms
+_WEIGHTS = 0.66e9  # elements of a weight transformed
+_FRESH_WEIGHTS = 0.25e9  # of those, where they are too many to be kept from call to call
+_PASSES = 2.6e9  # elements multiplied and added to the result
 _SUMS = 0.9e9  # elements of a product added to others
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
 _READ = 20e9  # elements of windows read, a vector of channels at a time
@@ -36,11 +39,13 @@ _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 _TILED = 11e9  # of those of tiles that stay in the cache, in single precision
 _BANDED = 1.0e9  # elements of signals, or rows of planes, given to products with a band
 _SHIFTED = 3.3e9  # elements of planes copied side by side
+_TURNED = 0.2e9  # elements of channels that are brought together in planes, and back
 
 # Seconds, of one array operation.
 _TAP = 4.5e-6
 _CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
-_GROUP = 10e-6
+_SMALL = 0.3e-6  # one small product of many
+_WOKEN = 250e-6  # another thread
 _SPECTRUM = 50e-6
 _BANDS = 80e-6
 _LOOP = 3e-6
@@ -104,8 +109,9 @@ _KERNELS = {
 
 def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple[str, int]:
     """What NumPy computes at a time, and the bytes that it takes beside a padded input."""
-    if method == "gemm":
-        return tiling(spec, itemsize, limit)
+    by_taps = method == "direct" and direct_by(spec) == "taps" and spec.groups == spec.channels == spec.filters
+    if method == "gemm" or by_taps:
+        return strips.told(spec, itemsize, limit), strips.workspace(spec, itemsize, limit)
     if method == "direct" and direct_by(spec) != "taps":
         return _DIRECT[direct_by(spec)], limit if direct_by(spec) == "bands" else 0
     if method == "direct":
@@ -113,7 +119,7 @@ def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple
     if method == "winograd":
         transform = winograd.transform_for(spec)
         size = " x ".join(map(str, transform.tile[: transform.axes]))
-        return f"blocks of tiles of {size} results", winograd.workspace(spec, itemsize, limit)
+        return f"blocks of tiles of {size} results", winograd_blocks.workspace(spec, itemsize, limit)
     if is_cut(spec):
         lengths = " x ".join(map(str, overlap.tile_lengths(spec, limit)))
         return f"tiles of {lengths} elements, which overlap", overlap.workspace(spec, limit)
@@ -279,7 +285,13 @@ def _banded_seconds(spec: ConvSpec) -> float:
         return results * (1 / _BANDED + 2 * (spec.reach[0] + 16) / _PRODUCTS) + _BANDS
     places = math.prod(spec.window[1:])
     products = 2 * places * (7 + spec.reach[0]) / _PRODUCTS
-    return results * (1 / _BANDED + places / _SHIFTED + products) + _BANDS
+    return results * (1 / _BANDED + places / _SHIFTED + products) + _turned_seconds(spec) + _BANDS
+
+
+def _turned_seconds(spec: ConvSpec) -> float:
+    """Of channels brought together in planes, and of results brought back."""
+    results = spec.batch * math.prod(spec.out_size) * spec.channels
+    return 2 * results / _TURNED if spec.channels > 1 and spec.layout == "channels_last" else 0
 
 
 def may_separate(spec: ConvSpec) -> bool:
@@ -303,17 +315,27 @@ def _taps_seconds(spec: ConvSpec) -> float:
     taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
     if spec.groups == spec.channels:
         return taps * (results / _PASSES + _TAP)
-    return taps * (results / _SUMS + _TAP) + conv_operations(spec) / _PRODUCTS + taps * spec.groups * _TAP
+    return taps * (results / _SUMS + _TAP + spec.groups * _TAP) + 2 * conv_operations(spec) / _PRODUCTS
 
 
 _DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
 
 
 def _gemm_seconds(spec: ConvSpec) -> float:
-    """Copying every patch once, the slower the shorter the runs, and one product per group."""
-    patches = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
-    run = max(spec.window[-1] * spec.channels // spec.groups, 1)
-    return patches * (1 + 6 / run) / _COPIES + conv_operations(spec) / _PRODUCTS + spec.groups * _GROUP
+    """The products, and what is copied for them: patches, the slower the shorter their runs, or sums of pieces."""
+    results, taps = spec.batch * math.prod(spec.out_size), math.prod(spec.window)
+    patches = results * taps * spec.channels
+    if strips.by_blas(spec):
+        copied = patches * (1 + 6 / (spec.window[-1] * spec.channels)) / _COPIES if taps > 1 else 0
+        return conv_operations(spec) / _PRODUCTS + copied + taps * spec.channels * spec.filters / _READ_ONCE + _CALL
+    shared = _WOKEN if strips.is_shared(spec) else 0
+    if strips.copies(spec):
+        run = max(spec.window[-1] * spec.channels, 1)
+        return conv_operations(spec) / _PRODUCTS + patches * (1 + 6 / run) / _COPIES + shared + _CALL
+    blocks, pieces = strips.blocks(spec), strips.pieces(spec)
+    products = 2 * patches * spec.filters // blocks
+    calls = pieces * (results // max(spec.out_size[0], 1) + 1) * blocks
+    return products / _PRODUCTS + pieces * results * spec.filters / _SUMS + calls * _SMALL + shared + _CALL
 
 
 def _fft_seconds(spec: ConvSpec) -> float:
@@ -330,7 +352,7 @@ def is_cut(spec: ConvSpec) -> bool:
 def _cut_fft_seconds(spec: ConvSpec) -> float:
     if not spec.filters_planes:
         return math.inf
-    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _SPECTRUM
+    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _turned_seconds(spec) + _SPECTRUM
 
 
 def _whole_fft_seconds(spec: ConvSpec) -> float:
@@ -350,9 +372,10 @@ def _winograd_seconds(spec: ConvSpec) -> float:
     products, transforms = winograd.operations(spec, transform)
     points, terms = transform.points, transform.terms(spec.window)
     tiles = products // (2 * points * terms * spec.channels * spec.filters or 1)
-    moved = points * tiles * (2 * terms * spec.channels + 1.5 * spec.filters)
+    moved = points * tiles * (2 * spec.channels + 1.5 * spec.filters)
     weight = points * terms * spec.channels * spec.filters
-    return (products + transforms) / _SMALL_PRODUCTS + moved / _TILES + weight / _WEIGHTS + _SPECTRUM
+    transformed = weight / (_WEIGHTS if 4 * weight <= KEPT_BYTES else _FRESH_WEIGHTS)
+    return (products + transforms) / _SMALL_PRODUCTS + moved / _TILES + transformed + _WOKEN
 
 
 _COSTS = {"direct": _direct_seconds, "gemm": _gemm_seconds, "winograd": _winograd_seconds, "fft": _fft_seconds}

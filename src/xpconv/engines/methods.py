@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from xpconv.cpu import overlap, separable, signals, small, winograd
-from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, kernel_for, may_separate, row_bytes, tiles
-from xpconv.cpu.results import new
+from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
+from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, kernel_for, may_separate
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
@@ -44,6 +44,8 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
         if may_separate(spec) and (factors := separable.factors(w, spec)):
             return separable.conv(x, w, factors, spec, current_limit())
         return signals.conv(x, w, spec, current_limit())
+    if _by_passes(spec):
+        return strips.conv(x, w, spec, current_limit())
     if spec.groups != spec.channels:
         return agnostic.total(
             agnostic.product_of_groups(tap(x, spec, o), agnostic.weight_at(w, spec, o), spec.groups) for o in spec.taps
@@ -70,34 +72,14 @@ def in_tiles(x: Array, spec: ConvSpec) -> bool:
 
 
 def gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """im2col, never whole: the patches of one tile are copied side by side and multiplied at once."""
-    if spec.flip:
-        w = np.flip(w, axis=tuple(range(spec.axes)))
-    per_group, maps = spec.channels // spec.groups, spec.filters // spec.groups
-    length = math.prod(spec.window) * per_group
-    y = new((spec.batch, *spec.out_size, spec.filters), x.dtype)
-    for group in range(spec.groups):
-        columns = windows(x[..., group * per_group : (group + 1) * per_group], spec)
-        weight = w[..., group * maps : (group + 1) * maps].reshape(length, maps)
-        for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
-            patches = patches_of(columns, tile, spec, length)
-            result = y[tile.images, tile.rows]
-            if spec.groups == 1:
-                np.matmul(patches, weight, out=result.reshape(len(patches), maps))  # a view: whole rows lie together
-            else:
-                result[..., group * maps : (group + 1) * maps] = (patches @ weight).reshape(*result.shape[:-1], maps)
-            del patches  # before the next tile's are made
-    return y
+    """Matrix products, strip by strip."""
+    return strips.conv(x, w, spec, current_limit())
 
 
 def patches_of(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array:
     """The patches of one tile, copied side by side: (positions, length)."""
     block = columns[tile.images, tile.rows]
     return block.reshape(math.prod(block.shape[: spec.axes + 1]), length)
-
-
-def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
-    return winograd.conv(x, w, spec, current_limit())
 
 
 def windows(x: Array, spec: Windows) -> Array:
@@ -113,4 +95,26 @@ def windows(x: Array, spec: Windows) -> Array:
     return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
 
 
+def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:
+    return winograd_blocks.conv(x, w, spec, current_limit())
+
+
 ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _fft}
+
+
+def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array:
+    """The sums of products (N, *out, F) of `x` (N, *size, C), surrounded as the spec says, by one of the methods."""
+    zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
+    if not (zeros and not spec.input_dilation and _in_blocks(method, spec)):
+        x, spec = agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
+    return ALGORITHMS[method](x, w, spec)
+
+
+def _in_blocks(method: str, spec: ConvSpec) -> bool:
+    """Whether zeros are put around a block of the input at a time, and not around the whole."""
+    return method in ("gemm", "winograd") or (method == "direct" and _by_passes(spec))
+
+
+def _by_passes(spec: ConvSpec) -> bool:
+    """Whether every channel is filtered by itself, tap by tap."""
+    return spec.groups == spec.channels == spec.filters and direct_by(spec) == "taps"

@@ -25,7 +25,7 @@ from xpconv.engines.agnostic import (
     unpad,
     weight_last,
 )
-from xpconv.engines.methods import ALGORITHMS, gemm, in_tiles, is_spectral, itemsize, patches_of, planned, windows
+from xpconv.engines.methods import gemm, in_tiles, is_spectral, itemsize, patches_of, planned, summed, windows
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
 from xpconv.plan import Arrays, Plan
@@ -112,7 +112,7 @@ def _summed(
         return compiled.by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
     careful = careful and method in ROUNDING and not (method == "fft" and in_tiles(x, spec))
     with np.errstate(over="ignore", invalid="ignore") if careful else nullcontext():
-        y = ALGORITHMS[method](surrounded(x, spec, fill), w, spec)
+        y = summed(method, x, w, spec, fill)
     if careful and not compiled.finite(y):
         return None
     return epilogue(y, bias, activation, spec.layout, x.dtype)
@@ -173,7 +173,7 @@ def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     """By spectra, unless the result shows that one of them spread what is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         y = fft.conv(x, w, spec)
-    return y if compiled.finite(y) else gemm(x, w, spec)
+    return y if compiled.finite(y) else gemm(x, w, replace(spec.valid, input_dilation=()))
 
 
 def _is_product(spec: ConvSpec) -> bool:

@@ -1,0 +1,161 @@
+"""Python threads that share the parts of one computation: NumPy's loops and products run without the interpreter lock.
+
+BLAS shares a large product among threads of its own, and all that lies between the products is left to one. Here every
+thread takes whole parts, copies and products alike, and the products are so small that BLAS leaves them to the thread
+that asks (`products.SINGLE`): nothing global is set, and no thread of BLAS is woken, which then looks for work for up
+to a tenth of a second and takes a processor from whoever has some.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
+from functools import cache
+from importlib import import_module
+from itertools import count
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+Part = TypeVar("Part")
+
+
+def share(work: Callable[[Iterator[Part]], None], parts: Sequence[Part], most: int) -> None:
+    """Call `work` with parts to take one after another, in at most so many threads.
+
+    A thread that another program's keeps from its processor takes fewer. Calls from several threads at once do not wait
+    for each other: the team serves one of them, and the others compute alone.
+    """
+    helpers = min(thread_count(), len(parts), most) - 1
+    if helpers < 1 or not _busy.acquire(blocking=False):
+        work(iter(parts))
+        return
+    try:
+        _in_team(work, parts, _members(helpers))
+    finally:
+        _busy.release()
+
+
+def _in_team(work: Callable[[Iterator[Part]], None], parts: Sequence[Part], members: list[_Member]) -> None:
+    turns = count()
+
+    def taken() -> Iterator[Part]:
+        while (turn := next(turns)) < len(parts):
+            yield parts[turn]
+
+    for member in members:
+        member.begin(lambda: work(taken()))
+    try:
+        work(taken())
+    finally:
+        failures = [failure for member in members if (failure := member.wait()) is not None]
+    if failures:
+        raise failures[0]
+
+
+class _Member:
+    """A thread that waits for work, on one processor where the system lets that be chosen."""
+
+    def __init__(self, processor: int | None) -> None:
+        self.processor = processor
+        self._given: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        threading.Thread(target=self._serve, name="xpconv", daemon=True).start()
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Start it, in this thread's context: NumPy's settings of what to warn of are part of that."""
+        context = copy_context()
+        self._given.put(lambda: context.run(work))
+
+    def wait(self) -> BaseException | None:
+        """Until it has ended: what it failed with."""
+        return self._done.get()
+
+    def _serve(self) -> None:
+        if self.processor is not None:
+            os.sched_setaffinity(0, {self.processor})
+        while True:
+            self._done.put(_failure(self._given.get()))
+
+
+def _failure(work: Callable[[], None]) -> BaseException | None:
+    """What the work fails with; nothing else holds on to it, nor to the arrays that it computes on."""
+    try:
+        work()
+    except BaseException as error:
+        return error
+    return None
+
+
+_busy = threading.Lock()
+_team: dict[int | None, list[_Member]] = {}
+
+
+def _members(wanted: int) -> list[_Member]:
+    """So many of the team, made when they are first wanted, none on the processor that this thread is on.
+
+    A thread that wakes another finds it on its own processor for milliseconds, unless it is told to be elsewhere.
+    """
+    processors = _processors()
+    if len(processors) <= wanted or not hasattr(os, "sched_setaffinity"):
+        idle = _team.setdefault(None, [])
+        idle += [_Member(None) for _ in range(wanted - len(idle))]
+        return idle[:wanted]
+    here = _processor_now()
+    others = [p for p in processors if p != here][:wanted]
+    return [_team.setdefault(p, [_Member(p)] if p not in _team else [])[0] for p in others]
+
+
+def _after_fork() -> None:
+    """A child process has none of its parent's threads."""
+    global _busy
+    _busy = threading.Lock()
+    _team.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+# --- How many ---------------------------------------------------------------------------------------------------------
+
+
+def thread_count() -> int:
+    """As many as BLAS takes for a product now, by its variables or by threadpoolctl; one where it does not tell."""
+    told = _blas_threads()
+    return 1 if told is None or _is_worker() else max(1, min(told(), len(_processors())))
+
+
+@cache
+def _blas_threads() -> Callable[[], int] | None:
+    """OpenBLAS's function that tells its threads, found through the part of NumPy that is linked with it."""
+    library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
+    names = (f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "_64", ""))
+    return next((found for name in names if (found := getattr(library, name, None)) is not None), None)
+
+
+def _processors() -> Sequence[int]:
+    """Those that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+@cache
+def _libc() -> Any:
+    """The C library, where it says which processor a thread runs on; else None."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    return libc if hasattr(libc, "sched_getcpu") else None
+
+
+def _processor_now() -> int:
+    """The number of the processor that this thread runs on; -1 where that is not known."""
+    libc = _libc()
+    return -1 if libc is None else libc.sched_getcpu()
+
+
+def _is_worker() -> bool:
+    """Whether `multiprocessing` started this process, which then has siblings for the other processors."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
