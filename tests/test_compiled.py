@@ -18,6 +18,7 @@ from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
+from xpconv.cpu import processors
 from xpconv.cpu.compiled import call, threads, tile
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
@@ -369,7 +370,7 @@ def test_workers_of_multiprocessing_take_one_thread_unless_they_are_told(method,
         monkeypatch.delenv(name, raising=False)
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.map(_threads_of_a_worker, [0]) == [1]
-    if method == "spawn" and threads._processors() > 1:
+    if method == "spawn" and processors.most_threads() > 1:
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         with multiprocessing.get_context(method).Pool(1) as pool:
             assert pool.map(_threads_of_a_worker, [0]) == [2]

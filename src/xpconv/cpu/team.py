@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
@@ -18,7 +17,9 @@ from functools import cache
 from importlib import import_module
 from itertools import count
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from xpconv.cpu import processors
 
 Part = TypeVar("Part")
 
@@ -99,13 +100,13 @@ def _members(wanted: int) -> list[_Member]:
 
     A thread that wakes another finds it on its own processor for milliseconds, unless it is told to be elsewhere.
     """
-    processors = _processors()
-    if len(processors) <= wanted or not hasattr(os, "sched_setaffinity"):
+    allowed = processors.allowed()
+    if len(allowed) <= wanted or not processors.CAN_CHOOSE:
         idle = _team.setdefault(None, [])
         idle += [_Member(None) for _ in range(wanted - len(idle))]
         return idle[:wanted]
-    here = _processor_now()
-    others = [p for p in processors if p != here][:wanted]
+    here = processors.now()
+    others = [p for p in allowed if p != here][:wanted]
     return [_team.setdefault(p, [_Member(p)] if p not in _team else [])[0] for p in others]
 
 
@@ -126,7 +127,7 @@ if hasattr(os, "register_at_fork"):
 def thread_count() -> int:
     """As many as BLAS takes for a product now, by its variables or by threadpoolctl; one where it does not tell."""
     told = _blas_threads()
-    return 1 if told is None or _is_worker() else max(1, min(told(), len(_processors())))
+    return 1 if told is None else max(1, min(told(), processors.most_threads()))
 
 
 @cache
@@ -135,27 +136,3 @@ def _blas_threads() -> Callable[[], int] | None:
     library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
     names = (f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "_64", ""))
     return next((found for name in names if (found := getattr(library, name, None)) is not None), None)
-
-
-def _processors() -> Sequence[int]:
-    """Those that this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-
-
-@cache
-def _libc() -> Any:
-    """The C library, where it says which processor a thread runs on; else None."""
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    return libc if hasattr(libc, "sched_getcpu") else None
-
-
-def _processor_now() -> int:
-    """The number of the processor that this thread runs on; -1 where that is not known."""
-    libc = _libc()
-    return -1 if libc is None else libc.sched_getcpu()
-
-
-def _is_worker() -> bool:
-    """Whether `multiprocessing` started this process, which then has siblings for the other processors."""
-    process = sys.modules.get("multiprocessing.process")
-    return process is not None and process.parent_process() is not None

@@ -13,9 +13,7 @@ late never takes an item of the next job by what it knows of the last.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from contextlib import suppress
 from functools import cache
 from threading import Event, Lock, Thread
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu import processors
 from xpconv.cpu.compiled.address import address_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel, Value
@@ -154,7 +153,7 @@ class Team:
     def run(self, task: int, arguments: int, items: int, scratch: int, stride: int) -> None:
         """Compute a job with everybody; the caller holds the lock."""
         self._job += 1
-        self._keep_off(_processor_now())
+        self._keep_off(processors.now())
         self._functions.publish(self._words, self._job, task, arguments, items, scratch, stride)
         for helper in self._helpers:
             if helper.asleep:
@@ -274,7 +273,6 @@ def _after_fork() -> None:
     _team, _making = None, Lock()
     _teams.clear()
     _calling.clear()
-    _processors.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -290,36 +288,9 @@ def thread_count() -> int:
     The settings are NUMBA_NUM_THREADS and OMP_NUM_THREADS, and threadpoolctl's limit of NumPy's BLAS. A child of
     `multiprocessing`, which has siblings for the other processors, takes one unless a variable is set.
     """
-    most = _processors()
+    most = processors.most_threads()
     blas = _blas()
     return max(1, min(most, blas.num_threads)) if blas is not None else most
-
-
-@cache
-def _libc() -> Any:
-    """The C library, where it says which processor a thread runs on and lets it be chosen; else None."""
-    libc = ctypes.CDLL(None) if hasattr(os, "sched_setaffinity") else None
-    return libc if hasattr(libc, "sched_getcpu") else None
-
-
-def _processor_now() -> int:
-    """The number of the processor that this thread runs on; -1 where that is not known."""
-    libc = _libc()
-    return -1 if libc is None else libc.sched_getcpu()
-
-
-@cache
-def _processors() -> int:
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    set_to = [os.environ.get(name, "").partition(",")[0] for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
-    wanted = [int(number) for number in set_to if number.isdigit() and int(number)]
-    return min([here, *(wanted or ([1] if _is_worker() else []))])
-
-
-def _is_worker() -> bool:
-    """Whether `multiprocessing` started this process."""
-    process = sys.modules.get("multiprocessing.process")
-    return process is not None and process.parent_process() is not None
 
 
 @cache

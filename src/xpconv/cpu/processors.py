@@ -1,0 +1,51 @@
+"""The processors of this process: which they are, how many threads to take for them, and on which a thread runs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+CAN_CHOOSE = hasattr(os, "sched_setaffinity")  # whether a thread can be told which ones to run on
+
+
+def allowed() -> Sequence[int]:
+    """Those that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def now() -> int:
+    """The number of the one that this thread runs on; -1 where that is not known."""
+    libc = _libc()
+    return -1 if libc is None else libc.sched_getcpu()
+
+
+@cache
+def _libc() -> Any:
+    """The C library, where it says which processor a thread runs on; else None."""
+    libc = ctypes.CDLL(None) if CAN_CHOOSE else None
+    return libc if hasattr(libc, "sched_getcpu") else None
+
+
+@cache
+def most_threads() -> int:
+    """As many as there are processors, or fewer where NUMBA_NUM_THREADS or OMP_NUM_THREADS says so.
+
+    A child of `multiprocessing`, which has siblings for the other processors, takes one unless a variable is set.
+    """
+    set_to = [os.environ.get(name, "").partition(",")[0] for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
+    wanted = [int(number) for number in set_to if number.isdigit() and int(number)]
+    return min([len(allowed()), *(wanted or ([1] if _is_worker() else []))])
+
+
+def _is_worker() -> bool:
+    """Whether `multiprocessing` started this process."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=most_threads.cache_clear)
