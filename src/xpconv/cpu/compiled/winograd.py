@@ -28,7 +28,7 @@ from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
-from xpconv.cpu.compiled.transforms import IMAGES, LONG_SIGNALS, SIGNALS, Form, back_kernel, forward_kernel
+from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel, forward_kernel
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -71,7 +71,7 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
 
 
 def _form_of(spec: ConvSpec) -> Form:
-    return next(form for form in (SIGNALS, LONG_SIGNALS, IMAGES) if form.matrices is winograd.compiled_for(spec))
+    return FORMS[winograd.compiled_for(spec)]
 
 
 class Winograd:
@@ -119,7 +119,7 @@ class Winograd:
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`; whether all of it is finite: what is not has spread over its tiles."""
         spec = self._call.spec
-        weight = _weights.of(w, (spec.flip, spec.axes), self._transformed)
+        weight = _weights.of(w, (spec.flip, spec.axes, self._form.name), self._transformed)
         biases = self._bias(bias)
         found = np.zeros((self._items, _FOUND_BYTES // self._call.itemsize), self._call.dtype)
         arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases, found=found)
@@ -285,7 +285,8 @@ def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
 
 def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[str, ...]:
     """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
-    tiles, transpose = tile_kernels(module, dtype, shape, shape.every_height, foresees=True), transpose_kernel(module, dtype)
+    tiles = tile_kernels(module, dtype, shape, shape.every_height, foresees=True)
+    transpose = transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
     forward, back = forward_kernel(module, dtype, form), back_kernel(module, dtype, form)
     size = np.dtype(dtype).itemsize
