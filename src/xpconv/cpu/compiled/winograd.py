@@ -211,6 +211,8 @@ def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
         groups = min(-(-groups // team) * team, whole.batch)
         return units * unit, -(-whole.batch // groups)
     cuts = max(1, round(image_tiles / tiles))
+    if cuts > 1 and whole.batch % team:
+        cuts = -(-cuts // team) * team  # as many for each thread
     return -(-units // min(cuts, units)) * unit, 1
 
 
