@@ -2,6 +2,7 @@
 
 import threading
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
+from xpconv.cpu import winograd as transforms
 from xpconv.cpu.compiled import threads, winograd
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
@@ -131,6 +133,25 @@ def test_blocks_cover_a_large_result_once(size, channels, filters, batch, dilati
     x, w = normal(1, (batch, *size, channels), (*(3,) * len(size), channels, filters))
     x, w = in_layout(layout, x, w)
     assert_near(xpconv.corr, x, w, padding="same", dilation=dilation, layout=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("size", "channels", "filters", "dilation"), [((7, 7), 512, 512, 1), ((5, 9), 520, 300, 1), ((7, 6), 700, 200, 2)]
+)
+def test_few_tiles_of_a_large_weight_are_small(size, channels, filters, dilation, layout):
+    x, w = normal(16, (1, *size, channels), (3, 3, channels, filters))
+    spec = xpconv.corr.request(x, w, padding="same", dilation=dilation).spec
+    assert transforms.compiled_for(spec) is transforms.F2
+    assert transforms.compiled_for(replace(spec, batch=8)) is transforms.F4
+    x, w = in_layout(layout, x, w)
+    assert_near(xpconv.corr, x, w, padding="same", dilation=dilation, layout=layout)
+
+
+def test_one_weight_of_tiles_of_both_sizes_is_kept_apart():
+    x, w = normal(17, (8, 7, 7, 512), (3, 3, 512, 512))
+    for batch in (1, 8, 1):
+        assert_near(xpconv.corr, x[:batch], w, padding=1)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +324,24 @@ def test_any_change_of_a_large_kept_array_is_seen(place, order):
     assert len(made) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        np.negative, lambda a: a[::-1], lambda a: np.roll(a, 4096), lambda a: np.roll(a, 16), lambda a: -a[::-1],
+        lambda a: a * np.where(np.arange(a.size) % 16 == 3, -1, 1), lambda a: np.copysign(a, -0.0),
+        lambda a: a.reshape(-1, 2)[:, ::-1].reshape(-1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [8, 40, 9_000, 40_002])
+def test_changes_of_all_of_a_kept_array_are_seen(size, change):
+    (array,) = normal(18, (size,))
+    cache, made = Kept(), []
+    for values in (array.copy(), change(array), array.copy()):
+        array[...] = values
+        cache.of(array, "", lambda copy: made.append(1) or copy)
+    assert len(made) == (1 if np.array_equal(change(array), array) else 3)
+
+
 def test_comparing_copies_no_weight_whatever_its_layout():
     w = np.zeros((256, 128, 3, 3), np.float32)
     for view in (w, np.moveaxis(w, (0, 1), (-1, -2))):
@@ -349,7 +388,7 @@ def test_calls_from_many_threads_are_right():
 
 
 @pytest.mark.parametrize(("batch", "size", "channels", "method"), [
-    (1, 56, 64, "winograd"), (1, 14, 256, "winograd"), (8, 7, 512, "winograd"), (1, 7, 512, "direct"),
+    (1, 56, 64, "winograd"), (1, 14, 256, "winograd"), (8, 7, 512, "winograd"), (1, 7, 512, "winograd"),
     (1, 6, 8, "direct"),
 ])  # fmt: skip
 def test_the_plan_weighs_the_products_against_the_weight_that_is_read(batch, size, channels, method):

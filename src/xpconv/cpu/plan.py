@@ -32,8 +32,8 @@ _FILTERED = 95e9  # products of a filter of planes, lanes along the columns
 _PASSED = 0.5e9  # elements of planes read and stored
 _PACKED = 2.7e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
-_STREAMED = 8.0e9  # elements of a weight that is read: transformed, and itself twice, to be compared
-_FAR = 4.0e9  # of those, where they are more than a processor's last cache holds
+_STREAMED = 8.0e9  # elements of a weight that is read: transformed, and itself, to be told from others
+_FAR = 10.0e9  # of those, where they are more than a processor's last cache holds
 _NEAR_ELEMENTS = 4_000_000
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 _TILED = 11e9  # of those of tiles that stay in the cache, in single precision
@@ -90,9 +90,9 @@ def conv_plan(
     kernel = kernel_for(spec, method, compiled)
     if kernel:
         taps = math.prod(spec.window)
-        if kernel == "winograd":  # the transformed weight, and a copy of the weight to compare with
+        if kernel == "winograd":
             transform = winograd.compiled_for(spec)
-            taps += transform.points * transform.terms(spec.window)
+            taps = transform.points * transform.terms(spec.window)
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
         return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
@@ -103,7 +103,7 @@ _KERNELS = {
     "direct": "pixels by filters in registers, rows gathered block by block",
     "depthwise": "results by a vector of channels in registers",
     "plane": "rows by vectors of columns in registers; along both axes where the weight is a product",
-    "winograd": "tiles transformed in registers, of 4 x 4 results, or of 3 or 9 in a row",
+    "winograd": "tiles transformed in registers, of 4 x 4 or 2 x 2 results, or of 3 or 9 in a row",
 }
 
 
@@ -231,13 +231,13 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int) -> float:
     """
     transform = winograd.compiled_for(spec)
     terms, (products, _) = transform.terms(spec.window), winograd.operations(spec, transform)
-    weight = (transform.points * terms + 2 * math.prod(spec.window)) * spec.channels * spec.filters
+    weight = (transform.points * terms + math.prod(spec.window)) * spec.channels * spec.filters
     maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
     transforms = (1 if transform.squared else 1 / 2) * transformed / _REGISTERED  # which are told for two axes
     read = weight / (_STREAMED if weight <= _NEAR_ELEMENTS else _FAR)
     multiplied = products / spec.filters * computed / _COMPILED
-    return multiplied + transforms + read + 2 * _CALL  # once more to compare the weight
+    return multiplied + transforms + read + 2 * _CALL  # once more to look at the weight
 
 
 def winograd_gradient_pays(spec: ConvSpec) -> bool:

@@ -102,11 +102,22 @@ def transform_for(spec: ConvSpec) -> Transform:
     return F2 if min(across) <= F2.results else F4
 
 
+@lru_cache(maxsize=4096)
 def compiled_for(spec: ConvSpec) -> Transform:
-    """That of the compiled kernels: F(4x4, 3x3) of images; of signals F(3, 3), folded where there are more taps."""
-    if spec.axes > 1:
-        return F4
-    return F3 if spec.window[0] <= TAPS else F9
+    """That of the compiled kernels: of signals F(3, 3), folded where there are more taps, of images F(4x4, 3x3).
+
+    Where so few tiles share a weight that reading it takes longer than to multiply it, F(2x2, 3x3), whose transformed
+    weight is less than half as large.
+    """
+    if spec.axes == 1:
+        return F3 if spec.window[0] <= TAPS else F9
+    weight = F4.points * F4.terms(spec.window) * spec.channels * spec.filters
+    products, _ = operations(spec, F4)
+    return F2 if weight > _FAR and products < 2 * _SHARED * weight else F4
+
+
+_FAR = 1 << 22  # elements of a weight that are read from memory at every call
+_SHARED = 8  # tiles
 
 
 def transformed_weight(w: Array, transform: Transform) -> Array:

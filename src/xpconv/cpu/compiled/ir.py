@@ -81,6 +81,10 @@ class Value:
         """Of non-negative integers."""
         return self._emit("srem", "frem", other)
 
+    def __rshift__(self, other: Operand) -> Value:
+        """Of integers, zeros from above."""
+        return self._emit("lshr", "lshr", other)
+
     def __and__(self, other: Operand) -> Value:
         return self._emit("and_", "and_", other)
 
@@ -217,6 +221,10 @@ class Kernel:
         halves = (order[:lanes], order[lanes:])
         low, high = (self.builder.shuffle_vector(first.raw, second.raw, _lanes(half)) for half in halves)
         return Value(self, low), Value(self, high)
+
+    def same_bits(self, value: Value, kind: ir.Type) -> Value:
+        """The bits of a vector as one of another type."""
+        return Value(self, self.builder.bitcast(value.raw, kind))
 
     def maximum(self, first: Value, second: Value) -> Value:
         """The larger float, and a NaN where there is one."""

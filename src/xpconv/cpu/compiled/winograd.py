@@ -28,7 +28,7 @@ from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
-from xpconv.cpu.compiled.transforms import IMAGES, LONG_SIGNALS, SIGNALS, Form, back_kernel, forward_kernel
+from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel, forward_kernel
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -70,7 +70,7 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
 
 
 def _form_of(spec: ConvSpec) -> Form:
-    return next(form for form in (SIGNALS, LONG_SIGNALS, IMAGES) if form.matrices is winograd.compiled_for(spec))
+    return FORMS[winograd.compiled_for(spec)]
 
 
 class Winograd:
@@ -118,7 +118,7 @@ class Winograd:
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`; whether all of it is finite: what is not has spread over its tiles."""
         spec = self._call.spec
-        weight = _weights.of(w, (spec.flip, spec.axes), self._transformed)
+        weight = _weights.of(w, (spec.flip, spec.axes, self._form.name), self._transformed)
         biases = self._bias(bias)
         found = np.zeros((self._items, _FOUND_BYTES // self._call.itemsize), self._call.dtype)
         arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases, found=found)
@@ -210,6 +210,8 @@ def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
         groups = min(-(-groups // team) * team, whole.batch)
         return units * unit, -(-whole.batch // groups)
     cuts = max(1, round(image_tiles / tiles))
+    if cuts > 1 and whole.batch % team:
+        cuts = -(-cuts // team) * team  # as many for each thread
     return -(-units // min(cuts, units)) * unit, 1
 
 
