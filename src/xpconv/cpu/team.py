@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from functools import cache
+from importlib import import_module
 from itertools import count
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -131,9 +132,7 @@ def thread_count() -> int:
 @cache
 def _blas_threads() -> Callable[[], int] | None:
     """OpenBLAS's function that tells its threads, found through the part of NumPy that is linked with it."""
-    from numpy._core import _multiarray_umath
-
-    library = ctypes.CDLL(_multiarray_umath.__file__)
+    library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
     names = (f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "_64", ""))
     return next((found for name in names if (found := getattr(library, name, None)) is not None), None)
 
