@@ -326,7 +326,7 @@ def _gemm_seconds(spec: ConvSpec) -> float:
     results, taps = spec.batch * math.prod(spec.out_size), math.prod(spec.window)
     patches = results * taps * spec.channels
     if strips.by_blas(spec):
-        copied = patches * (1 + 6 / (spec.window[-1] * spec.channels)) / _COPIES if taps > 1 else 0
+        copied = patches * (1 + 6 / max(spec.window[-1] * spec.channels, 1)) / _COPIES if taps > 1 else 0
         return conv_operations(spec) / _PRODUCTS + copied + taps * spec.channels * spec.filters / _READ_ONCE + _CALL
     shared = _WOKEN if strips.is_shared(spec) else 0
     if strips.copies(spec):

@@ -248,8 +248,8 @@ def _joined_taps(spec: ConvSpec) -> int:
     """Taps of the last axis that one product reads."""
     if spec.groups > 1 or spec.dilation[-1] > 1:
         return 1
-    runs = -(-spec.window[-1] * spec.channels // _LONGEST)
-    taps = max(1, -(-spec.window[-1] // runs))
+    runs = max(1, -(-spec.window[-1] * spec.channels // _LONGEST))
+    taps = -(-spec.window[-1] // runs)
     return taps if spec.axes > 1 else min(taps, _SIGNAL * spec.stride[0])  # rows of a product may not overlap
 
 

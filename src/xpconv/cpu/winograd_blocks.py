@@ -215,7 +215,7 @@ def _filter(
 def _surrounded(x: Array, plan: _Plan, block: _Block, memory: Memory) -> Array:
     """What the block reads, with zeros where that is beyond the images: (images, slices, rows, columns, C)."""
     spec, edges = plan.spec, plan.transform.edges
-    dilation, counts = spec.dilation[-SPACE:], []
+    dilation = spec.dilation[-SPACE:]
     tile_columns = -(-block.phases[1].results // plan.transform.tile[1])
     further = plan.terms - 1 if plan.run else 0  # of signals: tiles that are added up
     counts = [(len(block.rows) * plan.step - plan.transform.results) + edges[0] + further * plan.transform.results,
@@ -227,13 +227,9 @@ def _surrounded(x: Array, plan: _Plan, block: _Block, memory: Memory) -> Array:
         )
     ]
     images = x[block.images]
-    sources: list[tuple[int, ...]] = [(0,)]
-    if not block.sources:
-        images = images[:, np.newaxis]
-    else:
-        sources = [
-            tuple(p - lo for p, (lo, _) in zip(place, spec.padding, strict=False)) for place in block.sources
-        ]
+    sources = [tuple(p - lo for p, (lo, _) in zip(place, spec.padding, strict=False)) for place in block.sources]
+    if not sources:
+        images, sources = images[:, np.newaxis], [(0,)]
     whole = memory.take("whole", (len(images), len(sources), *counts, x.shape[-1]), x.dtype)
     (to_rows, from_rows), (to_columns, from_columns) = places
     if any(to != slice(0, count) for to, count in zip((to_rows, to_columns), counts, strict=True)):
