@@ -127,3 +127,16 @@ def test_the_plan_keeps_tiles_within_the_limit():
     for limit in (2**20, 2**24, 2**28):
         plan = conv_plan(spec, 4, True, "gemm", limit)
         assert plan.workspace - weight <= max(limit, row_bytes(spec, 4))
+
+
+def test_small_work_is_explained_as_one_threads():
+    present = compiled_calls.kernels()
+    if present is None or not present.takes("float32", xpconv.conv2d.request(*LAYER).spec, 1 << 26).filters:
+        pytest.skip("the kernels are not here: NumPy decides")
+    x, w = LAYER
+    many = present.thread_count()
+    assert xpconv.explain(xpconv.conv2d, x, w).threads == many
+    assert xpconv.explain(xpconv.conv2d, x[:1, :5, :5], w).threads == 1
+    assert xpconv.explain(xpconv.max_pool2d, x[:1, :9, :9], 2).threads == 1
+    assert xpconv.explain(xpconv.max_pool2d, np.concatenate([x] * 9), 2).threads == many
+    assert f"threads     {many}" in str(xpconv.explain(xpconv.conv2d, x, w))

@@ -27,6 +27,7 @@ class Explanation:
     conv on the numpy engine
       method      direct: asked for
       tile        NumPy's own loop
+      threads     not told
       operations  8
       bytes moved 56
       workspace   0 bytes
@@ -37,6 +38,7 @@ class Explanation:
     method: str
     reason: str
     tile: str  # what is computed at a time
+    threads: int | None  # that compute it, if they are free; None where the library decides
     operations: int | None  # multiplications and additions of the definition
     bytes_moved: int  # inputs read once, result written once
     workspace: int | None  # bytes beyond inputs and result; None where the library does not tell
@@ -49,6 +51,7 @@ class Explanation:
                 f"{self.operation} on the {self.engine} engine",
                 f"  method      {self.method}: {self.reason}",
                 f"  tile        {self.tile}",
+                f"  threads     {_told(self.threads)}",
                 f"  operations  {_told(self.operations)}",
                 f"  bytes moved {self.bytes_moved:,}",
                 f"  workspace   {_told(self.workspace, ' bytes')}",
@@ -73,7 +76,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Returns
     -------
     Explanation
-        method and reason, tile, operations, bytes moved, workspace, and the methods that were not taken; printable.
+        method and reason, tile, threads, operations, bytes moved, workspace, and the methods that were not taken;
+        printable.
 
     Raises
     ------
@@ -110,6 +114,7 @@ def explained(request: Request) -> Explanation:
         method=plan.method,
         reason=plan.reason,
         tile=plan.tile,
+        threads=plan.threads,
         operations=operations(request.spec),
         bytes_moved=_bytes_moved(request),
         workspace=plan.workspace,

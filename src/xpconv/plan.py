@@ -21,6 +21,7 @@ class Plan:
     workspace: int | None = None  # bytes beyond inputs and result; None where the library does not tell
     expected: float | None = None  # seconds of the machine that the planner's model was fitted to; only ratios matter
     rejected: tuple[tuple[str, str], ...] = ()  # methods that were weighed, and why they were not taken
+    threads: int | None = None  # that compute it, if they are free; None where the library decides
 
 
 def operations(spec: Any) -> int | None:

@@ -51,6 +51,11 @@ _BANDS = 80e-6
 _LOOP = 3e-6
 
 
+# Below these, handing work over to other threads costs more than it brings.
+SINGLE = 1_000_000  # products
+READ_SINGLE = 200_000  # elements that windows read, where each channel is by itself
+
+
 @dataclass(frozen=True)
 class Tile:
     """Images and rows of the result that are computed in one product."""
@@ -67,6 +72,7 @@ class Compiled:
     depthwise: bool = False
     plane: bool = False
     winograd: bool = False
+    threads: int = 1  # that are free
 
 
 @lru_cache(maxsize=4096)
@@ -94,9 +100,16 @@ def conv_plan(
             transform = winograd.compiled_for(spec)
             taps = transform.points * transform.terms(spec.window)
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
-        return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected)
+        threads = _threads(spec, kernel, compiled.threads)
+        return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected, threads)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
     return Plan(method, reason, tile, padded + workspace, expected, rejected)
+
+
+def _threads(spec: ConvSpec, kernel: str, free: int) -> int:
+    """Of those that are free, for a convolution by the kernels of that name."""
+    least = READ_SINGLE if kernel == "depthwise" else SINGLE
+    return free if conv_operations(spec) // 2 > least else 1
 
 
 _KERNELS = {

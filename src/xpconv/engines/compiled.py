@@ -13,7 +13,7 @@ import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import banded, separable, winograd
-from xpconv.cpu.plan import Compiled, kernel_for, passes_pay, winograd_gradient_pays
+from xpconv.cpu.plan import SINGLE, Compiled, kernel_for, passes_pay, winograd_gradient_pays
 from xpconv.cpu.results import new
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
 from xpconv.plan import Plan, conv_operations
@@ -42,6 +42,11 @@ def thread_count() -> int:
     """How many threads their calls may take now: none without them."""
     present = kernels()
     return 0 if present is None else present.thread_count()
+
+
+def threads_for(operations: int) -> int:
+    """Of those, for so many multiplications and additions."""
+    return thread_count() if operations // 2 > SINGLE else 1
 
 
 @cache  # NumPy makes a dtype's name anew each time

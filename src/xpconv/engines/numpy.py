@@ -28,7 +28,7 @@ from xpconv.engines.agnostic import (
 from xpconv.engines.methods import gemm, in_tiles, is_spectral, itemsize, patches_of, planned, summed, windows
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
-from xpconv.plan import Arrays, Plan
+from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Sizes
 from xpconv.workspace import current_limit
@@ -138,8 +138,10 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
         return spectra
     if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
         if compiled.takes_winograd_gradient(x.dtype, spec):
-            return Plan("winograd", "a quarter of the products", "compiled: blocks of tiles, added in registers")
-        return Plan("direct", "by tiles of channels and filters", "compiled: blocks of pixels, added in registers")
+            tile = "compiled: blocks of tiles, added in registers"
+            return Plan("winograd", "a quarter of the products", tile, threads=compiled.thread_count())
+        tile, threads = "compiled: blocks of pixels, added in registers", compiled.threads_for(conv_operations(spec))
+        return Plan("direct", "by tiles of channels and filters", tile, threads=threads)
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, itemsize(x), current_limit())
         return None if spec.groups > 1 else Plan("gemm", "patches, transposed, times gy", tile, workspace)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu.plan import pool_is_compiled
+from xpconv.cpu.plan import READ_SINGLE, pool_is_compiled
 from xpconv.cpu.results import new
 from xpconv.engines import compiled
 from xpconv.engines.agnostic import channels_last
-from xpconv.plan import Plan
+from xpconv.plan import Plan, operations
 from xpconv.spec import Array, ConvSpec, Phase, PoolSpec, ScatterSpec, Sizes, in_layout
 from xpconv.workspace import current_limit
 
@@ -25,7 +25,6 @@ REDUCTIONS = {
 
 _LONG_PLANE = 1024  # elements, side by side, that NumPy reduces faster than kernels turn them
 _FEW = 1000  # values that NumPy adds at their indices sooner than kernels are called
-_BY_VECTORS = "compiled: results by a vector of channels in registers"
 
 
 def takes(operation: str, x: Array, spec: Any, *, indices: bool = False) -> bool:
@@ -44,12 +43,16 @@ def plan(operation: str, x: Array, spec: Any, *, indices: bool = False) -> Plan 
     if not takes(operation, x, spec, indices=indices):
         return None
     if operation == "max_pool_grad":
-        return Plan("direct", "every gradient added at its index", "compiled: channels of an image, one by one")
+        reason, tile = "every gradient added at its index", "compiled: channels of an image, one by one"
+        return Plan("direct", reason, tile, threads=compiled.thread_count())
+    windows, tile = _windows(x, spec), "compiled: results by a vector of channels in registers"
     if operation == "avg_pool_grad":
-        return Plan("direct", "sums over windows of gy, for each phase of the stride", _BY_VECTORS)
-    if operation.startswith("global"):
-        return Plan("direct", "every map at once", _BY_VECTORS)
-    return Plan("direct", f"every window {'with its indices' if indices else 'by itself'}", _BY_VECTORS)
+        reason = "sums over windows of gy, for each phase of the stride"
+    else:
+        whole = "every map at once" if operation.startswith("global") else "every window by itself"
+        reason = "every window with its indices" if indices else whole
+    many = (operations(windows) or 0) > READ_SINGLE
+    return Plan("direct", reason, tile, threads=compiled.thread_count() if many else 1)
 
 
 def _needed(operation: str, x: Array, spec: Any, indices: bool) -> list[tuple[str, Any]]:
@@ -61,7 +64,7 @@ def _needed(operation: str, x: Array, spec: Any, indices: bool) -> list[tuple[st
         return [("scatter", spec)] if x.size >= _FEW and present.scatters(x.dtype) else []
     if operation not in (*REDUCTIONS, "avg_pool_grad"):
         return []
-    windows = spec if isinstance(spec, PoolSpec) else whole_maps(tuple(x.shape), spec)
+    windows = _windows(x, spec)
     if not pool_is_compiled(windows):
         return []
     if indices:
@@ -73,6 +76,11 @@ def _needed(operation: str, x: Array, spec: Any, indices: bool) -> list[tuple[st
     if is_long and math.prod(windows.size) > _LONG_PLANE:
         return []
     return _each(REDUCTIONS[operation], [windows] if present.pools(x.dtype, windows, current_limit()) else [])
+
+
+def _windows(x: Array, spec: PoolSpec | Sizes) -> PoolSpec:
+    """Those of the operation; one of each map for the axes of what pools globally."""
+    return spec if isinstance(spec, PoolSpec) else whole_maps(tuple(x.shape), spec)
 
 
 def _each(kernel: str, windows: list[Any]) -> list[tuple[str, Any]]:

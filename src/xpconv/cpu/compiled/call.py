@@ -13,6 +13,7 @@ import numpy as np
 
 from xpconv.cpu.compiled.blocks import Sources
 from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.plan import SINGLE
 from xpconv.spec import Array, ConvSpec, Sizes
 
 Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
@@ -20,7 +21,6 @@ Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
 whether it can be used: where False, a value that is not finite may have spread beyond the windows that hold it."""
 
 STREAMED, LINE = 1 << 24, 64  # bytes of a result that pushes all else from the caches, and of a line of them
-SINGLE = 1_000_000  # products below which handing over costs more than it brings
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vec
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, take, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Finish, each_tile, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
+from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _OWN = (
@@ -34,7 +35,6 @@ _OWN = (
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
 _RUNS, _STEPS = (7, 5, 3, 2), (1, 2)  # elements of a tap, and strides, that there are kernels for
-_SINGLE = 200_000  # elements read below which handing over costs more than it brings
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _job(
 ) -> _Job:  # fmt: skip
     (x_strides, y_strides), size, lanes = strides, np.dtype(dtype).itemsize, lanes_of(dtype)
     read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
-    team = threads_free if read > _SINGLE else 1
+    team = threads_free if read > READ_SINGLE else 1
     cut = blocks_of(spec, x_strides, dtype, team, sources, fill, limit // (2 * team))
     turned, taps = y_strides[-1] != size, _taps(spec)
     places = cut.places(

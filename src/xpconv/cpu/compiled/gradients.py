@@ -19,10 +19,10 @@ from llvmlite import ir
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import SINGLE
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
+from xpconv.cpu.plan import SINGLE
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _OWN = (

@@ -19,6 +19,7 @@ from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transpose_kernel
+from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
 
 _OWN = (
@@ -27,7 +28,6 @@ _OWN = (
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN)
 _INDEX = np.dtype(np.int64).itemsize
-_SINGLE = 100_000  # elements read below which handing over costs more than it brings
 _NONE = -(1 << 40)  # added to any index it stays negative
 _MOST_PLACES = 1 << 31  # of a plane, whose indices are counted in lanes as wide as the elements
 
@@ -45,7 +45,7 @@ class IndexedPooling:
     ) -> None:  # fmt: skip
         (x_strides, y_strides, i_strides), size = strides, np.dtype(dtype).itemsize
         read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
-        self._team = threads_free if read > _SINGLE else 1
+        self._team = threads_free if read > READ_SINGLE else 1
         cut = blocks_of(spec, x_strides, dtype, self._team, sources, -math.inf, limit // (2 * self._team))
         turned = y_strides[-1] != size
         numbers = {
