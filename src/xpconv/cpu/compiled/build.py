@@ -57,7 +57,7 @@ _awaited: dict[str, Event] = {}  # of those that are being compiled
 _failures: dict[str, Exception] = {}  # that nobody was told of
 _background = Background("xpconv-compiler")
 _lock = Lock()  # of all these
-_llvm = Lock()  # of LLVM, which serves one caller at a time
+_llvm = Lock()  # of LLVM, which serves one caller at a time; a child process begins while nobody is in it
 
 
 def library(name: str, make: Callable[[ir.Module], tuple[str, ...]]) -> Library | None:

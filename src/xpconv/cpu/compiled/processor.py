@@ -23,8 +23,8 @@ class Machine:
 def machine() -> Machine | None:
     """This processor; None where it lacks a fused multiply-add, without which vector kernels are slower than NumPy.
 
-    The variable XPCONV_CPU names a level of x86-64 to keep to: "x86-64-v3" is AVX2, for a cluster of several kinds of
-    processors that share a cache, and for tests of what others run.
+    The variable XPCONV_CPU names a level of x86-64 to keep to: "x86-64-v3" has AVX2, to try and to time here what other
+    processors run.
     """
     features = binding.get_host_cpu_features()
     known = binding.get_host_cpu_name(), features.flatten()
