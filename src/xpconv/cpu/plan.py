@@ -14,8 +14,8 @@ from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
 from xpconv.workspace import DEFAULT_LIMIT
 
-# Per second, of one core; only ratios matter. Fitted to what benchmarks/methods.py measured with NumPy 2.4 on an AMD
-# Zen 3, where they are right within a factor of two.
+# Per second; only ratios matter. Fitted with NumPy 2.4 to two cores of an AMD Zen 3, and where products and copies are
+# shared among threads, to two cores of a Zen 5, whose times are a fifth of these; right within a factor of two.
 _COPIES = 1.0e9  # elements of patches, in long runs
 _PRODUCTS = 85e9  # operations of a matrix product
 _READ_ONCE = 1.5e9  # elements of a weight that BLAS reads
@@ -327,8 +327,10 @@ def _taps_seconds(spec: ConvSpec) -> float:
     """One pass over the result per tap; where a group has several channels, of products that a matrix makes."""
     taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
     if spec.groups == spec.channels:
-        return taps * (results / _PASSES + _TAP)
-    return taps * (results / _SUMS + _TAP + spec.groups * _TAP) + 2 * conv_operations(spec) / _PRODUCTS
+        short = 64 / spec.filters if spec.filters > spec.channels else 0  # loops over the filters of a result
+        return taps * (results * (1 + short) / _PASSES + _TAP)
+    turned = 3 if spec.groups > 1 else 1  # groups are brought together, and back
+    return taps * (turned * results / _SUMS + _TAP + spec.groups * _TAP) + 2 * conv_operations(spec) / _PRODUCTS
 
 
 _DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
