@@ -70,6 +70,17 @@ def test_compiled_blocks_cover_a_large_image_once(options):
     np.testing.assert_array_equal(compiled(x, w, **options), reference(xpconv.corr, x, w, **options))
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("options", [{}, {"padding": 1}, {"stride": 2, "padding": 1, "padding_mode": "edge"}])
+def test_compiled_pixels_that_share_a_set_of_the_cache_are_gathered_apart(options, layout):
+    rng = np.random.default_rng(4)
+    x, w = integers(rng, (2, 9, 8, 1024), "float32"), integers(rng, (3, 2, 1024, 128), "float32")
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    options = {**options, "layout": layout}
+    np.testing.assert_array_equal(compiled(x, w, **options), reference(xpconv.corr, x, w, **options))
+
+
 MODES = ("zeros", "constant", "edge", "reflect", "symmetric", "wrap")
 
 

@@ -68,8 +68,8 @@ class Shape:
         """Pixels of the tiles that there are kernels for: the largest fills the registers with sums."""
         here = machine()
         assert here is not None
-        if self.vectors == 1:  # more pixels would not fit their addresses in registers: 24 took twice the time of 12
-            return (12, 6, 2, 1)
+        if self.vectors == 1:
+            return (24, 12, 6, 2, 1) if here.registers == 32 else (12, 6, 2, 1)
         return (14, 7, 4, 2, 1) if here.registers == 32 else (6, 4, 2, 1)
 
 
