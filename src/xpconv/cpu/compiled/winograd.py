@@ -1,7 +1,8 @@
 """Winograd's F(4x4, 3x3) of images and F(3, 3) of signals or its square, with the transforms in registers.
 
 A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each of which the register tile multiplies
-with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Tables say where tiles begin, so
+with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Where few tiles share a large
+weight, tiles of 4 x 4 inputs and 2 x 2 results read half as much of it. Tables say where tiles begin, so
 that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the first axis inside the product) are
 the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps.
 Where there are more taps, it is folded to rows that begin three elements after each other: 25 products of a tile make 9
