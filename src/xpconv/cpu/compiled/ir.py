@@ -184,6 +184,11 @@ class Kernel:
         second = self._value(second)
         return (first < second).where(first, second)
 
+    def at_least(self, first: Value, second: Operand) -> Value:
+        """The larger integer."""
+        second = self._value(second)
+        return (first < second).where(second, first)
+
     def fma(self, first: Value, second: Value, third: Value) -> Value:
         """``first * second + third``, rounded once."""
         return self._intrinsic("llvm.fma", (first, second, third))
@@ -209,6 +214,13 @@ class Kernel:
         halves = (order[:lanes], order[lanes:])
         low, high = (self.builder.shuffle_vector(first.raw, second.raw, _lanes(half)) for half in halves)
         return Value(self, low), Value(self, high)
+
+    def deinterleaved(self, first: Value, second: Value) -> tuple[Value, Value]:
+        """The lanes of two vectors, one after the other, of even numbers and of odd ones."""
+        lanes = first.type.count
+        order = [list(range(half, 2 * lanes, 2)) for half in (0, 1)]
+        even, odd = (self.builder.shuffle_vector(first.raw, second.raw, _lanes(half)) for half in order)
+        return Value(self, even), Value(self, odd)
 
     def maximum(self, first: Value, second: Value) -> Value:
         """The larger float, and a NaN where there is one."""

@@ -13,6 +13,7 @@ from xpconv.cpu.compiled import (
     finite,
     gradients,
     plane,
+    planes_pooled,
     threads,
     turn,
     winograd,
@@ -64,7 +65,10 @@ def prepared_pooling(
     )
 
 
-_prepared_pooling = lru_cache(maxsize=128)(channelwise.Pooling)
+@lru_cache(maxsize=128)
+def _prepared_pooling(operation, spec, strides, dtype, *rest):
+    kind = planes_pooled if spec.layout == "channels_first" and planes_pooled.takes(spec, strides[0], dtype) else channelwise
+    return kind.Pooling(operation, spec, strides, dtype, *rest)
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:

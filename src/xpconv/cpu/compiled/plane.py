@@ -17,18 +17,20 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources, runs_of
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.call import Call
+from xpconv.cpu.compiled.call import LINE, Call, streamed_planes
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
 from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
+from xpconv.cpu.compiled.rows import STRIDES, aligning, phase_bytes, rows_kernel, stream_kernel, tap_offsets
 from xpconv.cpu.compiled.tile import SUMMED, Finish, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
 FIELDS = (
     "x", "x_item", "x_plane", "x_row", "x_step", "y", "y_item", "y_plane", "y_row", "w", "taps_down", "taps_across",
-    "tap_step", "chunk", "finish", "bias", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
-    "column_blocks", "out_columns", "stride", "dilation", "reach", "overlap", "apart", "shared", "pitch", "in_place",
-    "above", "height", "left", "width", "row_sources", "runs", "run_count", "outside",
+    "offsets", "chunk", "finish", "bias", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
+    "column_blocks", "out_columns", "stride", "dilation", "reach", "step_across", "reach_across", "apart", "shared",
+    "pitch", "half", "shift", "in_place", "plain", "above", "height", "left", "width", "row_sources", "runs",
+    "run_count", "outside", "gathered", "held", "streams", "aside",
 )  # fmt: skip
 _ITEM = 50_000  # products of an item of several planes: taking one takes as long as a small plane
 _WAYS, _SETS = 8, 1024  # rows so many bytes apart meet in few sets of a level 1 cache, each of so many lines
@@ -40,7 +42,8 @@ class _Cut:
 
     rows: int
     columns: int
-    pitch: int  # bytes from one gathered row to the next
+    pitch: int  # bytes from one row of the input to the next, where it is gathered
+    half: int  # and from the first of the columns that a stride treats alike to those of the next
     nbytes: int
 
 
@@ -50,18 +53,20 @@ class Plane:
     def __init__(self, call: Call) -> None:
         spec, dtype = call.spec, call.dtype
         cut = _cut(spec, dtype, _parts(call), call.limit // (2 * call.team))
-        numbers = _numbers(call, cut)
+        streams = _is_streamed(call, cut)
+        numbers = _numbers(call, cut) | {"streams": int(streams), "aside": cut.nbytes}
         planes, blocks = numbers["planes"], numbers["row_blocks"] * numbers["column_blocks"]
         share = max(min(_ITEM * planes // call.products, planes // (4 * call.team)), 1) if blocks == 1 else 1
-        self._items, self._scratch, self._call = -(-planes // share) * blocks, cut.nbytes, call
-        tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill)
+        self._items, self._call = -(-planes // share) * blocks, call
+        self._scratch = (2 if streams or numbers["held"] else 1) * cut.nbytes
+        tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill, cut)
         tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, numbers | {"share": share, "run_count": len(tables["runs"])}, tables)
         down, across, *_ = _two_axes(spec)
         by_columns = taps_order(spec, call.w_strides).reshape(down, across).T.reshape(-1)  # as taps are added up
         self._pack = Packing(dtype, spec.channels, 1, 1, by_columns, call.w_strides[-1])
         self._bias = PackedBias(dtype, 1, spec.channels, spec.channels)
-        compiled = _library(dtype)
+        compiled = _library(dtype, spec.stride[-1])
         assert compiled is not None
         self._address = compiled.address("planes")
 
@@ -79,7 +84,8 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
         return False
     if 0 in (spec.batch, spec.channels, *spec.out_size) or not (spec.layout == "channels_first" or spec.channels == 1):
         return False
-    return spec.stride[-1] == 1 and workspace(dtype, spec) <= limit and _library(dtype) is not None
+    stride = spec.stride[-1]
+    return stride in STRIDES and workspace(dtype, spec) <= limit and _library(dtype, stride) is not None
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -100,15 +106,18 @@ def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
     *above, (left, _) = spec.padding
     x_row = x_steps[0] if spec.axes == 2 else 0
     meet = down > _WAYS and x_row % _SETS == 0  # reading so many such rows at once took a quarter longer
+    dense, step, plain = x_steps[-1] == size, spec.stride[-1], spec.padding_mode in ("zeros", "constant")
     return {
         "x_item": x_item, "x_plane": x_plane, "x_row": x_row, "x_step": x_steps[-1],
-        "in_place": int(x_steps[-1] == size and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
+        "in_place": int(dense and step == 1 and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
         "y_row": call.y_strides[1] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
-        "tap_step": spec.dilation[-1] * size, "chunk": max(SUMMED // down, 1), "channels": spec.channels,
+        "chunk": max(SUMMED // down, 1), "channels": spec.channels,
         "planes": spec.batch * spec.channels, "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows),
         "out_rows": out[0], "columns": cut.columns, "column_blocks": -(-out[1] // cut.columns),
         "out_columns": out[1], "stride": stride, "dilation": dilation, "reach": (down - 1) * dilation + 1,
-        "overlap": spec.reach[-1] - 1, "apart": apart, "shared": shared, "pitch": cut.pitch,
+        "step_across": step, "reach_across": spec.reach[-1], "apart": apart, "shared": shared, "pitch": cut.pitch,
+        "half": cut.half, "shift": aligning(left, step, call.dtype), "plain": int(dense and plain),
+        "held": 0 if step == 1 or (dense and plain) else cut.nbytes,
         "above": above[0][0] if above else 0, "height": spec.size[0] if above else 1, "left": left,
         "width": spec.size[-1],
     }  # fmt: skip
@@ -126,15 +135,22 @@ def _cut(spec: ConvSpec, dtype: str, parts: int, nbytes: int) -> _Cut:
     """Blocks whose input fits the cache and `nbytes`, where at all it can, at least so many for each plane."""
     size, lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
     down, _, out, (stride, dilation) = _two_axes(spec)
-    reach, overlap, widest = (down - 1) * dilation + 1, spec.reach[-1] - 1, lanes * _WIDEST
-    most = max(BLOCK_BYTES // (2 * reach * size), 2 * overlap, 4 * widest)  # columns; more rows than are read twice
+    reach, across, step, widest = (down - 1) * dilation + 1, spec.reach[-1], spec.stride[-1], lanes * _WIDEST
+    most = max(BLOCK_BYTES // (2 * reach * step * size), 2 * across, 4 * widest)  # columns; more than are read twice
     columns = _even(out[1], -(-out[1] // most) if out[0] > 1 else max(-(-out[1] // most), parts), widest)
-    lines = -(-(columns + overlap) * size // 64)
-    pitch = (lines + 1 - lines % 2) * 64  # of odd lines, so that rows do not meet in the same sets of a cache
+    half = phase_bytes((columns - 1) * step + across, step, dtype)
+    pitch = (step * half // LINE | 1) * LINE  # of odd lines, so that rows do not meet in the same sets of a cache
     held = (min(nbytes, BLOCK_BYTES) // pitch - reach) // stride + 1
     held = max(held, min(-(-reach // stride), (nbytes // pitch - reach) // stride + 1), 1)
     rows = _even(out[0], max(-(-out[0] // held), parts if out[0] > 1 else 1), 1)
-    return _Cut(rows, columns, pitch, ((rows - 1) * stride + reach) * pitch)
+    return _Cut(rows, columns, pitch, half, ((rows - 1) * stride + reach) * pitch + LINE)
+
+
+def _is_streamed(call: Call, cut: _Cut) -> bool:
+    """Whether results are put aside and stored past the caches block by block: with the input they do not fit there."""
+    spec, whole_rows = call.spec, cut.columns == call.spec.out_size[-1]
+    held = cut.rows * cut.columns * call.itemsize <= cut.nbytes
+    return whole_rows and held and streamed_planes(spec, call.y_strides, call.itemsize)
 
 
 def _even(count: int, parts: int, multiple: int) -> int:
@@ -142,15 +158,19 @@ def _even(count: int, parts: int, multiple: int) -> int:
     return min(-(-count // (parts * multiple)) * multiple, count)
 
 
-def _tables(spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float) -> dict[str, Array]:
-    """Where rows of the padded plane come from, and the runs of each, all in bytes; what lies outside."""
+def _tables(
+    spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float, cut: _Cut
+) -> dict[str, Array]:
+    """Where rows of the padded plane come from, the runs of each, and where taps lie, all in bytes; what is outside."""
     *down, across = sources(spec)
     rows = down[0] if down else np.zeros(1, np.int64)
     line = np.where(across < 0, OUTSIDE, across * x_strides[-2])
     return {
         "row_sources": np.where(rows < 0, OUTSIDE, rows * (x_strides[-3] if down else 0)),
         "runs": runs_of(line, x_strides[-2]),
-        "outside": np.array([fill], dtype),
+        "outside": np.full(spec.size[-1] + 1, fill, dtype),
+        "offsets": tap_offsets(spec.window[-1], spec.dilation[-1], spec.stride[-1], cut.half, dtype),
+        "gathered": np.arange(len(rows), dtype=np.int64) * cut.pitch,
     }
 
 
@@ -167,13 +187,14 @@ def _shapes() -> dict[int, int]:
 _WIDEST = 8
 
 
-def _library(dtype: str) -> Library | None:
-    return library(f"plane-{dtype}", partial(_make, dtype=dtype))
+def _library(dtype: str, stride: int) -> Library | None:
+    return library(f"plane-{dtype}-{stride}", partial(_make, dtype=dtype, stride=stride))
 
 
-def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
+def _make(module: ir.Module, *, dtype: str, stride: int) -> tuple[str, ...]:
     """The task: one block of rows and columns of the result of a plane, or several small planes."""
     gather, block = _gather_kernel(module, dtype), _block_kernel(module, dtype)
+    read, stream = rows_kernel(module, dtype, "added", stride), stream_kernel(module, dtype)
     kernel = Kernel(module, "planes", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given, size = kernel.given(arguments, FIELDS), np.dtype(dtype).itemsize
@@ -184,9 +205,14 @@ def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     with kernel.loop(kernel.minimum(first + given.share, given.planes), start=first) as plane:
         image, channel = plane // given.channels, plane % given.channels
         x = given.x + image * given.x_item + channel * given.x_plane
-        source, step = _opened(kernel, given, x, (row, rows), (column, columns), scratch, gather, size)
+        source, step = _opened(kernel, given, x, (row, rows), (column, columns), scratch, (gather, read), size)
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
-        kernel.call(block, arguments, channel, source, step, y, rows, columns)
+        aside = scratch + given.aside
+        kernel.call(block, arguments, channel, source, step, given.streams.equals(1).where(aside, y), rows, columns)
+        with kernel.when(given.streams > 0):
+            kernel.call(stream, aside, y, rows * columns * size)
+    with kernel.when(given.streams > 0):
+        kernel.fence()
     kernel.finish()
     return ("planes",)
 
@@ -211,7 +237,7 @@ def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
         def call(tile: Kernel) -> None:
             at = now.get() * size
             kernel.call(
-                tile, x + at, given.taps_down, given.taps_across, given.dilation * step, given.tap_step, given.chunk, w,
+                tile, x + at, given.taps_down, given.taps_across, given.dilation * step, given.offsets, given.chunk, w,
                 target + at, given.apart * given.y_row, columns - now.get(), given.finish, bias,
             )  # fmt: skip
 
@@ -236,11 +262,12 @@ def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
 
 def _opened(
     kernel: Kernel, given: SimpleNamespace, x: Value, down: tuple[Value, Value], across: tuple[Value, Value],
-    scratch: Value, gather: Kernel, size: int,
+    scratch: Value, readers: tuple[Kernel, Kernel], size: int,
 ) -> tuple[Value, Value]:  # fmt: skip
     """Where the input of a block lies, gathered where it has to be, and the bytes between its rows."""
-    (row, rows), (first, columns) = down, across
-    top, height, width = row * given.stride, (rows - 1) * given.stride + given.reach, columns + given.overlap
+    (row, rows), (column, columns), (gather, read), into = down, across, readers, scratch + given.shift
+    top, height = row * given.stride, (rows - 1) * given.stride + given.reach
+    first, width = column * given.step_across, (columns - 1) * given.step_across + given.reach_across
     below = (top >= given.above) & (top + height <= given.above + given.height)
     within = (first >= given.left) & (first + width <= given.left + given.width)
     source = kernel.variable(x + (top - given.above) * given.x_row + (first - given.left) * size)
@@ -249,11 +276,23 @@ def _opened(
         with inside:
             pass
         with other:
-            kernel.call(
-                gather, x, given.row_sources + top * 8, height, given.runs, given.run_count, given.x_step, first, width,
-                given.outside, scratch, given.pitch,
-            )  # fmt: skip
-            source.set(scratch)
+            with kernel.either(given.plain > 0) as (plain, any_way):
+                with plain:
+                    kernel.call(
+                        read, x, given.row_sources + top * 8, height, 1, 1, 1, first, width, given.left, given.width,
+                        given.outside, into, given.pitch, given.half,
+                    )  # fmt: skip
+                with any_way:
+                    kernel.call(
+                        gather, x, given.row_sources + top * 8, height, given.runs, given.run_count, given.x_step,
+                        first, width, given.outside, into + given.held, given.pitch,
+                    )  # fmt: skip
+                    with kernel.when(given.held > 0):
+                        kernel.call(
+                            read, into + given.held, given.gathered, height, 1, 1, 1, 0, width, 0, width,
+                            given.outside, into, given.pitch, given.half,
+                        )  # fmt: skip
+            source.set(into)
             step.set(given.pitch)
     return source.get(), step.get()
 
@@ -297,7 +336,7 @@ def _size(dtype: str) -> int:
 
 
 _ARGUMENTS = (
-    "x", "taps_down", "taps_across", "tap_down", "tap_across", "chunk", "w", "y", "y_step", "width", "finish", "bias",
+    "x", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "finish", "bias",
 )  # fmt: skip
 
 
@@ -315,7 +354,7 @@ def _tile(module: ir.Module, dtype: str, height: int, vectors: int, *, masked: b
     with kernel.loop(given.taps_across, step=given.chunk) as first:
         sums = [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
         with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
-            row = kernel.variable(given.x + across * given.tap_across)
+            row = kernel.variable(given.x + kernel.load(given.offsets, offset=across * 8))
             weight = kernel.variable(given.w + across * given.taps_down * size)
 
             def add(which: Sequence[int]) -> None:

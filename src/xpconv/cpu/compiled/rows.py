@@ -1,0 +1,153 @@
+"""Rows of padded planes, read into memory of the thread's own, lanes along the row, and results stored from there.
+
+A row that is read is one of the plane, or the largest or the sum of several. Padding is written beside it, and the
+columns that a stride of two treats alike lie side by side: first the even ones of the padded row, then the odd ones,
+so that whatever reads a tap of many windows reads elements that follow each other.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu.compiled.call import LINE
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of, put, take
+from xpconv.spec import Array
+
+STRIDES = (1, 2)  # along the row, that there are kernels for
+UNITS = 4  # vectors of a row at once, or pairs of them where the stride is two
+_ARGUMENTS = (
+    "x", "rows", "count", "row_step", "down", "dilation", "first", "columns", "left", "width", "nothing", "to", "pitch",
+    "half",
+)  # fmt: skip
+
+
+def phase_bytes(columns: int, stride: int, dtype: str) -> int:
+    """What the columns of a row that a stride treats alike take, so that a vector may begin at the last of them."""
+    size = np.dtype(dtype).itemsize
+    return -(-(-(-columns // stride) + lanes_of(dtype)) * size // LINE) * LINE
+
+
+def tap_offsets(taps: int, dilation: int, stride: int, half: int, dtype: str) -> Array:
+    """Where in a row that was read the taps of its first window lie, in bytes."""
+    places = np.arange(taps, dtype=np.int64) * dilation
+    return places % stride * half + places // stride * np.dtype(dtype).itemsize
+
+
+def aligning(left: int, stride: int, dtype: str) -> int:
+    """Bytes to skip so that the first column that is not padding begins a line, as most others that are read do."""
+    return -(left // stride) * np.dtype(dtype).itemsize % LINE
+
+
+def joined(kernel: Kernel, operation: str, first: Value, second: Value) -> Value:
+    """The "largest" of two vectors in every lane, a NaN where there is one, or the two "added"."""
+    return kernel.maximum(first, second) if operation == "largest" else operator.add(first, second)
+
+
+def rows_kernel(module: ir.Module, dtype: str, operation: str, stride: int) -> Kernel:
+    """``rows(...)``: `count` rows, a pitch apart, each of `down` rows of the plane joined, of some padded columns.
+
+    ``rows`` tells the address from the plane's of every padded row, `row_step` of them from one that is read to the
+    next, and `dilation` of them between those that are joined; OUTSIDE stands for `nothing`, a row of padding. The
+    plane's own columns are `width` from the padded column `left` on. Of two phases the second begins `half` the pitch
+    after the first.
+    """
+    kernel = Kernel(module, "rows", _ARGUMENTS)
+    given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
+    x, first, columns, left, nothing, half = (
+        given.x, given.first, given.columns, given.left, given.nothing, given.half,
+    )  # fmt: skip
+    size, element, lanes = np.dtype(dtype).itemsize, FLOATS[dtype], lanes_of(dtype)
+    outside = kernel.splat(kernel.load(nothing, element), lanes)
+    zero = kernel.constant(0)
+    begin = kernel.at_least(first - left, zero)
+    end = kernel.at_least(kernel.minimum(first + columns - left, given.width), begin)
+    place = begin + left - first  # of the first column that is not padding
+    stop, padded, unit = place + (end - begin), kernel.minimum(place, columns), lanes * stride
+    targets = [(place + s) % stride * half + (place + s) // stride * size for s in range(stride)]
+    with kernel.loop(given.count) as row:
+        target, sources = given.to + row * given.pitch, given.rows + row * given.row_step * 8
+        for s in range(stride):
+            _fill(kernel, outside, target + s * half, zero, (padded + (stride - 1 - s)) // stride, size)
+        column = kernel.variable(begin)
+
+        def read(units: int, left_over: Value | None) -> None:
+            """So many units of columns from here, the last of which may be a part of one."""
+            at = column.get()
+            masks = [kernel.lanes_below(left_over - lanes * i, lanes) for i in range(stride)] if left_over else []
+            wanted = [None] * (units * stride - len(masks)) + masks
+            values = _values(kernel, given, (x + at * size, nothing + at * size), sources, wanted, dtype, operation)
+            moved = (at - begin) // stride * size
+            for u in range(units):
+                phases = [values[u]] if stride == 1 else kernel.deinterleaved(values[2 * u], values[2 * u + 1])
+                for phase, into in zip(phases, targets, strict=True):
+                    kernel.store(phase, target + into + moved + u * lanes * size)
+
+        with kernel.while_(lambda: column.get() + UNITS * unit <= end):
+            read(UNITS, None)
+            column.set(column.get() + UNITS * unit)
+        for units in range(1, UNITS + 1):
+            rest = end - column.get()
+            with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
+                read(units, rest - (units - 1) * unit)
+                column.set(end)
+        for s in range(stride):
+            _fill(
+                kernel, outside, target + s * half, (stop + (stride - 1 - s)) // stride,
+                (columns + (stride - 1 - s)) // stride, size,
+            )
+    kernel.finish()
+    return kernel
+
+
+def _values(
+    kernel: Kernel, given: SimpleNamespace, starts: tuple[Value, Value], sources: Value,
+    masks: Sequence[Value | None], dtype: str, operation: str,
+) -> list[Value]:  # fmt: skip
+    """Vectors of columns of the rows that a table names, joined; `starts` are where they begin in x and in no row."""
+    lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
+    inside, outside, kind = *starts, vector(FLOATS[dtype], lanes)
+
+    def loaded(tap: Operand) -> list[Value]:
+        place = kernel.load(sources, offset=tap * 8)
+        line = place.equals(OUTSIDE).where(outside, inside + place)
+        return [take(kernel, line + lanes * size * q, kind, mask) for q, mask in enumerate(masks)]
+
+    values = [kernel.variable(value) for value in loaded(0)]
+    with kernel.loop(given.down * given.dilation, start=given.dilation, step=given.dilation) as tap:
+        for value, more in zip(values, loaded(tap), strict=True):
+            value.set(joined(kernel, operation, value.get(), more))
+    return [value.get() for value in values]
+
+
+def _fill(kernel: Kernel, value: Value, target: Value, first: Value, stop: Value, size: int) -> None:
+    """Elements of a row from the first to before the last, and some behind it."""
+    with kernel.loop(stop, start=first, step=value.type.count) as i:
+        kernel.store(value, target + i * size)
+
+
+def stream_kernel(module: ir.Module, dtype: str) -> Kernel:
+    """``stream(source, to, nbytes)``: elements that lie side by side, whole lines of them past the caches."""
+    kernel = Kernel(module, "stream", ("source", "to", "nbytes"))
+    source, to, nbytes = kernel.arguments
+    size, lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
+    kind, width = vector(FLOATS[dtype], lanes), lanes * size
+    head = kernel.minimum((LINE - to % LINE) % LINE, nbytes)
+    whole = head + (nbytes - head) // LINE * LINE
+
+    def some(first: Operand, stop: Value) -> None:
+        with kernel.loop(stop, start=first, step=width) as at:
+            mask = kernel.lanes_below((stop - at) // size, lanes)
+            put(kernel, take(kernel, source + at, kind, mask), to + at, mask)
+
+    some(0, head)
+    with kernel.loop(whole, start=head, step=width) as at:
+        kernel.stream(kernel.load(source + at, kind), to + at)
+    some(whole, nbytes)
+    kernel.finish()
+    return kernel
