@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,17 +57,19 @@ class Plane:
         streams = _is_streamed(call, cut)
         numbers = _numbers(call, cut) | {"streams": int(streams), "aside": cut.nbytes}
         planes, blocks = numbers["planes"], numbers["row_blocks"] * numbers["column_blocks"]
-        share = max(min(_ITEM * planes // call.products, planes // (4 * call.team)), 1) if blocks == 1 else 1
+        import os
+        share = max(min(int(os.environ.get('SH','16')), planes // (4 * call.team)), 1) if blocks == 1 else 1
         self._items, self._call = -(-planes // share) * blocks, call
         self._scratch = (2 if streams or numbers["held"] else 1) * cut.nbytes
         tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill, cut)
-        tables["finish"] = finishing(call.activation, dtype, call.leak)
+        if call.activation is not None:
+            tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, numbers | {"share": share, "run_count": len(tables["runs"])}, tables)
         down, across, *_ = _two_axes(spec)
         by_columns = taps_order(spec, call.w_strides).reshape(down, across).T.reshape(-1)  # as taps are added up
         self._pack = Packing(dtype, spec.channels, 1, 1, by_columns, call.w_strides[-1])
         self._bias = PackedBias(dtype, 1, spec.channels, spec.channels)
-        compiled = _library(dtype, spec.stride[-1])
+        compiled = _library(dtype, spec.stride[-1], _taps(spec))
         assert compiled is not None
         self._address = compiled.address("planes")
 
@@ -85,7 +88,7 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     if 0 in (spec.batch, spec.channels, *spec.out_size) or not (spec.layout == "channels_first" or spec.channels == 1):
         return False
     stride = spec.stride[-1]
-    return stride in STRIDES and workspace(dtype, spec) <= limit and _library(dtype, stride) is not None
+    return stride in STRIDES and workspace(dtype, spec) <= limit and _library(dtype, stride, _taps(spec)) is not None
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -177,23 +180,41 @@ def _tables(
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
-def _shapes() -> dict[int, int]:
-    """Rows of a tile, and the vectors of columns that then fill the registers with sums."""
+@dataclass(frozen=True)
+class _Taps:
+    """What kernels are made for of a filter."""
+
+    down: int  # taps, where there are kernels for so many; else 0
+    long: bool  # so many taps that sums are put aside on the way
+
+
+def _taps(spec: ConvSpec) -> _Taps:
+    down, across, *_ = _two_axes(spec)
+    return _Taps(down if down in _DOWN else 0, down * across > SUMMED)
+
+
+_DOWN = (3, 5)
+
+
+def _shapes(taps: _Taps) -> tuple[tuple[int, int], ...]:
+    """Rows of a tile, and the vectors of columns that then fill the registers with sums; tall tiles of narrow rows."""
     here = machine()
     assert here is not None
-    return {4: 4, 2: 6, 1: _WIDEST} if here.registers == 32 else {4: 2, 2: 3, 1: _WIDEST}
+    tall = ((8, 2),) if taps.down and here.registers == 32 else ()
+    return (*tall, (4, 4), (2, 6), (1, _WIDEST)) if here.registers == 32 else ((4, 2), (2, 3), (1, _WIDEST))
 
 
 _WIDEST = 8
 
 
-def _library(dtype: str, stride: int) -> Library | None:
-    return library(f"plane-{dtype}-{stride}", partial(_make, dtype=dtype, stride=stride))
+def _library(dtype: str, stride: int, taps: _Taps) -> Library | None:
+    name = f"plane-{dtype}-{stride}-{taps.down}-{taps.long:d}"
+    return library(name, partial(_make, dtype=dtype, stride=stride, taps=taps))
 
 
-def _make(module: ir.Module, *, dtype: str, stride: int) -> tuple[str, ...]:
+def _make(module: ir.Module, *, dtype: str, stride: int, taps: _Taps) -> tuple[str, ...]:
     """The task: one block of rows and columns of the result of a plane, or several small planes."""
-    gather, block = _gather_kernel(module, dtype), _block_kernel(module, dtype)
+    gather, block = _gather_kernel(module, dtype), _block_kernel(module, dtype, taps)
     read, stream = rows_kernel(module, dtype, "added", stride), stream_kernel(module, dtype)
     kernel = Kernel(module, "planes", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
@@ -217,22 +238,18 @@ def _make(module: ir.Module, *, dtype: str, stride: int) -> tuple[str, ...]:
     return ("planes",)
 
 
-def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
+def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
     """``block(...)``: all tiles of a block, whose input rows lie a step apart."""
-    shapes, size, lanes = _shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
-    wide = {height: _tile(module, dtype, height, vectors, masked=False) for height, vectors in shapes.items()}
-    last = {
-        height: {q: _tile(module, dtype, height, q, masked=True) for q in (1, 2, vectors)}
-        for height, vectors in shapes.items()
-    }
+    shapes, size, lanes = _shapes(taps), np.dtype(dtype).itemsize, lanes_of(dtype)
+    tiles = {(height, most): _tiles(module, dtype, taps, height, most) for height, most in shapes}
     kernel = Kernel(module, "block", ("arguments", "channel", "source", "step", "y", "rows", "columns"))
     arguments, channel, source, step, y, rows, columns = kernel.arguments
     given = kernel.given(arguments, FIELDS)
     w, bias = given.w + channel * (given.taps_down * given.taps_across * size), given.bias + channel * size
 
-    def all_columns(line: Value, height: int) -> None:
-        now, width = kernel.variable(0), shapes[height] * lanes
-        x, target = source + line * given.stride * step, y + line * given.y_row
+    def all_columns(line: Value, height: int, most: int) -> None:
+        now, x, target = kernel.variable(0), source + line * given.stride * step, y + line * given.y_row
+        whole, last = tiles[height, most]
 
         def call(tile: Kernel) -> None:
             at = now.get() * size
@@ -241,23 +258,40 @@ def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
                 target + at, given.apart * given.y_row, columns - now.get(), given.finish, bias,
             )  # fmt: skip
 
-        with kernel.while_(lambda: now.get() + width <= columns):
-            call(wide[height])
-            now.set(now.get() + width)
-        for vectors, tile in last[height].items():
-            with kernel.when((now.get() < columns) & (columns <= now.get() + vectors * lanes)):
+        with kernel.while_(lambda: now.get() + most * lanes <= columns):
+            call(whole)
+            now.set(now.get() + most * lanes)
+        fewer, rest = 0, columns - now.get()
+        for vectors, tile in last.items():
+            with kernel.when((rest > fewer * lanes) & (rest <= vectors * lanes)):
                 call(tile)
-                now.set(columns)
+            fewer = vectors
 
     with kernel.loop(given.apart) as phase:  # rows that are so far apart read the same rows of the input
         first, count = kernel.variable(0), (rows - phase + given.apart - 1) // given.apart
-        for height in shapes:
-            shares = given.shared * given.taps_down >= (max(height - 1, 2) if height > 1 else 0)
-            with kernel.while_(lambda height=height, shares=shares: shares & (first.get() + height <= count)):
-                all_columns(phase + first.get() * given.apart, height)
+        for height, most in shapes:
+            fits = _shared(given, taps, height) & (columns <= most * lanes if height > _TALL else height > 0)
+            with kernel.while_(lambda height=height, fits=fits: fits & (first.get() + height <= count)):
+                all_columns(phase + first.get() * given.apart, height, most)
                 first.set(first.get() + height)
     kernel.finish()
     return kernel
+
+
+_TALL = 4  # rows of the tallest tiles of rows of any width
+
+
+def _shared(given: SimpleNamespace, taps: _Taps, height: int) -> Value:
+    """Whether so many rows read the same rows of the input, of which the first is read for one of them alone."""
+    least = 0 if height == 1 else 1 if taps.down else max(height - 1, 2)
+    return given.shared * given.taps_down >= least
+
+
+def _tiles(module: ir.Module, dtype: str, taps: _Taps, height: int, most: int) -> tuple[Kernel, dict[int, Kernel]]:
+    """A tile for whole vectors, and those for what is left over by the vectors that this takes."""
+    counts = sorted({q for q in (1, 2, 3, 4, most) if q <= most})
+    whole = _tile(module, dtype, taps, (height, most), masked=0)
+    return whole, {q: _tile(module, dtype, taps, (height, q), masked=q - less) for less, q in pairwise([0, *counts])}
 
 
 def _opened(
@@ -281,6 +315,7 @@ def _opened(
                     kernel.call(
                         read, x, given.row_sources + top * 8, height, 1, 1, 1, first, width, given.left, given.width,
                         given.outside, into, given.pitch, given.half,
+                        x + (top - given.above + rows * given.stride) * given.x_row, 1, given.x_row,
                     )  # fmt: skip
                 with any_way:
                     kernel.call(
@@ -290,7 +325,7 @@ def _opened(
                     with kernel.when(given.held > 0):
                         kernel.call(
                             read, into + given.held, given.gathered, height, 1, 1, 1, 0, width, 0, width,
-                            given.outside, into, given.pitch, given.half,
+                            given.outside, into, given.pitch, given.half, 0, 0, 0,
                         )  # fmt: skip
             source.set(into)
             step.set(given.pitch)
@@ -340,51 +375,71 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
-def _tile(module: ir.Module, dtype: str, height: int, vectors: int, *, masked: bool) -> Kernel:
-    """Rows of the result that read the same rows of the input, shifted by one tap each; of `masked` columns `width`.
+def _tile(module: ir.Module, dtype: str, taps: _Taps, shape: tuple[int, int], *, masked: int) -> Kernel:
+    """Rows of the result that read the same rows of the input, shifted by one tap each.
 
-    Every sum is over the taps of a column, column after column, whatever the tile.
+    Of the last `masked` vectors only the columns before `width` are read and stored. Every sum is over the taps of a
+    column, column after column, whatever the tile.
     """
+    (height, vectors), element, size, lanes = shape, FLOATS[dtype], _size(dtype), lanes_of(dtype)
     kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}", _ARGUMENTS)
     given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
-    element, size, lanes = FLOATS[dtype], _size(dtype), lanes_of(dtype)
-    masks = [kernel.lanes_below(given.width - lanes * q, lanes) if masked else None for q in range(vectors)]
+    first_masked = vectors - masked
+    masks = [None] * first_masked
+    masks += [kernel.lanes_below(given.width - lanes * q, lanes) for q in range(first_masked, vectors)]
     zeros = kernel.constant(0, vector(element, lanes))
-    totals = [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
-    with kernel.loop(given.taps_across, step=given.chunk) as first:
-        sums = [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
-        with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
-            row = kernel.variable(given.x + kernel.load(given.offsets, offset=across * 8))
-            weight = kernel.variable(given.w + across * given.taps_down * size)
 
-            def add(which: Sequence[int]) -> None:
-                values = [take(kernel, row.get() + q * lanes * size, zeros.type, mask) for q, mask in enumerate(masks)]
-                for y in which:
-                    factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
-                    for total, value in zip(sums[y], values, strict=True):
-                        total.set(kernel.fma(value, factor, total.get()))
-                row.set(row.get() + given.tap_down)
-                weight.set(weight.get() + size)
+    def zero() -> list[list[Variable]]:
+        return [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
 
-            for i in range(1, height):
-                add(range(i))
-            with kernel.loop(given.taps_down - (height - 1)):
-                add(range(height))
-            for i in range(1, height):
-                add(range(i, height))
-        _each(totals, sums, lambda total, part: total.set(total.get() + part.get()))
-    finished = Finish(kernel, given.finish, element, lanes)
+    def column(across: Value, sums: list[list[Variable]]) -> None:
+        """All taps of a column."""
+        row = kernel.variable(given.x + kernel.load(given.offsets, offset=across * 8))
+        weight = kernel.variable(given.w + across * given.taps_down * size)
+
+        def add(which: Sequence[int]) -> None:
+            values = [take(kernel, row.get() + q * lanes * size, zeros.type, mask) for q, mask in enumerate(masks)]
+            for y in which:
+                factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
+                for total, value in zip(sums[y], values, strict=True):
+                    total.set(kernel.fma(value, factor, total.get()))
+            row.set(row.get() + given.tap_down)
+            weight.set(weight.get() + size)
+
+        if taps.down:
+            for i in range(height + taps.down - 1):
+                add(range(max(i - taps.down + 1, 0), min(i + 1, height)))
+            return
+        for i in range(1, height):
+            add(range(i))
+        with kernel.loop(given.taps_down - (height - 1)):
+            add(range(height))
+        for i in range(1, height):
+            add(range(i, height))
+
+    totals = zero()
+    if taps.long:
+        with kernel.loop(given.taps_across, step=given.chunk) as first:
+            sums = zero()
+            with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
+                column(across, sums)
+            for total, part in zip(chain(*totals), chain(*sums), strict=True):
+                total.set(total.get() + part.get())
+    else:
+        with kernel.loop(given.taps_across) as across:
+            column(across, totals)
     bias = kernel.splat(kernel.load(given.bias, element), lanes)
-    for y, row_totals in enumerate(totals):
-        for q, (total, mask) in enumerate(zip(row_totals, masks, strict=True)):
-            put(kernel, finished(total.get(), bias), given.y + y * given.y_step + q * lanes * size, mask)
+
+    def store(done: Callable[[Value], Value]) -> None:
+        for y, row_totals in enumerate(totals):
+            for q, (total, mask) in enumerate(zip(row_totals, masks, strict=True)):
+                put(kernel, done(total.get()), given.y + y * given.y_step + q * lanes * size, mask)
+
+    with kernel.either(given.finish.equals(0)) as (plain, other):
+        with plain:
+            store(lambda total: total + bias)
+        with other:  # takes as long as a column of three taps
+            finished = Finish(kernel, given.finish, element, lanes)
+            store(lambda total: finished(total, bias))
     kernel.finish()
     return kernel
-
-
-def _each(
-    first: list[list[Variable]], second: list[list[Variable]], what: Callable[[Variable, Variable], None]
-) -> None:
-    for row, other in zip(first, second, strict=True):
-        for one, two in zip(row, other, strict=True):
-            what(one, two)

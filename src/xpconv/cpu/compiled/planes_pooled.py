@@ -26,7 +26,7 @@ from xpconv.spec import Array, PoolSpec, Sizes
 _WINDOWS = (
     "x", "x_item", "x_plane", "y", "y_item", "y_plane", "y_row", "channels", "planes", "share", "rows", "row_blocks",
     "out_rows", "columns", "column_blocks", "out_columns", "row_stride", "stride", "down", "dilation", "taps", "reach",
-    "row_sources", "left", "width", "outside", "pitch", "half", "offsets", "divisor", "streams", "shift",
+    "row_sources", "left", "width", "outside", "pitch", "half", "offsets", "divisor", "streams", "shift", "row_bytes",
 )  # fmt: skip
 _MAPS = ("x", "x_item", "x_plane", "y", "y_item", "channels", "groups", "elements", "divisor")
 _ROWS = 12 << 10  # bytes of rows that are joined before their columns are: a quarter of a level 1 cache
@@ -101,13 +101,15 @@ def _window_numbers(
     share = 1
     if row_blocks * column_blocks == 1:
         each = math.prod(spec.out_size) * math.prod(spec.window)
-        share = max(min(_ITEM // each, planes // (4 * team)), 1)
+        import os
+        share = max(min(int(os.environ.get('SH','16')), planes // (4 * team)), 1)
     streams = streamed_planes(spec, y_strides, size) and column_blocks == 1
     numbers = {
         "x_item": x_strides[0], "x_plane": x_strides[-1], "y_item": y_strides[0], "y_plane": y_strides[-1],
         "y_row": y_strides[1] if spec.axes == 2 else 0, "channels": spec.channels, "planes": planes, "share": share,
         "rows": rows, "row_blocks": row_blocks, "out_rows": out_rows, "columns": columns,
         "column_blocks": column_blocks, "out_columns": out_columns, "row_stride": row_stride, "stride": stride,
+        "row_bytes": x_strides[1] if spec.axes == 2 else 0,
         "down": down, "dilation": row_dilation, "taps": spec.window[-1], "reach": spec.reach[-1],
         "left": spec.padding[-1][0], "width": spec.size[-1], "pitch": stride * half, "half": half, "shift": aligning(spec.padding[-1][0], stride, dtype),
         "streams": int(streams),
@@ -165,11 +167,13 @@ def _windows(module, dtype, operation, read, stream, divides) -> str:
     aside = scratch + (given.rows + 1) * given.pitch
     with kernel.loop(kernel.minimum(first + given.share, given.planes), start=first) as plane:
         image, channel = plane // given.channels, plane % given.channels
+        x = given.x + image * given.x_item + channel * given.x_plane
         kernel.call(
-            read, given.x + image * given.x_item + channel * given.x_plane,
+            read, x,
             given.row_sources + row * given.row_stride * 8, rows, given.row_stride, given.down, given.dilation,
             column * given.stride, (columns - 1) * given.stride + given.reach, given.left, given.width, given.outside,
             scratch + given.shift, given.pitch, given.half,
+            x + (row + rows) * given.row_stride * given.row_bytes, given.row_stride, given.row_bytes,
         )  # fmt: skip
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
         y, into = y, given.streams.equals(1).where(aside, y)

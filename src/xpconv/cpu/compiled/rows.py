@@ -23,7 +23,7 @@ STRIDES = (1, 2)  # along the row, that there are kernels for
 UNITS = 4  # vectors of a row at once, or pairs of them where the stride is two
 _ARGUMENTS = (
     "x", "rows", "count", "row_step", "down", "dilation", "first", "columns", "left", "width", "nothing", "to", "pitch",
-    "half",
+    "half", "ahead", "fresh", "row_bytes",
 )  # fmt: skip
 
 
@@ -64,43 +64,45 @@ def rows_kernel(module: ir.Module, dtype: str, operation: str, stride: int) -> K
     )  # fmt: skip
     size, element, lanes = np.dtype(dtype).itemsize, FLOATS[dtype], lanes_of(dtype)
     outside = kernel.splat(kernel.load(nothing, element), lanes)
-    zero = kernel.constant(0)
-    begin = kernel.at_least(first - left, zero)
+    begin = kernel.at_least(first - left, 0)
     end = kernel.at_least(kernel.minimum(first + columns - left, given.width), begin)
     place = begin + left - first  # of the first column that is not padding
-    stop, padded, unit = place + (end - begin), kernel.minimum(place, columns), lanes * stride
+    unit = lanes * stride
     targets = [(place + s) % stride * half + (place + s) // stride * size for s in range(stride)]
-    with kernel.loop(given.count) as row:
-        target, sources = given.to + row * given.pitch, given.rows + row * given.row_step * 8
-        for s in range(stride):
-            _fill(kernel, outside, target + s * half, zero, (padded + (stride - 1 - s)) // stride, size)
-        column = kernel.variable(begin)
 
-        def read(units: int, left_over: Value | None) -> None:
-            """So many units of columns from here, the last of which may be a part of one."""
-            at = column.get()
-            masks = [kernel.lanes_below(left_over - lanes * i, lanes) for i in range(stride)] if left_over else []
-            wanted = [None] * (units * stride - len(masks)) + masks
+    def fill(start: Operand, stop: Operand) -> None:
+        with kernel.loop(given.count) as row, kernel.loop(stride) as phase:
+            later, target = stride - 1 - phase, given.to + row * given.pitch + phase * half
+            with kernel.loop((stop + later) // stride, start=(start + later) // stride, step=lanes) as i:
+                kernel.store(outside, target + i * size)
+
+    def read(at: Value, units: int, last: Value | None) -> None:
+        """So many units of columns of all rows, the last of which may be a part of one."""
+        masks = [] if last is None else [kernel.lanes_below(last - lanes * i, lanes) for i in range(stride)]
+        wanted = [None] * (units * stride - len(masks)) + masks
+        moved = given.to + (at - begin) // stride * size
+        with kernel.loop(given.count) as row:
+            with kernel.loop(given.fresh) as ahead:
+                line = given.ahead + (row * given.fresh + ahead) * given.row_bytes + at * size
+                for q in range(units * stride):
+                    kernel.prefetch(line + q * lanes * size)
+            sources = given.rows + row * given.row_step * 8
             values = _values(kernel, given, (x + at * size, nothing + at * size), sources, wanted, dtype, operation)
-            moved = (at - begin) // stride * size
             for u in range(units):
                 phases = [values[u]] if stride == 1 else kernel.deinterleaved(values[2 * u], values[2 * u + 1])
-                for phase, into in zip(phases, targets, strict=True):
-                    kernel.store(phase, target + into + moved + u * lanes * size)
+                for phase, target in zip(phases, targets, strict=True):
+                    kernel.store(phase, moved + row * given.pitch + target + u * lanes * size)
 
-        with kernel.while_(lambda: column.get() + UNITS * unit <= end):
-            read(UNITS, None)
-            column.set(column.get() + UNITS * unit)
-        for units in range(1, UNITS + 1):
-            rest = end - column.get()
-            with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
-                read(units, rest - (units - 1) * unit)
-                column.set(end)
-        for s in range(stride):
-            _fill(
-                kernel, outside, target + s * half, (stop + (stride - 1 - s)) // stride,
-                (columns + (stride - 1 - s)) // stride, size,
-            )
+    fill(kernel.constant(0), kernel.minimum(place, columns))
+    column = kernel.variable(begin)
+    with kernel.while_(lambda: column.get() + UNITS * unit <= end):
+        read(column.get(), UNITS, None)
+        column.set(column.get() + UNITS * unit)
+    rest = end - column.get()
+    for units in range(1, UNITS + 1):
+        with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
+            read(column.get(), units, rest - (units - 1) * unit)
+    fill(place + (end - begin), columns)
     kernel.finish()
     return kernel
 
@@ -123,12 +125,6 @@ def _values(
         for value, more in zip(values, loaded(tap), strict=True):
             value.set(joined(kernel, operation, value.get(), more))
     return [value.get() for value in values]
-
-
-def _fill(kernel: Kernel, value: Value, target: Value, first: Value, stop: Value, size: int) -> None:
-    """Elements of a row from the first to before the last, and some behind it."""
-    with kernel.loop(stop, start=first, step=value.type.count) as i:
-        kernel.store(value, target + i * size)
 
 
 def stream_kernel(module: ir.Module, dtype: str) -> Kernel:
