@@ -239,6 +239,13 @@ class Kernel:
         every = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
         return Value(self, every) < self.splat(count, lanes)
 
+    def lanes_within(self, first: Value, stop: Value, lanes: int) -> Value:
+        """A mask: lane i holds where first + i is at least 0 and below `stop`."""
+        every = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        place = Value(self, every) + self.splat(Value(self, self.builder.trunc(first.raw, I32)), lanes)
+        end = self.splat(Value(self, self.builder.trunc(stop.raw, I32)), lanes)
+        return Value(self, self.builder.icmp_unsigned("<", place.raw, end.raw))
+
     def _value(self, operand: Operand) -> Value:
         return operand if isinstance(operand, Value) else self.constant(operand)
 
@@ -265,12 +272,14 @@ class Kernel:
         """Four bytes as an integer."""
         return Value(self, self.builder.zext(self.load(address, I32).raw, I64))
 
-    def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
-        """The lanes of the mask, zeros in the others; nothing beyond them is read."""
+    def load_lanes(
+        self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0, others: Value | None = None
+    ) -> Value:
+        """The lanes of the mask, in the others those of another vector, or zeros; nothing beyond them is read."""
         load = self._declared(
             f"llvm.masked.load.{_suffix(kind)}.p0", ir.FunctionType(kind, [_POINTER, mask.type, kind])
         )
-        nothing = self.constant(0, kind)
+        nothing = self.constant(0, kind) if others is None else others
         return Value(self, self.builder.call(load, [self._pointer(address, offset), mask.raw, nothing.raw]))
 
     def store(self, value: Value, address: Value, offset: Operand = 0) -> None:

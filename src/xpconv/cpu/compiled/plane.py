@@ -19,8 +19,8 @@ from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources, runs_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import LINE, Call, streamed_planes
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
-from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
+from xpconv.cpu.compiled.ir import FLOATS, I64, Kernel, Operand, Value, Variable, vector
+from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put
 from xpconv.cpu.compiled.rows import STRIDES, aligning, phase_bytes, rows_kernel, stream_kernel, tap_offsets
 from xpconv.cpu.compiled.tile import SUMMED, Finish, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
@@ -31,7 +31,7 @@ FIELDS = (
     "offsets", "chunk", "finish", "bias", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
     "column_blocks", "out_columns", "stride", "dilation", "reach", "step_across", "reach_across", "apart", "shared",
     "pitch", "half", "shift", "in_place", "plain", "above", "height", "left", "width", "row_sources", "runs",
-    "run_count", "outside", "gathered", "held", "streams", "aside",
+    "run_count", "outside", "gathered", "held", "streams", "aside", "table",
 )  # fmt: skip
 _ITEM = 50_000  # products of an item of several planes: taking one takes as long as a small plane
 _WAYS, _SETS = 8, 1024  # rows so many bytes apart meet in few sets of a level 1 cache, each of so many lines
@@ -46,6 +46,7 @@ class _Cut:
     pitch: int  # bytes from one row of the input to the next, where it is gathered
     half: int  # and from the first of the columns that a stride treats alike to those of the next
     nbytes: int
+    table: int  # of them, the last: where the rows begin
 
 
 class Plane:
@@ -55,7 +56,7 @@ class Plane:
         spec, dtype = call.spec, call.dtype
         cut = _cut(spec, dtype, _parts(call), call.limit // (2 * call.team))
         streams = _is_streamed(call, cut)
-        numbers = _numbers(call, cut) | {"streams": int(streams), "aside": cut.nbytes}
+        numbers = _numbers(call, cut) | {"streams": int(streams)}
         planes, blocks = numbers["planes"], numbers["row_blocks"] * numbers["column_blocks"]
         import os
         share = max(min(int(os.environ.get('SH','16')), planes // (4 * call.team)), 1) if blocks == 1 else 1
@@ -112,7 +113,7 @@ def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
     dense, step, plain = x_steps[-1] == size, spec.stride[-1], spec.padding_mode in ("zeros", "constant")
     return {
         "x_item": x_item, "x_plane": x_plane, "x_row": x_row, "x_step": x_steps[-1],
-        "in_place": int(dense and step == 1 and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
+        "in_place": int(dense and plain and step == 1 and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
         "y_row": call.y_strides[1] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
         "chunk": max(SUMMED // down, 1), "channels": spec.channels,
         "planes": spec.batch * spec.channels, "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows),
@@ -120,7 +121,7 @@ def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
         "out_columns": out[1], "stride": stride, "dilation": dilation, "reach": (down - 1) * dilation + 1,
         "step_across": step, "reach_across": spec.reach[-1], "apart": apart, "shared": shared, "pitch": cut.pitch,
         "half": cut.half, "shift": aligning(left, step, call.dtype), "plain": int(dense and plain),
-        "held": 0 if step == 1 or (dense and plain) else cut.nbytes,
+        "held": 0 if step == 1 or (dense and plain) else cut.nbytes, "aside": cut.nbytes, "table": cut.nbytes - cut.table,
         "above": above[0][0] if above else 0, "height": spec.size[0] if above else 1, "left": left,
         "width": spec.size[-1],
     }  # fmt: skip
@@ -146,7 +147,8 @@ def _cut(spec: ConvSpec, dtype: str, parts: int, nbytes: int) -> _Cut:
     held = (min(nbytes, BLOCK_BYTES) // pitch - reach) // stride + 1
     held = max(held, min(-(-reach // stride), (nbytes // pitch - reach) // stride + 1), 1)
     rows = _even(out[0], max(-(-out[0] // held), parts if out[0] > 1 else 1), 1)
-    return _Cut(rows, columns, pitch, half, ((rows - 1) * stride + reach) * pitch + LINE)
+    height = (rows - 1) * stride + reach
+    return _Cut(rows, columns, pitch, half, height * (pitch + 8) + LINE, height * 8)
 
 
 def _is_streamed(call: Call, cut: _Cut) -> bool:
@@ -218,6 +220,7 @@ def _make(module: ir.Module, *, dtype: str, stride: int, taps: _Taps) -> tuple[s
     read, stream = rows_kernel(module, dtype, "added", stride), stream_kernel(module, dtype)
     kernel = Kernel(module, "planes", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
+    place = _Place(*(kernel.memory(I64, 1) for _ in range(4)))
     given, size = kernel.given(arguments, FIELDS), np.dtype(dtype).itemsize
     column, rest = (item % given.column_blocks) * given.columns, item // given.column_blocks
     row, first = (rest % given.row_blocks) * given.rows, (rest // given.row_blocks) * given.share
@@ -226,10 +229,13 @@ def _make(module: ir.Module, *, dtype: str, stride: int, taps: _Taps) -> tuple[s
     with kernel.loop(kernel.minimum(first + given.share, given.planes), start=first) as plane:
         image, channel = plane // given.channels, plane % given.channels
         x = given.x + image * given.x_item + channel * given.x_plane
-        source, step = _opened(kernel, given, x, (row, rows), (column, columns), scratch, (gather, read), size)
+        _open(kernel, given, x, (row, rows), (column, columns), (scratch, place), (gather, read), size)
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
         aside = scratch + given.aside
-        kernel.call(block, arguments, channel, source, step, given.streams.equals(1).where(aside, y), rows, columns)
+        kernel.call(
+            block, arguments, channel, scratch + given.table, *place.values(kernel), given.streams.equals(1).where(aside, y),
+            rows, columns,
+        )  # fmt: skip
         with kernel.when(given.streams > 0):
             kernel.call(stream, aside, y, rows * columns * size)
     with kernel.when(given.streams > 0):
@@ -242,24 +248,33 @@ def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
     """``block(...)``: all tiles of a block, whose input rows lie a step apart."""
     shapes, size, lanes = _shapes(taps), np.dtype(dtype).itemsize, lanes_of(dtype)
     tiles = {(height, most): _tiles(module, dtype, taps, height, most) for height, most in shapes}
-    kernel = Kernel(module, "block", ("arguments", "channel", "source", "step", "y", "rows", "columns"))
-    arguments, channel, source, step, y, rows, columns = kernel.arguments
+    names = ("arguments", "channel", "table", "begin", "limit", "ahead", "fresh", "y", "rows", "columns")
+    kernel = Kernel(module, "block", names)
+    arguments, channel, table, begin, limit, ahead, fresh, y, rows, columns = kernel.arguments
     given = kernel.given(arguments, FIELDS)
     w, bias = given.w + channel * (given.taps_down * given.taps_across * size), given.bias + channel * size
 
     def all_columns(line: Value, height: int, most: int) -> None:
-        now, x, target = kernel.variable(0), source + line * given.stride * step, y + line * given.y_row
+        now, sources, target = kernel.variable(0), table + line * given.stride * 8, y + line * given.y_row
         whole, last = tiles[height, most]
+        with kernel.loop(fresh * height, step=LINE) as near:
+            kernel.prefetch(ahead + line * fresh + near)
 
         def call(tile: Kernel) -> None:
             at = now.get() * size
             kernel.call(
-                tile, x + at, given.taps_down, given.taps_across, given.dilation * step, given.offsets, given.chunk, w,
-                target + at, given.apart * given.y_row, columns - now.get(), given.finish, bias,
+                tile, sources, at, given.taps_down, given.taps_across, given.dilation * 8, given.offsets, given.chunk,
+                w, target + at, given.apart * given.y_row, columns - now.get(), begin + now.get(), limit, given.outside,
+                given.finish, bias,
             )  # fmt: skip
 
         with kernel.while_(lambda: now.get() + most * lanes <= columns):
-            call(whole)
+            first, stop = begin + now.get(), begin + now.get() + (most * lanes - 1 + given.reach_across)
+            with kernel.either((first >= 0) & (stop <= limit)) as (inside, edge):
+                with inside:
+                    call(whole)
+                with edge:
+                    call(last[most])
             now.set(now.get() + most * lanes)
         fewer, rest = 0, columns - now.get()
         for vectors, tile in last.items():
@@ -294,42 +309,63 @@ def _tiles(module: ir.Module, dtype: str, taps: _Taps, height: int, most: int) -
     return whole, {q: _tile(module, dtype, taps, (height, q), masked=q - less) for less, q in pairwise([0, *counts])}
 
 
-def _opened(
+@dataclass(frozen=True)
+class _Place:
+    """Where, in the plane's rows, a block's begin, and before which column they end; what is read next."""
+
+    begin: Value
+    limit: Value
+    ahead: Value
+    fresh: Value
+
+    def put(self, kernel: Kernel, *values: Operand) -> None:
+        for place, value in zip((self.begin, self.limit, self.ahead, self.fresh), values, strict=True):
+            kernel.store(kernel.constant(value) if isinstance(value, int) else value, place)
+
+    def values(self, kernel: Kernel) -> list[Value]:
+        return [kernel.load(place) for place in (self.begin, self.limit, self.ahead, self.fresh)]
+
+
+def _open(
     kernel: Kernel, given: SimpleNamespace, x: Value, down: tuple[Value, Value], across: tuple[Value, Value],
-    scratch: Value, readers: tuple[Kernel, Kernel], size: int,
-) -> tuple[Value, Value]:  # fmt: skip
-    """Where the input of a block lies, gathered where it has to be, and the bytes between its rows."""
-    (row, rows), (column, columns), (gather, read), into = down, across, readers, scratch + given.shift
-    top, height = row * given.stride, (rows - 1) * given.stride + given.reach
+    memory: tuple[Value, _Place], readers: tuple[Kernel, Kernel], size: int,
+) -> None:  # fmt: skip
+    """A table of where the rows of a block begin, gathered where they have to be."""
+    (row, rows), (column, columns), (gather, read), (scratch, place) = down, across, readers, memory
+    top, height, table = row * given.stride, (rows - 1) * given.stride + given.reach, scratch + given.table
     first, width = column * given.step_across, (columns - 1) * given.step_across + given.reach_across
-    below = (top >= given.above) & (top + height <= given.above + given.height)
-    within = (first >= given.left) & (first + width <= given.left + given.width)
-    source = kernel.variable(x + (top - given.above) * given.x_row + (first - given.left) * size)
-    step = kernel.variable(given.x_row)
-    with kernel.either(given.in_place.equals(1) & below & within) as (inside, other):
+    begin, next_row = first - given.left, x + (top - given.above + rows * given.stride) * given.x_row
+    rows_at, into = given.row_sources + top * 8, scratch + given.shift
+    with kernel.either(given.in_place.equals(1)) as (inside, other):
         with inside:
-            pass
+            with kernel.loop(height) as i:
+                source = kernel.load(rows_at, offset=i * 8)
+                line = source.equals(OUTSIDE).where(given.outside, x + source)
+                kernel.store(line + begin * size, table, i * 8)
+            place.put(kernel, begin, given.width, next_row, given.stride * given.x_row)
         with other:
             with kernel.either(given.plain > 0) as (plain, any_way):
                 with plain:
                     kernel.call(
-                        read, x, given.row_sources + top * 8, height, 1, 1, 1, first, width, given.left, given.width,
-                        given.outside, into, given.pitch, given.half,
-                        x + (top - given.above + rows * given.stride) * given.x_row, 1, given.x_row,
+                        read, x, rows_at, height, 1, 1, 1, first, width, given.left, given.width, given.outside, into,
+                        given.pitch, given.half, next_row, 1, given.x_row,
                     )  # fmt: skip
                 with any_way:
                     kernel.call(
-                        gather, x, given.row_sources + top * 8, height, given.runs, given.run_count, given.x_step,
-                        first, width, given.outside, into + given.held, given.pitch,
+                        gather, x, rows_at, height, given.runs, given.run_count, given.x_step, first, width,
+                        given.outside, into + given.held, given.pitch,
                     )  # fmt: skip
                     with kernel.when(given.held > 0):
                         kernel.call(
                             read, into + given.held, given.gathered, height, 1, 1, 1, 0, width, 0, width,
                             given.outside, into, given.pitch, given.half, 0, 0, 0,
                         )  # fmt: skip
-            source.set(into)
-            step.set(given.pitch)
-    return source.get(), step.get()
+            with kernel.loop(height) as i:
+                kernel.store(into + i * given.pitch, table, i * 8)
+            place.put(kernel, 0, _ANYWHERE, 0, 0)
+
+
+_ANYWHERE = 1 << 30  # columns: of rows that are gathered all may be read
 
 
 def _gather_kernel(module: ir.Module, dtype: str) -> Kernel:
@@ -371,7 +407,8 @@ def _size(dtype: str) -> int:
 
 
 _ARGUMENTS = (
-    "x", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "finish", "bias",
+    "rows", "at", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "begin",
+    "limit", "outside", "finish", "bias",
 )  # fmt: skip
 
 
@@ -385,20 +422,27 @@ def _tile(module: ir.Module, dtype: str, taps: _Taps, shape: tuple[int, int], *,
     kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}", _ARGUMENTS)
     given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
     first_masked = vectors - masked
-    masks = [None] * first_masked
-    masks += [kernel.lanes_below(given.width - lanes * q, lanes) for q in range(first_masked, vectors)]
-    zeros = kernel.constant(0, vector(element, lanes))
+    stored: list[Value | None] = [None] * first_masked
+    stored += [kernel.lanes_below(given.width - lanes * q, lanes) for q in range(first_masked, vectors)]
+    zeros, outside = kernel.constant(0, vector(element, lanes)), kernel.splat(kernel.load(given.outside, element), lanes)
 
     def zero() -> list[list[Variable]]:
         return [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
 
     def column(across: Value, sums: list[list[Variable]]) -> None:
         """All taps of a column."""
-        row = kernel.variable(given.x + kernel.load(given.offsets, offset=across * 8))
+        offset, row = kernel.load(given.offsets, offset=across * 8), kernel.variable(given.rows)
+        place = given.begin + offset // size
+        inside = [kernel.lanes_within(place + lanes * q, given.limit, lanes) if masked else None for q in range(vectors)]
         weight = kernel.variable(given.w + across * given.taps_down * size)
 
         def add(which: Sequence[int]) -> None:
-            values = [take(kernel, row.get() + q * lanes * size, zeros.type, mask) for q, mask in enumerate(masks)]
+            line = kernel.load(row.get()) + given.at + offset
+            values = [
+                kernel.load(line + q * lanes * size, zeros.type) if mask is None
+                else kernel.load_lanes(line + q * lanes * size, zeros.type, mask, others=outside)
+                for q, mask in enumerate(inside)
+            ]
             for y in which:
                 factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
                 for total, value in zip(sums[y], values, strict=True):
@@ -432,7 +476,7 @@ def _tile(module: ir.Module, dtype: str, taps: _Taps, shape: tuple[int, int], *,
 
     def store(done: Callable[[Value], Value]) -> None:
         for y, row_totals in enumerate(totals):
-            for q, (total, mask) in enumerate(zip(row_totals, masks, strict=True)):
+            for q, (total, mask) in enumerate(zip(row_totals, stored, strict=True)):
                 put(kernel, done(total.get()), given.y + y * given.y_step + q * lanes * size, mask)
 
     with kernel.either(given.finish.equals(0)) as (plain, other):
