@@ -272,14 +272,12 @@ class Kernel:
         """Four bytes as an integer."""
         return Value(self, self.builder.zext(self.load(address, I32).raw, I64))
 
-    def load_lanes(
-        self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0, others: Value | None = None
-    ) -> Value:
-        """The lanes of the mask, in the others those of another vector, or zeros; nothing beyond them is read."""
+    def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
+        """The lanes of the mask, zeros in the others; nothing beyond them is read."""
         load = self._declared(
             f"llvm.masked.load.{_suffix(kind)}.p0", ir.FunctionType(kind, [_POINTER, mask.type, kind])
         )
-        nothing = self.constant(0, kind) if others is None else others
+        nothing = self.constant(0, kind)
         return Value(self, self.builder.call(load, [self._pointer(address, offset), mask.raw, nothing.raw]))
 
     def store(self, value: Value, address: Value, offset: Operand = 0) -> None:

@@ -20,7 +20,7 @@ from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources, runs_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import LINE, Call, streamed_planes
 from xpconv.cpu.compiled.ir import FLOATS, I64, Kernel, Operand, Value, Variable, vector
-from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put
+from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
 from xpconv.cpu.compiled.rows import STRIDES, aligning, phase_bytes, rows_kernel, stream_kernel, tap_offsets
 from xpconv.cpu.compiled.tile import SUMMED, Finish, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
@@ -113,7 +113,7 @@ def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
     dense, step, plain = x_steps[-1] == size, spec.stride[-1], spec.padding_mode in ("zeros", "constant")
     return {
         "x_item": x_item, "x_plane": x_plane, "x_row": x_row, "x_step": x_steps[-1],
-        "in_place": int(dense and plain and step == 1 and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
+        "in_place": int(dense and plain and call.fill == 0 and step == 1 and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
         "y_row": call.y_strides[1] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
         "chunk": max(SUMMED // down, 1), "channels": spec.channels,
         "planes": spec.batch * spec.channels, "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows),
@@ -264,8 +264,7 @@ def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
             at = now.get() * size
             kernel.call(
                 tile, sources, at, given.taps_down, given.taps_across, given.dilation * 8, given.offsets, given.chunk,
-                w, target + at, given.apart * given.y_row, columns - now.get(), begin + now.get(), limit, given.outside,
-                given.finish, bias,
+                w, target + at, given.apart * given.y_row, columns - now.get(), begin + now.get(), limit, given.finish, bias,
             )  # fmt: skip
 
         with kernel.while_(lambda: now.get() + most * lanes <= columns):
@@ -408,7 +407,7 @@ def _size(dtype: str) -> int:
 
 _ARGUMENTS = (
     "rows", "at", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "begin",
-    "limit", "outside", "finish", "bias",
+    "limit", "finish", "bias",
 )  # fmt: skip
 
 
@@ -424,7 +423,7 @@ def _tile(module: ir.Module, dtype: str, taps: _Taps, shape: tuple[int, int], *,
     first_masked = vectors - masked
     stored: list[Value | None] = [None] * first_masked
     stored += [kernel.lanes_below(given.width - lanes * q, lanes) for q in range(first_masked, vectors)]
-    zeros, outside = kernel.constant(0, vector(element, lanes)), kernel.splat(kernel.load(given.outside, element), lanes)
+    zeros = kernel.constant(0, vector(element, lanes))
 
     def zero() -> list[list[Variable]]:
         return [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
@@ -438,11 +437,7 @@ def _tile(module: ir.Module, dtype: str, taps: _Taps, shape: tuple[int, int], *,
 
         def add(which: Sequence[int]) -> None:
             line = kernel.load(row.get()) + given.at + offset
-            values = [
-                kernel.load(line + q * lanes * size, zeros.type) if mask is None
-                else kernel.load_lanes(line + q * lanes * size, zeros.type, mask, others=outside)
-                for q, mask in enumerate(inside)
-            ]
+            values = [take(kernel, line + q * lanes * size, zeros.type, mask) for q, mask in enumerate(inside)]
             for y in which:
                 factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
                 for total, value in zip(sums[y], values, strict=True):
