@@ -198,12 +198,14 @@ def _taps(spec: ConvSpec) -> _Taps:
 _DOWN = (3, 5)
 
 
-def _shapes(taps: _Taps) -> tuple[tuple[int, int], ...]:
-    """Rows of a tile, and the vectors of columns that then fill the registers with sums; tall tiles of narrow rows."""
+def _shapes() -> dict[int, int]:
+    """Rows of a tile, and the vectors of columns that then fill the registers with sums.
+
+    Eight rows by two, for narrow rows, took a sixth longer than four: LLVM reads all rows before it adds.
+    """
     here = machine()
     assert here is not None
-    tall = ((8, 2),) if taps.down and here.registers == 32 else ()
-    return (*tall, (4, 4), (2, 6), (1, _WIDEST)) if here.registers == 32 else ((4, 2), (2, 3), (1, _WIDEST))
+    return {4: 4, 2: 6, 1: _WIDEST} if here.registers == 32 else {4: 2, 2: 3, 1: _WIDEST}
 
 
 _WIDEST = 8
@@ -246,17 +248,17 @@ def _make(module: ir.Module, *, dtype: str, stride: int, taps: _Taps) -> tuple[s
 
 def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
     """``block(...)``: all tiles of a block, whose input rows lie a step apart."""
-    shapes, size, lanes = _shapes(taps), np.dtype(dtype).itemsize, lanes_of(dtype)
-    tiles = {(height, most): _tiles(module, dtype, taps, height, most) for height, most in shapes}
+    shapes, size, lanes = _shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
+    tiles = {height: _tiles(module, dtype, taps, height, most) for height, most in shapes.items()}
     names = ("arguments", "channel", "table", "begin", "limit", "ahead", "fresh", "y", "rows", "columns")
     kernel = Kernel(module, "block", names)
     arguments, channel, table, begin, limit, ahead, fresh, y, rows, columns = kernel.arguments
     given = kernel.given(arguments, FIELDS)
     w, bias = given.w + channel * (given.taps_down * given.taps_across * size), given.bias + channel * size
 
-    def all_columns(line: Value, height: int, most: int) -> None:
+    def all_columns(line: Value, height: int) -> None:
         now, sources, target = kernel.variable(0), table + line * given.stride * 8, y + line * given.y_row
-        whole, last = tiles[height, most]
+        most, (whole, last) = shapes[height], tiles[height]
         with kernel.loop(fresh * height, step=LINE) as near:
             kernel.prefetch(ahead + line * fresh + near)
 
@@ -283,16 +285,13 @@ def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
 
     with kernel.loop(given.apart) as phase:  # rows that are so far apart read the same rows of the input
         first, count = kernel.variable(0), (rows - phase + given.apart - 1) // given.apart
-        for height, most in shapes:
-            fits = _shared(given, taps, height) & (columns <= most * lanes if height > _TALL else height > 0)
-            with kernel.while_(lambda height=height, fits=fits: fits & (first.get() + height <= count)):
-                all_columns(phase + first.get() * given.apart, height, most)
+        for height in shapes:
+            shares = _shared(given, taps, height)
+            with kernel.while_(lambda height=height, shares=shares: shares & (first.get() + height <= count)):
+                all_columns(phase + first.get() * given.apart, height)
                 first.set(first.get() + height)
     kernel.finish()
     return kernel
-
-
-_TALL = 4  # rows of the tallest tiles of rows of any width
 
 
 def _shared(given: SimpleNamespace, taps: _Taps, height: int) -> Value:
@@ -347,7 +346,7 @@ def _open(
                 with plain:
                     kernel.call(
                         read, x, rows_at, height, 1, 1, 1, first, width, given.left, given.width, given.outside, into,
-                        given.pitch, given.half, next_row, 1, given.x_row,
+                        given.pitch, given.half, next_row, 1, given.x_row, 0,
                     )  # fmt: skip
                 with any_way:
                     kernel.call(
@@ -357,7 +356,7 @@ def _open(
                     with kernel.when(given.held > 0):
                         kernel.call(
                             read, into + given.held, given.gathered, height, 1, 1, 1, 0, width, 0, width,
-                            given.outside, into, given.pitch, given.half, 0, 0, 0,
+                            given.outside, into, given.pitch, given.half, 0, 0, 0, 0,
                         )  # fmt: skip
             with kernel.loop(height) as i:
                 kernel.store(into + i * given.pitch, table, i * 8)

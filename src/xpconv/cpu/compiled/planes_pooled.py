@@ -49,7 +49,7 @@ class Pooling:
             task, names = f"maps{divides}", _MAPS
             numbers, self._items, self._scratch = _map_numbers(spec, strides, dtype)
         else:
-            task, names = f"windows{divides}", _WINDOWS
+            task, names = f"{'pairs' if _folds(spec) else 'windows'}{divides}", _WINDOWS
             numbers, self._items, self._scratch = _window_numbers(spec, strides, dtype, self._team, limit // self._team)
             tables |= _window_tables(spec, strides[0], dtype, sources, operation, numbers["half"])
         self._arguments = Arguments(names, numbers, tables)
@@ -78,6 +78,12 @@ def reads_maps(spec: PoolSpec, x_strides: Sizes, dtype: str) -> bool:
         return False
     steps = [np.dtype(dtype).itemsize * math.prod(spec.size[axis + 1 :]) for axis in range(spec.axes)]
     return list(x_strides[1:-1]) == steps and not any(any(pads) for pads in spec.padding)
+
+
+def _folds(spec: PoolSpec) -> bool:
+    """Whether the windows of a row are pairs of columns, which all begin on the plane."""
+    columns = spec.window[-1], spec.stride[-1], spec.dilation[-1], spec.padding[-1][0]
+    return columns == (2, 2, 1, 0) and 2 * (spec.out_size[-1] - 1) < spec.size[-1]
 
 
 def _down(spec: PoolSpec) -> tuple[int, int, int, int]:
@@ -148,16 +154,19 @@ def _library(dtype: str, operation: str, stride: int) -> Library | None:
 def _make(module: ir.Module, *, dtype: str, operation: str, stride: int) -> tuple[str, ...]:
     """The tasks: a block of rows and columns of the result of a plane, or several small planes; several whole maps."""
     read, stream = rows_kernel(module, dtype, operation, stride), stream_kernel(module, dtype)
-    return (
-        *(_windows(module, dtype, operation, read, stream, divides) for divides in (False, True)),
-        *(_maps(module, dtype, operation, divides) for divides in (False, True)),
-    )
+    names = []
+    for divides in (False, True):
+        block = _block(module, dtype, operation, divides)
+        names += [_windows(module, f"windows{divides:d}", dtype, read, stream, block), _maps(module, dtype, operation, divides)]
+        if stride == 2:
+            fold = rows_kernel(module, dtype, operation, stride, folded=True, divides=divides)
+            names.append(_windows(module, f"pairs{divides:d}", dtype, fold, stream, None))
+    return tuple(names)
 
 
-def _windows(module, dtype, operation, read, stream, divides) -> str:
+def _windows(module, name, dtype, read, stream, block) -> str:
     size = np.dtype(dtype).itemsize
-    block = _block(module, dtype, operation, divides)
-    kernel = Kernel(module, f"windows{divides:d}", ("arguments", "item", "scratch"))
+    kernel = Kernel(module, name, ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, _WINDOWS)
     column, rest = (item % given.column_blocks) * given.columns, item // given.column_blocks
@@ -168,24 +177,23 @@ def _windows(module, dtype, operation, read, stream, divides) -> str:
     with kernel.loop(kernel.minimum(first + given.share, given.planes), start=first) as plane:
         image, channel = plane // given.channels, plane % given.channels
         x = given.x + image * given.x_item + channel * given.x_plane
-        kernel.call(
-            read, x,
-            given.row_sources + row * given.row_stride * 8, rows, given.row_stride, given.down, given.dilation,
-            column * given.stride, (columns - 1) * given.stride + given.reach, given.left, given.width, given.outside,
-            scratch + given.shift, given.pitch, given.half,
-            x + (row + rows) * given.row_stride * given.row_bytes, given.row_stride, given.row_bytes,
-        )  # fmt: skip
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
-        y, into = y, given.streams.equals(1).where(aside, y)
+        into = given.streams.equals(1).where(aside, y)
+        held = (scratch + given.shift, given.pitch) if block else (into, given.y_row)
         kernel.call(
-            block, scratch + given.shift, given.pitch, given.offsets, given.taps, rows, columns, into, given.y_row, given.divisor
-        )
+            read, x, given.row_sources + row * given.row_stride * 8, rows, given.row_stride, given.down, given.dilation,
+            column * given.stride, (columns - 1) * given.stride + given.reach, given.left, given.width, given.outside,
+            *held, given.half, x + (row + rows) * given.row_stride * given.row_bytes, given.row_stride, given.row_bytes,
+            given.divisor,
+        )  # fmt: skip
+        if block:
+            kernel.call(block, *held, given.offsets, given.taps, rows, columns, into, given.y_row, given.divisor)
         with kernel.when(given.streams > 0):
             kernel.call(stream, aside, y, rows * columns * size)
     with kernel.when(given.streams > 0):
         kernel.fence()
     kernel.finish()
-    return f"windows{divides:d}"
+    return name
 
 
 _TILE = ("x", "pitch", "offsets", "taps", "y", "y_row", "width", "divisor")

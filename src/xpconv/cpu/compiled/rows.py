@@ -23,7 +23,7 @@ STRIDES = (1, 2)  # along the row, that there are kernels for
 UNITS = 4  # vectors of a row at once, or pairs of them where the stride is two
 _ARGUMENTS = (
     "x", "rows", "count", "row_step", "down", "dilation", "first", "columns", "left", "width", "nothing", "to", "pitch",
-    "half", "ahead", "fresh", "row_bytes",
+    "half", "ahead", "fresh", "row_bytes", "divisor",
 )  # fmt: skip
 
 
@@ -49,7 +49,9 @@ def joined(kernel: Kernel, operation: str, first: Value, second: Value) -> Value
     return kernel.maximum(first, second) if operation == "largest" else operator.add(first, second)
 
 
-def rows_kernel(module: ir.Module, dtype: str, operation: str, stride: int) -> Kernel:
+def rows_kernel(
+    module: ir.Module, dtype: str, operation: str, stride: int, *, folded: bool = False, divides: bool = False
+) -> Kernel:
     """``rows(...)``: `count` rows, a pitch apart, each of `down` rows of the plane joined, of some padded columns.
 
     ``rows`` tells the address from the plane's of every padded row, `row_step` of them from one that is read to the
@@ -57,7 +59,7 @@ def rows_kernel(module: ir.Module, dtype: str, operation: str, stride: int) -> K
     plane's own columns are `width` from the padded column `left` on. Of two phases the second begins `half` the pitch
     after the first.
     """
-    kernel = Kernel(module, "rows", _ARGUMENTS)
+    kernel = Kernel(module, f"rows{folded:d}{divides:d}", _ARGUMENTS)
     given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
     x, first, columns, left, nothing, half = (
         given.x, given.first, given.columns, given.left, given.nothing, given.half,
@@ -67,7 +69,7 @@ def rows_kernel(module: ir.Module, dtype: str, operation: str, stride: int) -> K
     begin = kernel.at_least(first - left, 0)
     end = kernel.at_least(kernel.minimum(first + columns - left, given.width), begin)
     place = begin + left - first  # of the first column that is not padding
-    unit = lanes * stride
+    unit, shared = lanes * stride, kernel.splat(kernel.load(given.divisor, element), lanes) if divides else None
     targets = [(place + s) % stride * half + (place + s) // stride * size for s in range(stride)]
 
     def fill(start: Operand, stop: Operand) -> None:
@@ -88,12 +90,22 @@ def rows_kernel(module: ir.Module, dtype: str, operation: str, stride: int) -> K
                     kernel.prefetch(line + q * lanes * size)
             sources = given.rows + row * given.row_step * 8
             values = _values(kernel, given, (x + at * size, nothing + at * size), sources, wanted, dtype, operation)
+            if folded:
+                values = _folded(kernel, values, wanted, outside, operation)
+                if divides:
+                    values = [value // shared for value in values]
+                left_over = None if last is None else kernel.lanes_below((last + stride - 1) // stride, lanes)
+                for u, value in enumerate(values):
+                    mask = left_over if u + 1 == units else None
+                    put(kernel, value, moved + row * given.pitch + u * lanes * size, mask)
+                return
             for u in range(units):
                 phases = [values[u]] if stride == 1 else kernel.deinterleaved(values[2 * u], values[2 * u + 1])
                 for phase, target in zip(phases, targets, strict=True):
                     kernel.store(phase, moved + row * given.pitch + target + u * lanes * size)
 
-    fill(kernel.constant(0), kernel.minimum(place, columns))
+    if not folded:
+        fill(0, kernel.minimum(place, columns))
     column = kernel.variable(begin)
     with kernel.while_(lambda: column.get() + UNITS * unit <= end):
         read(column.get(), UNITS, None)
@@ -102,7 +114,8 @@ def rows_kernel(module: ir.Module, dtype: str, operation: str, stride: int) -> K
     for units in range(1, UNITS + 1):
         with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
             read(column.get(), units, rest - (units - 1) * unit)
-    fill(place + (end - begin), columns)
+    if not folded:
+        fill(place + (end - begin), columns)
     kernel.finish()
     return kernel
 
@@ -125,6 +138,15 @@ def _values(
         for value, more in zip(values, loaded(tap), strict=True):
             value.set(joined(kernel, operation, value.get(), more))
     return [value.get() for value in values]
+
+
+def _folded(
+    kernel: Kernel, values: list[Value], masks: Sequence[Value | None], outside: Value, operation: str
+) -> list[Value]:
+    """The two columns of every pair joined; columns that are masked add nothing, but are not the largest."""
+    if operation == "largest":
+        values = [v if mask is None else mask.where(v, outside) for v, mask in zip(values, masks, strict=True)]
+    return [joined(kernel, operation, *kernel.deinterleaved(*pair)) for pair in zip(values[::2], values[1::2], strict=True)]
 
 
 def stream_kernel(module: ir.Module, dtype: str) -> Kernel:
