@@ -224,8 +224,7 @@ class Kernel:
 
     def maximum(self, first: Value, second: Value) -> Value:
         """The larger float, and a NaN where there is one."""
-        larger = (first > second).where(first, second)  # the second where either is a NaN
-        return first.is_nan().where(first, larger)
+        return self._intrinsic("llvm.maximum", (first, second), flags=("nsz",))  # of zeros either
 
     def any_bit(self, words: Value) -> Value:
         """All bits that are set in any lane of a vector of integers."""
@@ -249,12 +248,12 @@ class Kernel:
     def _value(self, operand: Operand) -> Value:
         return operand if isinstance(operand, Value) else self.constant(operand)
 
-    def _intrinsic(self, name: str, operands: Sequence[Value]) -> Value:
+    def _intrinsic(self, name: str, operands: Sequence[Value], flags: Sequence[str] = ()) -> Value:
         kind = operands[0].type
         suffix = {"float": "f32", "double": "f64"}[str(kind.element if isinstance(kind, ir.VectorType) else kind)]
         full = f"{name}.v{kind.count}{suffix}" if isinstance(kind, ir.VectorType) else f"{name}.{suffix}"
         function = self._declared(full, ir.FunctionType(kind, [kind] * len(operands)))
-        return Value(self, self.builder.call(function, [operand.raw for operand in operands]))
+        return Value(self, self.builder.call(function, [operand.raw for operand in operands], fastmath=flags))
 
     def _declared(self, name: str, kind: ir.FunctionType) -> ir.Function:
         module = self.builder.module
