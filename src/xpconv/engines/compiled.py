@@ -225,27 +225,27 @@ def laid_out(y: Array, layout: str) -> Array:
 # --- Pooling, and what is not finite ----------------------------------------------------------------------------------
 
 
-def takes_pooling(dtype: Any, spec: PoolSpec) -> bool:
+def pooling_by(x: Array, spec: PoolSpec) -> str:
+    """The compiled kernels that a pooling is left to, by name; "" for NumPy."""
     present = kernels()
-    if spec.layout == "channels_first" and spec.window == spec.size and math.prod(spec.size) > _LONG_PLANE:
-        return False
-    return present is not None and pool_is_compiled(spec) and present.pools(dtype, spec, current_limit())
+    if present is None or not pool_is_compiled(spec):
+        return ""
+    return present.pools(channels_last(x, spec.layout), spec.reading, current_limit())
 
 
-_LONG_PLANE = 1024  # elements, side by side, that NumPy reduces faster than kernels turn them
-
-
-def pooled(operation: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
+def pooled(kernel: str, operation: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
     """By a pooling of the compiled kernels, which read `x` where it lies and pad on the way."""
-    y = np.empty(spec.y_shape, x.dtype)
-    prepared_pooling(operation, x, y, spec, divisor)(x, y)
+    y = new(spec.y_shape, x.dtype)
+    prepared_pooling(kernel, operation, x, y, spec, divisor)(x, y)
     return y
 
 
-def prepared_pooling(operation: str, x: Array, y: Array, spec: PoolSpec, divisor: float) -> Callable[..., None]:
+def prepared_pooling(
+    kernel: str, operation: str, x: Array, y: Array, spec: PoolSpec, divisor: float
+) -> Callable[..., None]:
     x, y = (channels_last(a, spec.layout) for a in (x, y))
     call: Callable[..., None] = _present().prepared_pooling(
-        operation, x, y, spec.reading, sources, divisor, current_limit()
+        kernel, operation, x, y, spec.reading, sources, divisor, current_limit()
     )
     return call
 

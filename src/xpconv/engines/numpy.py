@@ -133,19 +133,22 @@ def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> 
             return Plan("winograd", "a quarter of the products", "compiled: blocks of tiles, added in registers")
         return Plan("direct", "by tiles of channels and filters", "compiled: blocks of pixels, added in registers")
     if operation in ("global_max_pool", "global_avg_pool"):
-        by_kernels = x is not None and compiled.takes_pooling(x.dtype, whole_maps(tuple(x.shape), spec))
-        return Plan("direct", "every map at once", _POOLING_TILE) if by_kernels else None
+        kernel = "" if x is None else compiled.pooling_by(x, whole_maps(tuple(x.shape), spec))
+        return Plan("direct", "every map at once", _POOLING_TILES[kernel]) if kernel else None
     if options.get("return_indices") or (operation == "conv_grad_weight" and spec.groups > 1):
         return None
     if operation == "conv_grad_weight":
         tile, workspace = tiling(spec, itemsize(x), current_limit())
         return Plan("gemm", "patches, transposed, times gy", tile, workspace)
-    if operation in ("max_pool", "sum_pool", "avg_pool") and x is not None and compiled.takes_pooling(x.dtype, spec):
-        return Plan("direct", _DIRECT[operation], _POOLING_TILE)
+    if operation in ("max_pool", "sum_pool", "avg_pool") and x is not None and (kernel := compiled.pooling_by(x, spec)):
+        return Plan("direct", _DIRECT[operation], _POOLING_TILES[kernel])
     return Plan("direct", _DIRECT[operation])
 
 
-_POOLING_TILE = "compiled: results by a vector of channels in registers"
+_POOLING_TILES = {
+    "channelwise": "compiled: results by a vector of channels in registers",
+    "plane": "compiled: vectors of columns in registers, the rows of windows first",
+}
 
 
 _DIRECT = {  # what is done to the whole result at once
@@ -258,16 +261,16 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     """By the compiled kernels, or running maxima, axis by axis."""
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
-    if compiled.takes_pooling(x.dtype, spec):
-        return compiled.pooled("largest", x, spec)
+    if kernel := compiled.pooling_by(x, spec):
+        return compiled.pooled(kernel, "largest", x, spec)
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
     return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
 
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
     """By the compiled kernels, or running sums, axis by axis."""
-    if compiled.takes_pooling(x.dtype, spec):
-        return compiled.pooled("added", x, spec)
+    if kernel := compiled.pooling_by(x, spec):
+        return compiled.pooled(kernel, "added", x, spec)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
@@ -285,26 +288,26 @@ def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The sums, divided: where all windows are divided by the same, as they are stored."""
     shared = shared_divisor(spec, count_include_pad, divisor)
-    if shared is not None and compiled.takes_pooling(x.dtype, spec):
-        return compiled.pooled("added", x, spec, shared)
+    if shared is not None and (kernel := compiled.pooling_by(x, spec)):
+        return compiled.pooled(kernel, "added", x, spec, shared)
     return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
 
 
 def global_max_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
-    """Of maps whose channels are last by the compiled kernels."""
+    """By the compiled kernels, or as NumPy reduces."""
     return _pooled_whole("largest", x, axes, keepdims)
 
 
 def global_avg_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
-    """Of maps whose channels are last by the compiled kernels."""
+    """By the compiled kernels, or as NumPy reduces."""
     return _pooled_whole("added", x, axes, keepdims)
 
 
 def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
     spec = whole_maps(tuple(x.shape), axes)
-    if not compiled.takes_pooling(x.dtype, spec):
+    if not (kernel := compiled.pooling_by(x, spec)):
         return NotImplemented  # the agnostic engine's reduction is what NumPy would do
-    y = compiled.pooled(operation, x, spec, math.prod(spec.size) if operation == "added" else 1.0)
+    y = compiled.pooled(kernel, operation, x, spec, math.prod(spec.size) if operation == "added" else 1.0)
     return y if keepdims else y.reshape(spec.batch, spec.channels)
 
 

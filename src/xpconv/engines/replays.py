@@ -194,14 +194,15 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     spec, divisor, shape = _pooling(x, request)
-    if request.options.get("return_indices") or divisor is None or not compiled.takes_pooling(x.dtype, spec):
+    kernel = compiled.pooling_by(x, spec)
+    if request.options.get("return_indices") or divisor is None or not kernel:
         return None
     operation = "largest" if "max_pool" in request.operation else "added"
-    call = compiled.prepared_pooling(operation, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
+    call = compiled.prepared_pooling(kernel, operation, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
     dtype = x.dtype
 
     def again(x: Array) -> Any:
-        y = np.empty(shape, dtype)
+        y = compiled.new(shape, dtype)
         call(x, y)
         return y
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-
-import numpy as np
+from typing import Any
 
 from xpconv.cpu.compiled import (
     channelwise,
@@ -13,7 +12,7 @@ from xpconv.cpu.compiled import (
     finite,
     gradients,
     plane,
-    planes_pooled,
+    plane_pooling,
     threads,
     turn,
     winograd,
@@ -25,10 +24,13 @@ from xpconv.cpu.compiled.call import Call, Prepared
 from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.plan import Compiled
-from xpconv.spec import Array, ConvSpec, PoolSpec
+from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
     "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
+}  # fmt: skip
+_POOLINGS: dict[str, Callable[..., Callable[[Array, Array], None]]] = {
+    "channelwise": channelwise.Pooling, "plane": plane_pooling.Pooling,
 }  # fmt: skip
 grad_weight, winograd_grad_weight = gradients.grad_weight, winograd_gradient.grad_weight
 all_finite, thread_count, turned = finite.finite, threads.thread_count, turn.turned
@@ -56,19 +58,18 @@ def _prepared(kernel: str, call: Call) -> Prepared:
 
 
 def prepared_pooling(
-    operation: str, x: Array, y: Array, spec: PoolSpec, sources: Sources, divisor: float, limit: int
+    kernel: str, operation: str, x: Array, y: Array, spec: PoolSpec, sources: Sources, divisor: float, limit: int
 ) -> Callable[[Array, Array], None]:
-    """The "largest" of windows, or all "added" and divided, of arrays ``(x, y)`` that lie as these do."""
+    """The "largest" of windows, or all "added" and divided, by the kernels of that name, of ``(x, y)`` that lie so."""
     strides = strides_of(x), strides_of(y)
     return _prepared_pooling(
-        operation, spec, strides, name_of(x.dtype), threads.thread_count(), sources, divisor, limit
+        kernel, operation, spec, strides, name_of(x.dtype), threads.thread_count(), sources, divisor, limit
     )
 
 
 @lru_cache(maxsize=128)
-def _prepared_pooling(operation, spec, strides, dtype, *rest):
-    kind = planes_pooled if spec.layout == "channels_first" and planes_pooled.takes(spec, strides[0], dtype) else channelwise
-    return kind.Pooling(operation, spec, strides, dtype, *rest)
+def _prepared_pooling(kernel: str, *geometry: Any) -> Callable[[Array, Array], None]:
+    return _POOLINGS[kernel](*geometry)
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
@@ -86,14 +87,18 @@ def _takes(dtype: str, spec: ConvSpec, limit: int, _threads: int) -> Compiled:
     )  # fmt: skip
 
 
-def pools(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:
-    """Whether such a pooling is taken."""
-    return _pools(name_of(dtype), spec, limit, threads.thread_count())
+def pools(x: Array, spec: PoolSpec, limit: int) -> str:
+    """The kernels that take a pooling of a channels-last array, by name; "" where none do."""
+    return _pools(name_of(x.dtype), spec, strides_of(x), limit, threads.thread_count())
 
 
 @lru_cache(maxsize=1024)
-def _pools(dtype: str, spec: PoolSpec, limit: int, _threads: int) -> bool:
-    return _here(dtype) and channelwise.takes(dtype, spec, limit)
+def _pools(dtype: str, spec: PoolSpec, strides: Sizes, limit: int, _threads: int) -> str:
+    if not _here(dtype):
+        return ""
+    if plane_pooling.takes(dtype, spec, strides, limit):
+        return "plane"
+    return "channelwise" if channelwise.takes(dtype, spec, limit) else ""
 
 
 def takes_weight_gradient(dtype: str, spec: ConvSpec, limit: int) -> bool:

@@ -33,7 +33,7 @@ FIELDS = (
     "pitch", "half", "shift", "in_place", "plain", "above", "height", "left", "width", "row_sources", "runs",
     "run_count", "outside", "gathered", "held", "streams", "aside", "table",
 )  # fmt: skip
-_ITEM = 50_000  # products of an item of several planes: taking one takes as long as a small plane
+_SHARE = 16  # small planes of an item at most: what is asked for ahead is the same thread's next plane
 _WAYS, _SETS = 8, 1024  # rows so many bytes apart meet in few sets of a level 1 cache, each of so many lines
 
 
@@ -58,8 +58,7 @@ class Plane:
         streams = _is_streamed(call, cut)
         numbers = _numbers(call, cut) | {"streams": int(streams)}
         planes, blocks = numbers["planes"], numbers["row_blocks"] * numbers["column_blocks"]
-        import os
-        share = max(min(int(os.environ.get('SH','16')), planes // (4 * call.team)), 1) if blocks == 1 else 1
+        share = max(min(_SHARE, planes // (4 * call.team)), 1) if blocks == 1 else 1
         self._items, self._call = -(-planes // share) * blocks, call
         self._scratch = (2 if streams or numbers["held"] else 1) * cut.nbytes
         tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill, cut)
@@ -113,7 +112,8 @@ def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
     dense, step, plain = x_steps[-1] == size, spec.stride[-1], spec.padding_mode in ("zeros", "constant")
     return {
         "x_item": x_item, "x_plane": x_plane, "x_row": x_row, "x_step": x_steps[-1],
-        "in_place": int(dense and plain and call.fill == 0 and step == 1 and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
+        "in_place": int(dense and plain and call.fill == 0 and step == 1 and not meet),
+        "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
         "y_row": call.y_strides[1] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
         "chunk": max(SUMMED // down, 1), "channels": spec.channels,
         "planes": spec.batch * spec.channels, "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows),
@@ -121,7 +121,8 @@ def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
         "out_columns": out[1], "stride": stride, "dilation": dilation, "reach": (down - 1) * dilation + 1,
         "step_across": step, "reach_across": spec.reach[-1], "apart": apart, "shared": shared, "pitch": cut.pitch,
         "half": cut.half, "shift": aligning(left, step, call.dtype), "plain": int(dense and plain),
-        "held": 0 if step == 1 or (dense and plain) else cut.nbytes, "aside": cut.nbytes, "table": cut.nbytes - cut.table,
+        "held": 0 if step == 1 or (dense and plain) else cut.nbytes, "aside": cut.nbytes,
+        "table": cut.nbytes - cut.table,
         "above": above[0][0] if above else 0, "height": spec.size[0] if above else 1, "left": left,
         "width": spec.size[-1],
     }  # fmt: skip
@@ -235,8 +236,8 @@ def _make(module: ir.Module, *, dtype: str, stride: int, taps: _Taps) -> tuple[s
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
         aside = scratch + given.aside
         kernel.call(
-            block, arguments, channel, scratch + given.table, *place.values(kernel), given.streams.equals(1).where(aside, y),
-            rows, columns,
+            block, arguments, channel, scratch + given.table, *place.values(kernel),
+            given.streams.equals(1).where(aside, y), rows, columns,
         )  # fmt: skip
         with kernel.when(given.streams > 0):
             kernel.call(stream, aside, y, rows * columns * size)
@@ -266,7 +267,8 @@ def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
             at = now.get() * size
             kernel.call(
                 tile, sources, at, given.taps_down, given.taps_across, given.dilation * 8, given.offsets, given.chunk,
-                w, target + at, given.apart * given.y_row, columns - now.get(), begin + now.get(), limit, given.finish, bias,
+                w, target + at, given.apart * given.y_row, columns - now.get(), begin + now.get(), limit, given.finish,
+                bias,
             )  # fmt: skip
 
         with kernel.while_(lambda: now.get() + most * lanes <= columns):
@@ -318,7 +320,7 @@ class _Place:
 
     def put(self, kernel: Kernel, *values: Operand) -> None:
         for place, value in zip((self.begin, self.limit, self.ahead, self.fresh), values, strict=True):
-            kernel.store(kernel.constant(value) if isinstance(value, int) else value, place)
+            kernel.store(value if isinstance(value, Value) else kernel.constant(value), place)
 
     def values(self, kernel: Kernel) -> list[Value]:
         return [kernel.load(place) for place in (self.begin, self.limit, self.ahead, self.fresh)]
@@ -431,7 +433,9 @@ def _tile(module: ir.Module, dtype: str, taps: _Taps, shape: tuple[int, int], *,
         """All taps of a column."""
         offset, row = kernel.load(given.offsets, offset=across * 8), kernel.variable(given.rows)
         place = given.begin + offset // size
-        inside = [kernel.lanes_within(place + lanes * q, given.limit, lanes) if masked else None for q in range(vectors)]
+        inside: list[Value | None] = [None] * vectors
+        if masked:
+            inside = [kernel.lanes_within(place + lanes * q, given.limit, lanes) for q in range(vectors)]
         weight = kernel.variable(given.w + across * given.taps_down * size)
 
         def add(which: Sequence[int]) -> None:
