@@ -96,9 +96,10 @@ def pools(x: Array, spec: PoolSpec, limit: int) -> str:
 def _pools(dtype: str, spec: PoolSpec, strides: Sizes, limit: int, _threads: int) -> str:
     if not _here(dtype):
         return ""
-    if plane_pooling.takes(dtype, spec, strides, limit):
+    plane_takes, turned_takes = plane_pooling.takes(dtype, spec, strides, limit), channelwise.takes(dtype, spec, limit)
+    if plane_takes and not (turned_takes and plane_pooling.is_slow(dtype, spec)):
         return "plane"
-    return "channelwise" if channelwise.takes(dtype, spec, limit) else ""
+    return "channelwise" if turned_takes else ""
 
 
 def takes_weight_gradient(dtype: str, spec: ConvSpec, limit: int) -> bool:

@@ -7,7 +7,7 @@ whole maps as many as a vector has lanes are read at a time, whose lanes are the
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import partial, reduce
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +17,7 @@ from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import LINE, streamed_planes
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of, put, take
 from xpconv.cpu.compiled.rows import (
     STRIDES,
@@ -38,7 +38,9 @@ _WINDOWS: tuple[str, ...] = (
     "taps", "reach", "row_sources", "left", "width", "outside", "pitch", "half", "shift", "offsets", "divisor",
     "aside", "streams",
 )  # fmt: skip
-_MAPS: tuple[str, ...] = ("x", "x_item", "x_plane", "y", "y_item", "channels", "groups", "elements", "divisor")
+_MAPS: tuple[str, ...] = (
+    "x", "x_item", "x_plane", "y", "y_item", "channels", "groups", "count", "share", "elements", "divisor",
+)  # fmt: skip
 _ROWS = 12 << 10  # bytes of rows that are joined before their columns are: a quarter of a level 1 cache
 _COLUMNS = 1024  # results of a row at most, where it is cut at all
 _SHARE = 16  # small planes of an item at most: what is asked for ahead is the same thread's next plane
@@ -59,8 +61,8 @@ class Pooling:
         task, names = "pairs" if _pairs(spec) else "windows", _WINDOWS
         if _reads_maps(spec, strides[0], dtype):
             task, names = "maps", _MAPS
-            numbers = _map_numbers(spec, strides, dtype)
-            self._items, self._scratch = numbers["groups"] * spec.batch, 0
+            numbers = _map_numbers(spec, strides, dtype, self._team)
+            self._items, self._scratch = -(-numbers["count"] // numbers["share"]), 0
         else:
             numbers = _window_numbers(spec, strides, dtype, self._team, limit // self._team)
             tables |= _window_tables(spec, strides[0], dtype, sources, _NOTHING[operation], numbers["half"])
@@ -82,12 +84,17 @@ def takes(dtype: str, spec: PoolSpec, x_strides: Sizes, limit: int) -> bool:
     if 0 in (spec.batch, spec.channels, *spec.out_size) or _library(dtype, "added", spec.stride[-1]) is None:
         return False
     if _reads_maps(spec, x_strides, dtype):
-        return math.prod(spec.size) <= lanes_of(dtype) * SUMMED  # more would lose digits, added one by one
+        return math.prod(spec.size) <= _AT_ONCE * lanes_of(dtype) * SUMMED  # of more, sums would lose digits
     planes = spec.axes <= 2 and (spec.layout == "channels_first" or spec.channels == 1)
     dense = planes and x_strides[-2] == np.dtype(dtype).itemsize
     if not dense or spec.stride[-1] not in STRIDES or max(spec.window) > SUMMED:
         return False
     return workspace(dtype, spec) <= limit
+
+
+def is_slow(dtype: str, spec: PoolSpec) -> bool:
+    """Whether rows are so narrow that most lanes are empty: turned, maps of 7 by 7 took three quarters of the time."""
+    return spec.window != spec.size and 4 * spec.size[-1] < 3 * lanes_of(dtype)
 
 
 def workspace(dtype: str, spec: PoolSpec) -> int:
@@ -156,12 +163,13 @@ def _window_tables(
     }
 
 
-def _map_numbers(spec: PoolSpec, strides: tuple[Sizes, Sizes], dtype: str) -> dict[str, int]:
-    """What the kernels are told of whole maps."""
-    (x_item, *_, x_plane), (y_item, *_) = strides
+def _map_numbers(spec: PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, team: int) -> dict[str, int]:
+    """What the kernels are told of whole maps: groups of as many as a vector has lanes, few items of them."""
+    ((x_item, *_, x_plane), (y_item, *_)), groups = strides, -(-spec.channels // lanes_of(dtype))
+    count = groups * spec.batch
     return {
-        "x_item": x_item, "x_plane": x_plane, "y_item": y_item, "channels": spec.channels,
-        "groups": -(-spec.channels // lanes_of(dtype)), "elements": math.prod(spec.size),
+        "x_item": x_item, "x_plane": x_plane, "y_item": y_item, "channels": spec.channels, "groups": groups,
+        "count": count, "share": -(-count // (4 * team)), "elements": math.prod(spec.size),
     }  # fmt: skip
 
 
@@ -297,25 +305,37 @@ def _maps_task(module: ir.Module, name: str, dtype: str, operation: str, *, divi
     kernel = Kernel(module, name, ("arguments", "item", "scratch"))
     arguments, item, _ = kernel.arguments
     given, kind = kernel.given(arguments, _MAPS), vector(FLOATS[dtype], lanes)
-    image, first = item // given.groups, (item % given.groups) * lanes
-    whole = given.elements - given.elements % lanes
+    many, whole = (given.elements - given.elements % step for step in (_AT_ONCE * lanes, lanes))
     part, nothing = kernel.lanes_below(given.elements - whole, lanes), kernel.constant(_NOTHING[operation], kind)
 
     def total(plane: Value) -> Value:
-        found = kernel.variable(nothing)
-        with kernel.loop(whole, step=lanes) as at:
-            found.set(joined(kernel, operation, found.get(), kernel.load(plane + at * size, kind)))
-        rest = take(kernel, plane + whole * size, kind, part)
-        return joined(kernel, operation, found.get(), part.where(rest, nothing))
+        found = [kernel.variable(nothing) for _ in range(_AT_ONCE)]
 
-    x = given.x + image * given.x_item
-    totals = [total(x + kernel.minimum(first + i, given.channels - 1) * given.x_plane) for i in range(lanes)]
-    while len(totals) > 1:  # a pair becomes one vector, whose lanes take turns as the pair's would
-        half = len(totals) // 2
-        pairs = [kernel.interleaved(totals[i], totals[i + half]) for i in range(half)]
-        totals = [joined(kernel, operation, *pair) for pair in pairs]
-    result = divided(kernel, totals[0], given.divisor) if divides else totals[0]
-    y = given.y + image * given.y_item + first * size
-    kernel.store_lanes(result, y, kernel.lanes_below(given.channels - first, lanes))
+        def add(to: Variable, at: Value) -> None:
+            to.set(joined(kernel, operation, to.get(), kernel.load(plane + at * size, kind)))
+
+        with kernel.loop(many, step=_AT_ONCE * lanes) as at:
+            for i, one in enumerate(found):
+                add(one, at + i * lanes)
+        with kernel.loop(whole, start=many, step=lanes) as at:
+            add(found[0], at)
+        rest = take(kernel, plane + whole * size, kind, part)
+        return reduce(partial(joined, kernel, operation), [one.get() for one in found], part.where(rest, nothing))
+
+    first_group = item * given.share
+    with kernel.loop(kernel.minimum(first_group + given.share, given.count), start=first_group) as group:
+        image, first = group // given.groups, (group % given.groups) * lanes
+        x = given.x + image * given.x_item
+        totals = [total(x + kernel.minimum(first + i, given.channels - 1) * given.x_plane) for i in range(lanes)]
+        while len(totals) > 1:  # a pair becomes one vector, whose lanes take turns as the pair's would
+            half = len(totals) // 2
+            pairs = [kernel.interleaved(totals[i], totals[i + half]) for i in range(half)]
+            totals = [joined(kernel, operation, *pair) for pair in pairs]
+        result = divided(kernel, totals[0], given.divisor) if divides else totals[0]
+        y = given.y + image * given.y_item + first * size
+        kernel.store_lanes(result, y, kernel.lanes_below(given.channels - first, lanes))
     kernel.finish()
     return name
+
+
+_AT_ONCE = 4  # vectors of a map that do not wait for each other
