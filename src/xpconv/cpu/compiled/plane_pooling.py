@@ -7,7 +7,7 @@ whole maps as many as a vector has lanes are read at a time, whose lanes are the
 from __future__ import annotations
 
 import math
-from functools import partial, reduce
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +33,7 @@ from xpconv.cpu.compiled.tile import SUMMED
 from xpconv.spec import Array, PoolSpec, Sizes
 
 _WINDOWS: tuple[str, ...] = (
-    "x", "x_item", "x_plane", "x_row", "y", "y_item", "y_plane", "y_row", "channels", "planes", "share", "rows",
+    "x", "x_item", "x_plane", "x_row", "y", "y_item", "y_plane", "y_row", "channels", "blocks", "share", "rows",
     "row_blocks", "out_rows", "columns", "column_blocks", "out_columns", "row_stride", "stride", "down", "dilation",
     "taps", "reach", "row_sources", "left", "width", "outside", "pitch", "half", "shift", "offsets", "divisor",
     "aside", "streams",
@@ -43,7 +43,7 @@ _MAPS: tuple[str, ...] = (
 )  # fmt: skip
 _ROWS = 12 << 10  # bytes of rows that are joined before their columns are: a quarter of a level 1 cache
 _COLUMNS = 1024  # results of a row at most, where it is cut at all
-_SHARE = 16  # small planes of an item at most: what is asked for ahead is the same thread's next plane
+_SHARE = 16  # blocks of an item at most: what is asked for ahead is then mostly the same thread's next block
 _SINGLE = 200_000  # elements read below which handing over costs more than it brings
 _NOTHING = {"largest": -math.inf, "added": 0.0}
 
@@ -66,8 +66,7 @@ class Pooling:
         else:
             numbers = _window_numbers(spec, strides, dtype, self._team, limit // self._team)
             tables |= _window_tables(spec, strides[0], dtype, sources, _NOTHING[operation], numbers["half"])
-            blocks = numbers["row_blocks"] * numbers["column_blocks"]
-            self._items = -(-numbers["planes"] // numbers["share"]) * blocks
+            self._items = -(-numbers["blocks"] // numbers["share"])
             self._scratch = numbers["aside"] + numbers["streams"] * numbers["rows"] * numbers["y_row"]
         self._arguments = Arguments(names, numbers, tables)
         compiled = _library(dtype, operation, spec.stride[-1])
@@ -136,11 +135,11 @@ def _window_numbers(
     held = max(min(_ROWS, limit // 2) // (stride * half) - 1, 1)
     rows = -(-out_rows // max(-(-out_rows // held), parts if two else 1))
     row_blocks, column_blocks = -(-out_rows // rows), -(-out_columns // columns)
-    share = max(min(_SHARE, planes // (4 * team)), 1) if row_blocks * column_blocks == 1 else 1
+    blocks = planes * row_blocks * column_blocks
     return {
         "x_item": x_strides[0], "x_plane": x_strides[-1], "x_row": x_strides[1] if two else 0,
         "y_item": y_strides[0], "y_plane": y_strides[-1], "y_row": out_columns * size, "channels": spec.channels,
-        "planes": planes, "share": share, "rows": rows, "row_blocks": row_blocks, "out_rows": out_rows,
+        "blocks": blocks, "share": max(min(_SHARE, blocks // (4 * team)), 1), "rows": rows, "row_blocks": row_blocks, "out_rows": out_rows,
         "columns": columns, "column_blocks": column_blocks, "out_columns": out_columns,
         "row_stride": spec.stride[0] if two else 1, "stride": stride, "down": spec.window[0] if two else 1,
         "dilation": spec.dilation[0] if two else 1, "taps": spec.window[-1], "reach": spec.reach[-1],
@@ -196,7 +195,7 @@ def _make(module: ir.Module, *, dtype: str, operation: str, stride: int) -> tupl
 
 
 def _windows_task(module: ir.Module, name: str, dtype: str, kernels: tuple[Kernel, Kernel | None, Kernel]) -> str:
-    """A block of rows and columns of the result of a plane, or several small planes.
+    """Blocks of rows and columns of the results of planes.
 
     Without a block kernel the rows that are read are results already.
     """
@@ -204,11 +203,12 @@ def _windows_task(module: ir.Module, name: str, dtype: str, kernels: tuple[Kerne
     kernel = Kernel(module, name, ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, _WINDOWS)
-    column, rest = (item % given.column_blocks) * given.columns, item // given.column_blocks
-    row, first = (rest % given.row_blocks) * given.rows, (rest // given.row_blocks) * given.share
-    rows = kernel.minimum(given.out_rows - row, given.rows)
-    columns = kernel.minimum(given.out_columns - column, given.columns)
-    with kernel.loop(kernel.minimum(first + given.share, given.planes), start=first) as plane:
+    first = item * given.share
+    with kernel.loop(kernel.minimum(first + given.share, given.blocks), start=first) as number:
+        column, rest = (number % given.column_blocks) * given.columns, number // given.column_blocks
+        row, plane = (rest % given.row_blocks) * given.rows, rest // given.row_blocks
+        rows = kernel.minimum(given.out_rows - row, given.rows)
+        columns = kernel.minimum(given.out_columns - column, given.columns)
         image, channel = plane // given.channels, plane % given.channels
         x = given.x + image * given.x_item + channel * given.x_plane
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
@@ -309,18 +309,22 @@ def _maps_task(module: ir.Module, name: str, dtype: str, operation: str, *, divi
     part, nothing = kernel.lanes_below(given.elements - whole, lanes), kernel.constant(_NOTHING[operation], kind)
 
     def total(plane: Value) -> Value:
-        found = [kernel.variable(nothing) for _ in range(_AT_ONCE)]
+        found = kernel.variable(nothing)
 
-        def add(to: Variable, at: Value) -> None:
-            to.set(joined(kernel, operation, to.get(), kernel.load(plane + at * size, kind)))
+        def add(to: Variable, more: Value) -> None:
+            to.set(joined(kernel, operation, to.get(), more))
 
-        with kernel.loop(many, step=_AT_ONCE * lanes) as at:
-            for i, one in enumerate(found):
-                add(one, at + i * lanes)
+        with kernel.when(many > 0):
+            others = [kernel.variable(nothing) for _ in range(_AT_ONCE - 1)]
+            with kernel.loop(many, step=_AT_ONCE * lanes) as at:
+                for i, one in enumerate([found, *others]):
+                    add(one, kernel.load(plane + (at + i * lanes) * size, kind))
+            for one in others:
+                add(found, one.get())
         with kernel.loop(whole, start=many, step=lanes) as at:
-            add(found[0], at)
+            add(found, kernel.load(plane + at * size, kind))
         rest = take(kernel, plane + whole * size, kind, part)
-        return reduce(partial(joined, kernel, operation), [one.get() for one in found], part.where(rest, nothing))
+        return joined(kernel, operation, found.get(), part.where(rest, nothing))
 
     first_group = item * given.share
     with kernel.loop(kernel.minimum(first_group + given.share, given.count), start=first_group) as group:
