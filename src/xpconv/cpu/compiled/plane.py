@@ -1,15 +1,14 @@
 """Filters of single planes, lanes along the last axis: one channel, or every channel of channels-first maps by itself.
 
 A tile is some rows of the result times some vectors of columns. The vectors of an input row are loaded once for all
-rows of the tile that read it. Of an input's blocks, those that padding does not reach are read where they lie.
+rows of the tile that read it. Rows are read where they lie, the columns of zeros beside them by masks; those of a
+stride of two, of another border or of other strides are gathered first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,12 +16,21 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources, runs_of
-from xpconv.cpu.compiled.build import Library, library, machine
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import LINE, Call, streamed_planes
-from xpconv.cpu.compiled.ir import FLOATS, I64, Kernel, Operand, Value, Variable, vector
-from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
-from xpconv.cpu.compiled.rows import STRIDES, aligning, phase_bytes, rows_kernel, stream_kernel, tap_offsets
-from xpconv.cpu.compiled.tile import SUMMED, Finish, finishing
+from xpconv.cpu.compiled.ir import I64, Kernel, Operand, Value
+from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of
+from xpconv.cpu.compiled.plane_tiles import WIDEST, Taps, is_shared, shapes, taps_of, tiles
+from xpconv.cpu.compiled.rows import (
+    STRIDES,
+    aligning,
+    gathered_rows_kernel,
+    phase_bytes,
+    rows_kernel,
+    stream_kernel,
+    tap_offsets,
+)
+from xpconv.cpu.compiled.tile import SUMMED, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
@@ -138,11 +146,17 @@ def _two_axes(spec: ConvSpec) -> tuple[int, int, tuple[int, int], tuple[int, int
     return down, across, (spec.out_size[0], spec.out_size[1]), (spec.stride[0], spec.dilation[0])
 
 
+def _taps(spec: ConvSpec) -> Taps:
+    """What there are kernels for of the filter."""
+    down, across, *_ = _two_axes(spec)
+    return taps_of(down, across)
+
+
 def _cut(spec: ConvSpec, dtype: str, parts: int, nbytes: int) -> _Cut:
     """Blocks whose input fits the cache and `nbytes`, where at all it can, at least so many for each plane."""
     size, lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
     down, _, out, (stride, dilation) = _two_axes(spec)
-    reach, across, step, widest = (down - 1) * dilation + 1, spec.reach[-1], spec.stride[-1], lanes * _WIDEST
+    reach, across, step, widest = (down - 1) * dilation + 1, spec.reach[-1], spec.stride[-1], lanes * WIDEST
     most = max(BLOCK_BYTES // (2 * reach * step * size), 2 * across, 4 * widest)  # columns; more than are read twice
     columns = _even(out[1], -(-out[1] // most) if out[0] > 1 else max(-(-out[1] // most), parts), widest)
     half = phase_bytes((columns - 1) * step + across, step, dtype)
@@ -185,43 +199,14 @@ def _tables(
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Taps:
-    """What kernels are made for of a filter."""
-
-    down: int  # taps, where there are kernels for so many; else 0
-    long: bool  # so many taps that sums are put aside on the way
-
-
-def _taps(spec: ConvSpec) -> _Taps:
-    down, across, *_ = _two_axes(spec)
-    return _Taps(down if down in _DOWN else 0, down * across > SUMMED)
-
-
-_DOWN = (3, 5)
-
-
-def _shapes() -> dict[int, int]:
-    """Rows of a tile, and the vectors of columns that then fill the registers with sums.
-
-    Eight rows by two, for narrow rows, took a sixth longer than four: LLVM reads all rows before it adds.
-    """
-    here = machine()
-    assert here is not None
-    return {4: 4, 2: 6, 1: _WIDEST} if here.registers == 32 else {4: 2, 2: 3, 1: _WIDEST}
-
-
-_WIDEST = 8
-
-
-def _library(dtype: str, stride: int, taps: _Taps) -> Library | None:
+def _library(dtype: str, stride: int, taps: Taps) -> Library | None:
     name = f"plane-{dtype}-{stride}-{taps.down}-{taps.long:d}"
     return library(name, partial(_make, dtype=dtype, stride=stride, taps=taps))
 
 
-def _make(module: ir.Module, *, dtype: str, stride: int, taps: _Taps) -> tuple[str, ...]:
+def _make(module: ir.Module, *, dtype: str, stride: int, taps: Taps) -> tuple[str, ...]:
     """The task: one block of rows and columns of the result of a plane, or several small planes."""
-    gather, block = _gather_kernel(module, dtype), _block_kernel(module, dtype, taps)
+    gather, block = gathered_rows_kernel(module, dtype), _block_kernel(module, dtype, taps)
     read, stream = rows_kernel(module, dtype, "added", stride), stream_kernel(module, dtype)
     kernel = Kernel(module, "planes", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
@@ -249,10 +234,10 @@ def _make(module: ir.Module, *, dtype: str, stride: int, taps: _Taps) -> tuple[s
     return ("planes",)
 
 
-def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
+def _block_kernel(module: ir.Module, dtype: str, taps: Taps) -> Kernel:
     """``block(...)``: all tiles of a block, whose input rows lie a step apart."""
-    shapes, size, lanes = _shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
-    tiles = {height: _tiles(module, dtype, taps, height, most) for height, most in shapes.items()}
+    widths, size, lanes = shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
+    made = {height: tiles(module, dtype, taps, height, most) for height, most in widths.items()}
     names = ("arguments", "channel", "table", "begin", "limit", "ahead", "fresh", "y", "rows", "columns")
     kernel = Kernel(module, "block", names)
     arguments, channel, table, begin, limit, ahead, fresh, y, rows, columns = kernel.arguments
@@ -261,7 +246,7 @@ def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
 
     def all_columns(line: Value, height: int) -> None:
         now, sources, target = kernel.variable(0), table + line * given.stride * 8, y + line * given.y_row
-        most, (whole, last) = shapes[height], tiles[height]
+        most, (whole, last) = widths[height], made[height]
         with kernel.loop(fresh * height, step=LINE) as near:
             kernel.prefetch(ahead + line * fresh + near)
 
@@ -289,26 +274,13 @@ def _block_kernel(module: ir.Module, dtype: str, taps: _Taps) -> Kernel:
 
     with kernel.loop(given.apart) as phase:  # rows that are so far apart read the same rows of the input
         first, count = kernel.variable(0), (rows - phase + given.apart - 1) // given.apart
-        for height in shapes:
-            shares = _shared(given, taps, height)
+        for height in widths:
+            shares = is_shared(given, taps, height)
             with kernel.while_(lambda height=height, shares=shares: shares & (first.get() + height <= count)):
                 all_columns(phase + first.get() * given.apart, height)
                 first.set(first.get() + height)
     kernel.finish()
     return kernel
-
-
-def _shared(given: SimpleNamespace, taps: _Taps, height: int) -> Value:
-    """Whether so many rows read the same rows of the input, of which the first is read for one of them alone."""
-    least = 0 if height == 1 else 1 if taps.down else max(height - 1, 2)
-    return given.shared * given.taps_down >= least
-
-
-def _tiles(module: ir.Module, dtype: str, taps: _Taps, height: int, most: int) -> tuple[Kernel, dict[int, Kernel]]:
-    """A tile for whole vectors, and those for what is left over by the vectors that this takes."""
-    counts = sorted({q for q in (1, 2, 3, 4, most) if q <= most})
-    whole = _tile(module, dtype, taps, (height, most), masked=0)
-    return whole, {q: _tile(module, dtype, taps, (height, q), masked=q - less) for less, q in pairwise([0, *counts])}
 
 
 @dataclass(frozen=True)
@@ -368,122 +340,3 @@ def _open(
 
 
 _ANYWHERE = 1 << 30  # columns: of rows that are gathered all may be read
-
-
-def _gather_kernel(module: ir.Module, dtype: str) -> Kernel:
-    """``gather(...)``: a part of padded rows, side by side, rows a pitch apart."""
-    fill, copy, size, element = fill_kernel(module, dtype), copy_kernel(module, dtype), _size(dtype), FLOATS[dtype]
-    names = ("x", "rows", "count", "runs", "run_count", "step", "first", "columns", "outside", "to", "pitch")
-    kernel = Kernel(module, "gather", names)
-    x, rows, count, runs, run_count, step, first, columns, outside, to, pitch = kernel.arguments
-    stop, at_once = first + columns, columns < _SHORT // size
-    with kernel.when(at_once):
-        kernel.call(fill, outside, to, count * pitch // size)
-    with kernel.loop(count) as row:
-        line, target, position = kernel.load(rows, offset=row * 8), to + row * pitch, kernel.variable(0)
-        with kernel.loop(run_count) as run:
-            begin, length = kernel.load(runs, offset=run * 16), kernel.load(runs, offset=run * 16 + 8)
-            start, end = position.get(), position.get() + length
-            low, part = (start < first).where(first, start), kernel.variable(0)
-            part.set(kernel.minimum(end, stop) - low)
-            into, source = target + (low - first) * size, x + line + begin + (low - start) * step
-            padding = line + begin < OUTSIDE // 2
-            with kernel.when((part.get() > 0) & (padding & at_once).equals(0)), kernel.either(padding) as (yes, no):
-                with yes:
-                    kernel.call(fill, outside, into, part.get())
-                with no, kernel.either(step.equals(size)) as (dense, spread):
-                    with dense:
-                        kernel.call(copy, source, into, part.get())
-                    with spread, kernel.loop(part.get()) as i:
-                        kernel.store(kernel.load(source + i * step, element), into + i * size)
-            position.set(end)
-    kernel.finish()
-    return kernel
-
-
-_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
-
-
-def _size(dtype: str) -> int:
-    return np.dtype(dtype).itemsize
-
-
-_ARGUMENTS = (
-    "rows", "at", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "begin",
-    "limit", "finish", "bias",
-)  # fmt: skip
-
-
-def _tile(module: ir.Module, dtype: str, taps: _Taps, shape: tuple[int, int], *, masked: int) -> Kernel:
-    """Rows of the result that read the same rows of the input, shifted by one tap each.
-
-    Of the last `masked` vectors only the columns before `width` are read and stored. Every sum is over the taps of a
-    column, column after column, whatever the tile.
-    """
-    (height, vectors), element, size, lanes = shape, FLOATS[dtype], _size(dtype), lanes_of(dtype)
-    kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}", _ARGUMENTS)
-    given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
-    first_masked = vectors - masked
-    stored: list[Value | None] = [None] * first_masked
-    stored += [kernel.lanes_below(given.width - lanes * q, lanes) for q in range(first_masked, vectors)]
-    zeros = kernel.constant(0, vector(element, lanes))
-
-    def zero() -> list[list[Variable]]:
-        return [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
-
-    def column(across: Value, sums: list[list[Variable]]) -> None:
-        """All taps of a column."""
-        offset, row = kernel.load(given.offsets, offset=across * 8), kernel.variable(given.rows)
-        place = given.begin + offset // size
-        inside: list[Value | None] = [None] * vectors
-        if masked:
-            inside = [kernel.lanes_within(place + lanes * q, given.limit, lanes) for q in range(vectors)]
-        weight = kernel.variable(given.w + across * given.taps_down * size)
-
-        def add(which: Sequence[int]) -> None:
-            line = kernel.load(row.get()) + given.at + offset
-            values = [take(kernel, line + q * lanes * size, zeros.type, mask) for q, mask in enumerate(inside)]
-            for y in which:
-                factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
-                for total, value in zip(sums[y], values, strict=True):
-                    total.set(kernel.fma(value, factor, total.get()))
-            row.set(row.get() + given.tap_down)
-            weight.set(weight.get() + size)
-
-        if taps.down:
-            for i in range(height + taps.down - 1):
-                add(range(max(i - taps.down + 1, 0), min(i + 1, height)))
-            return
-        for i in range(1, height):
-            add(range(i))
-        with kernel.loop(given.taps_down - (height - 1)):
-            add(range(height))
-        for i in range(1, height):
-            add(range(i, height))
-
-    totals = zero()
-    if taps.long:
-        with kernel.loop(given.taps_across, step=given.chunk) as first:
-            sums = zero()
-            with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
-                column(across, sums)
-            for total, part in zip(chain(*totals), chain(*sums), strict=True):
-                total.set(total.get() + part.get())
-    else:
-        with kernel.loop(given.taps_across) as across:
-            column(across, totals)
-    bias = kernel.splat(kernel.load(given.bias, element), lanes)
-
-    def store(done: Callable[[Value], Value]) -> None:
-        for y, row_totals in enumerate(totals):
-            for q, (total, mask) in enumerate(zip(row_totals, stored, strict=True)):
-                put(kernel, done(total.get()), given.y + y * given.y_step + q * lanes * size, mask)
-
-    with kernel.either(given.finish.equals(0)) as (plain, other):
-        with plain:
-            store(lambda total: total + bias)
-        with other:  # takes as long as a column of three taps
-            finished = Finish(kernel, given.finish, element, lanes)
-            store(lambda total: finished(total, bias))
-    kernel.finish()
-    return kernel

@@ -139,7 +139,8 @@ def _window_numbers(
     return {
         "x_item": x_strides[0], "x_plane": x_strides[-1], "x_row": x_strides[1] if two else 0,
         "y_item": y_strides[0], "y_plane": y_strides[-1], "y_row": out_columns * size, "channels": spec.channels,
-        "blocks": blocks, "share": max(min(_SHARE, blocks // (4 * team)), 1), "rows": rows, "row_blocks": row_blocks, "out_rows": out_rows,
+        "blocks": blocks, "share": max(min(_SHARE, blocks // (4 * team)), 1), "rows": rows,
+        "row_blocks": row_blocks, "out_rows": out_rows,
         "columns": columns, "column_blocks": column_blocks, "out_columns": out_columns,
         "row_stride": spec.stride[0] if two else 1, "stride": stride, "down": spec.window[0] if two else 1,
         "dilation": spec.dilation[0] if two else 1, "taps": spec.window[-1], "reach": spec.reach[-1],

@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled.call import LINE
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
-from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of, put, take
+from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
 from xpconv.spec import Array
 
 STRIDES = (1, 2)  # along the row, that there are kernels for
@@ -153,6 +153,41 @@ def _values(
 
 def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
     return list(zip(values[::2], values[1::2], strict=True))
+
+
+def gathered_rows_kernel(module: ir.Module, dtype: str) -> Kernel:
+    """``gather(...)``: a part of padded rows, side by side, rows a pitch apart."""
+    fill, copy = fill_kernel(module, dtype), copy_kernel(module, dtype)
+    size, element = np.dtype(dtype).itemsize, FLOATS[dtype]
+    names = ("x", "rows", "count", "runs", "run_count", "step", "first", "columns", "outside", "to", "pitch")
+    kernel = Kernel(module, "gather", names)
+    x, rows, count, runs, run_count, step, first, columns, outside, to, pitch = kernel.arguments
+    stop, at_once = first + columns, columns < _SHORT // size
+    with kernel.when(at_once):
+        kernel.call(fill, outside, to, count * pitch // size)
+    with kernel.loop(count) as row:
+        line, target, position = kernel.load(rows, offset=row * 8), to + row * pitch, kernel.variable(0)
+        with kernel.loop(run_count) as run:
+            begin, length = kernel.load(runs, offset=run * 16), kernel.load(runs, offset=run * 16 + 8)
+            start, end = position.get(), position.get() + length
+            low, part = (start < first).where(first, start), kernel.variable(0)
+            part.set(kernel.minimum(end, stop) - low)
+            into, source = target + (low - first) * size, x + line + begin + (low - start) * step
+            padding = line + begin < OUTSIDE // 2
+            with kernel.when((part.get() > 0) & (padding & at_once).equals(0)), kernel.either(padding) as (yes, no):
+                with yes:
+                    kernel.call(fill, outside, into, part.get())
+                with no, kernel.either(step.equals(size)) as (dense, spread):
+                    with dense:
+                        kernel.call(copy, source, into, part.get())
+                    with spread, kernel.loop(part.get()) as i:
+                        kernel.store(kernel.load(source + i * step, element), into + i * size)
+            position.set(end)
+    kernel.finish()
+    return kernel
+
+
+_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
 
 
 def stream_kernel(module: ir.Module, dtype: str) -> Kernel:
