@@ -110,10 +110,6 @@ class Value:
         compare = self.kernel.builder.fcmp_ordered if self.floating else self.kernel.builder.icmp_signed
         return Value(self.kernel, compare(sign, self.raw, self._other(other)))
 
-    def is_nan(self) -> Value:
-        """Where it is not a number."""
-        return Value(self.kernel, self.kernel.builder.fcmp_unordered("uno", self.raw, self.raw))
-
     def where(self, yes: Value, no: Value) -> Value:
         """`yes` where this condition holds, else `no`."""
         return Value(self.kernel, self.kernel.builder.select(self.raw, yes.raw, no.raw))
