@@ -13,7 +13,7 @@ def by_kernels(kernel, function, x, w, bias=None, limit=LIMIT, **options):
     (x, w, bias), spec = request.arrays, request.spec
     x, w = agnostic.channels_last(x, spec.layout), agnostic.weight_last(w, spec.layout)
     with xpconv.workspace_limit(limit):
-        assert kernel == "depthwise" or takes(kernel, x.dtype, spec)  # which also compute few channels, slowly
+        assert kernel in ("depthwise", "plane") or takes(kernel, x.dtype, spec)  # which compute few lanes too, slowly
         return compiled_calls.by_kernels(
             kernel, x, w, bias, spec, request.options["fill_value"], request.options["activation"]
         )

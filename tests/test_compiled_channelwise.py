@@ -35,7 +35,10 @@ def pooled(operation, x, window, *divisor, limit=LIMIT, **options):
     """The kernels' answer to a pooling."""
     spec = xpconv.max_pool.request(x, window, **options).spec
     with xpconv.workspace_limit(limit):
-        return pooled_calls.reduced({"max_pool": "largest", "sum_pool": "added"}[operation], x, spec, *divisor)
+        return pooled_calls.reduced("channelwise", _OPERATIONS[operation], x, spec, *divisor)
+
+
+_OPERATIONS = {"max_pool": "largest", "sum_pool": "added"}
 
 
 def defined(operation, x, window, **options):

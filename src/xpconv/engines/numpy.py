@@ -262,8 +262,8 @@ def unfold(x: Array, spec: PoolSpec) -> Array:
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     """By the compiled kernels, or running maxima, axis by axis."""
-    if pooled.takes("max_pool", x, spec, indices=return_indices):
-        return pooled.indexed(x, spec) if return_indices else pooled.reduced("largest", x, spec)
+    if kernel := pooled.by("max_pool", x, spec, indices=return_indices):
+        return pooled.indexed(x, spec) if return_indices else pooled.reduced(kernel, "largest", x, spec)
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
@@ -272,8 +272,8 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
     """By the compiled kernels, or running sums, axis by axis."""
-    if pooled.takes("sum_pool", x, spec):
-        return pooled.reduced("added", x, spec)
+    if kernel := pooled.by("sum_pool", x, spec):
+        return pooled.reduced(kernel, "added", x, spec)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
@@ -291,33 +291,33 @@ def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The sums, divided: where all windows are divided by the same, as they are stored."""
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
-    if shared is not None and pooled.takes("avg_pool", x, spec):
-        return pooled.reduced("added", x, spec, shared)
+    if shared is not None and (kernel := pooled.by("avg_pool", x, spec)):
+        return pooled.reduced(kernel, "added", x, spec, shared)
     return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
 
 
 def global_max_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
-    """Of maps whose channels are last by the compiled kernels."""
+    """By the compiled kernels."""
     return _pooled_whole("global_max_pool", x, axes, keepdims)
 
 
 def global_avg_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
-    """Of maps whose channels are last by the compiled kernels."""
+    """By the compiled kernels."""
     return _pooled_whole("global_avg_pool", x, axes, keepdims)
 
 
 def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
     spec = pooled.whole_maps(tuple(x.shape), axes)
-    if not pooled.takes(operation, x, spec):
+    kernel, reduction = pooled.by(operation, x, spec), pooled.REDUCTIONS[operation]
+    if not kernel:
         return NotImplemented  # the agnostic engine's reduction is what NumPy would do
-    reduction = pooled.REDUCTIONS[operation]
-    y = pooled.reduced(reduction, x, spec, math.prod(spec.size) if reduction == "added" else 1.0)
+    y = pooled.reduced(kernel, reduction, x, spec, math.prod(spec.size) if reduction == "added" else 1.0)
     return y if keepdims else y.reshape(spec.batch, spec.channels)
 
 
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Any:
     """By the compiled kernels: sums over windows of the gradients' shares."""
-    if not pooled.takes("avg_pool_grad", gy, spec):
+    if not pooled.by("avg_pool_grad", gy, spec):
         return NotImplemented  # the agnostic engine's sums are what NumPy would do
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is None:
@@ -337,7 +337,7 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every gradient added at its index."""
-    if pooled.takes("max_pool_grad", gy, spec):
+    if pooled.by("max_pool_grad", gy, spec):
         return pooled.scattered(gy, indices, spec)
     dtype, places = gy.dtype, math.prod(spec.size)
     flat = (spec.batch, math.prod(spec.out_size), spec.channels)

@@ -23,68 +23,71 @@ REDUCTIONS = {
 }
 """What kernels make of every window."""
 
-_LONG_PLANE = 1024  # elements, side by side, that NumPy reduces faster than kernels turn them
 _FEW = 1000  # values that NumPy adds at their indices sooner than kernels are called
 
 
-def takes(operation: str, x: Array, spec: Any, *, indices: bool = False) -> bool:
-    """Whether kernels compute it now."""
-    needed = _needed(operation, x, spec, indices)
-    return bool(needed) and all(compiled.is_ready(kernel, x.dtype, windows) for kernel, windows in needed)
+def by(operation: str, x: Array, spec: Any, *, indices: bool = False) -> str:
+    """The kernels that compute it now, by name; "" where NumPy does."""
+    kernel, needed = _needed(operation, x, spec, indices)
+    return kernel if all(compiled.is_ready(name, x.dtype, windows) for name, windows in needed) else ""
 
 
 def is_awaited(operation: str, x: Array, spec: Any, *, indices: bool = False) -> bool:
     """Whether NumPy computes what kernels will, once they are there."""
-    return bool(_needed(operation, x, spec, indices)) and not takes(operation, x, spec, indices=indices)
+    return _needed(operation, x, spec, indices)[0] != by(operation, x, spec, indices=indices)
 
 
 def plan(operation: str, x: Array, spec: Any, *, indices: bool = False) -> Plan | None:
     """What kernels do with it now; None where they do nothing."""
-    if not takes(operation, x, spec, indices=indices):
+    kernel = by(operation, x, spec, indices=indices)
+    if not kernel:
         return None
-    if operation == "max_pool_grad":
-        reason, tile = "every gradient added at its index", "compiled: channels of an image, one by one"
-        return Plan("direct", reason, tile, threads=compiled.thread_count())
-    windows, tile = _windows(x, spec), "compiled: results by a vector of channels in registers"
+    if kernel == "scatter":
+        return Plan("direct", "every gradient added at its index", _TILES[kernel], threads=compiled.thread_count())
     if operation == "avg_pool_grad":
         reason = "sums over windows of gy, for each phase of the stride"
     else:
         whole = "every map at once" if operation.startswith("global") else "every window by itself"
         reason = "every window with its indices" if indices else whole
-    many = (operations(windows) or 0) > READ_SINGLE
-    return Plan("direct", reason, tile, threads=compiled.thread_count() if many else 1)
+    many = (operations(_windows(x, spec)) or 0) > READ_SINGLE
+    return Plan("direct", reason, _TILES[kernel], threads=compiled.thread_count() if many else 1)
 
 
-def _needed(operation: str, x: Array, spec: Any, indices: bool) -> list[tuple[str, Any]]:
-    """The kernels, by name and by the windows that they read, that compute it; none where NumPy does."""
+_TILES = {
+    "scatter": "compiled: channels of an image, one by one",
+    "indexed": "compiled: results by a vector of channels in registers",
+    "channelwise": "compiled: results by a vector of channels in registers",
+    "plane": "compiled: vectors of columns in registers, the rows of windows first",
+}
+
+
+def _needed(operation: str, x: Array, spec: Any, indices: bool) -> tuple[str, list[tuple[str, Any]]]:
+    """The kernels that are to compute it, and what of them for which windows; "" and nothing where NumPy does."""
     present = compiled.kernels()
+    nothing: tuple[str, list[tuple[str, Any]]] = "", []
     if present is None:
-        return []
+        return nothing
     if operation == "max_pool_grad":
-        return [("scatter", spec)] if x.size >= _FEW and present.scatters(x.dtype) else []
+        return ("scatter", [("scatter", spec)]) if x.size >= _FEW and present.scatters(x.dtype) else nothing
     if operation not in (*REDUCTIONS, "avg_pool_grad"):
-        return []
+        return nothing
     windows = _windows(x, spec)
     if not pool_is_compiled(windows):
-        return []
+        return nothing
     if indices:
-        return [("indexed", windows)] if present.pools_indexed(x.dtype, windows, current_limit()) else []
+        taken = present.pools_indexed(x.dtype, windows, current_limit())
+        return ("indexed", [("indexed", windows)]) if taken else nothing
     if operation == "avg_pool_grad":
         parts = [phase.spec for phase in _phases(windows) if phase.is_reached]
-        return _each("added", parts) if all(present.pools(x.dtype, part, current_limit()) for part in parts) else []
-    is_long = windows.layout == "channels_first" and windows.window == windows.size
-    if is_long and math.prod(windows.size) > _LONG_PLANE:
-        return []
-    return _each(REDUCTIONS[operation], [windows] if present.pools(x.dtype, windows, current_limit()) else [])
+        taken = all(present.pools_by_channels(x.dtype, part, current_limit()) for part in parts)
+        return ("channelwise", [("channelwise added", part) for part in parts]) if taken else nothing
+    kernel = present.pools(channels_last(x, windows.layout), windows.reading, current_limit())
+    return (kernel, [(f"{kernel} {REDUCTIONS[operation]}", windows)]) if kernel else nothing
 
 
 def _windows(x: Array, spec: PoolSpec | Sizes) -> PoolSpec:
     """Those of the operation; one of each map for the axes of what pools globally."""
     return spec if isinstance(spec, PoolSpec) else whole_maps(tuple(x.shape), spec)
-
-
-def _each(kernel: str, windows: list[Any]) -> list[tuple[str, Any]]:
-    return [(kernel, spec) for spec in windows]
 
 
 @lru_cache(maxsize=128)
@@ -108,24 +111,26 @@ def shared_divisor(spec: PoolSpec, count_include_pad: bool, divisor: float | Non
 # --- The calls --------------------------------------------------------------------------------------------------------
 
 
-def reduced(reduction: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
+def reduced(kernel: str, reduction: str, x: Array, spec: PoolSpec, divisor: float = 1.0) -> Array:
     """The "largest" element of every window, or all "added" and divided, of `x` read where it lies."""
     y = new(spec.y_shape, x.dtype)
-    prepared(reduction, x, y, spec, divisor)(x, y)
+    prepared(kernel, reduction, x, y, spec, divisor)(x, y)
     return y
 
 
-def prepared(reduction: str, x: Array, y: Array, spec: PoolSpec, divisor: float) -> Callable[..., None]:
+def prepared(
+    kernel: str, reduction: str, x: Array, y: Array, spec: PoolSpec, divisor: float
+) -> Callable[..., None]:  # fmt: skip
     """The kernels' call for arrays that lie as these do."""
     x, y = (channels_last(a, spec.layout) for a in (x, y))
-    return _prepared(reduction, x, y, spec.reading, divisor)
+    return _prepared(kernel, reduction, x, y, spec.reading, divisor)
 
 
 def _prepared(
-    reduction: str, x: Array, y: Array, windows: PoolSpec | ConvSpec, divisor: float
+    kernel: str, reduction: str, x: Array, y: Array, windows: PoolSpec | ConvSpec, divisor: float
 ) -> Callable[..., None]:
     call: Callable[..., None] = compiled.found().prepared_pooling(
-        reduction, x, y, windows, compiled.sources, divisor, current_limit()
+        kernel, reduction, x, y, windows, compiled.sources, divisor, current_limit()
     )
     return call
 
@@ -148,7 +153,7 @@ def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
     for phase in _phases(spec):
         here = channels_last(gx, layout)[(slice(None), *phase.places)]
         if phase.is_reached:
-            _prepared("added", gy, here, phase.spec, divisor)(gy, here)
+            _prepared("channelwise", "added", gy, here, phase.spec, divisor)(gy, here)
         else:
             here[...] = 0
     return compiled.laid_out(gx, spec.layout) if strided else gx

@@ -209,10 +209,12 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     spec, divisor, shape = _pooling(x, request)
-    if request.options.get("return_indices") or divisor is None or not pooled.takes(request.operation, x, spec):
+    if request.options.get("return_indices") or divisor is None:
         return None
-    reduction = pooled.REDUCTIONS[request.operation]
-    call = pooled.prepared(reduction, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
+    kernel, reduction = pooled.by(request.operation, x, request.spec), pooled.REDUCTIONS[request.operation]
+    if not kernel:
+        return None
+    call = pooled.prepared(kernel, reduction, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
     dtype = x.dtype
 
     def again(x: Array) -> Any:

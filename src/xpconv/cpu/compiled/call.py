@@ -14,13 +14,14 @@ import numpy as np
 from xpconv.cpu.compiled.blocks import Sources
 from xpconv.cpu.compiled.ir import Kernel, Value
 from xpconv.cpu.plan import SINGLE
-from xpconv.spec import Array, ConvSpec, Sizes
+from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
 """Of ``(x, w, bias, y)``, of which all but `w` may have lost axes of one element: writes the result to `y`, and tells
 whether it can be used: where False, a value that is not finite may have spread beyond the windows that hold it."""
 
 STREAMED, LINE = 1 << 24, 64  # bytes of a result that pushes all else from the caches, and of a line of them
+TOGETHER = 3 << 23  # bytes of an input and a result of as many channels that do
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ class Call:
 def streamed_now(kernel: Kernel, given: SimpleNamespace) -> Value:
     """Inside a kernel: above 0 where a result that may be stored past the caches begins a line of them now."""
     return (given.y % LINE).equals(0).where(given.streams, kernel.constant(0))
+
+
+def streamed_planes(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> bool:
+    """Whether results of planes, whose rows lie side by side, may be stored past the caches, as they are one by one."""
+    together = spec.batch * spec.channels * (math.prod(spec.size) + math.prod(spec.out_size)) * size
+    row = spec.out_size[-1] * size
+    dense = y_strides[-2] == size and (spec.axes == 1 or y_strides[-3] == row)
+    return dense and together >= TOGETHER
 
 
 def in_lines(strides: Sizes, width: int, size: int) -> bool:

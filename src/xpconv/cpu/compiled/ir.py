@@ -196,6 +196,11 @@ class Kernel:
         nothing = self.builder.asm(kind, "", constraint, [number.raw, *(values.raw for values in vectors)], False)
         return Value(self, nothing)
 
+    def at_least(self, first: Value, second: Operand) -> Value:
+        """The larger integer."""
+        second = self._value(second)
+        return (first < second).where(second, first)
+
     def fma(self, first: Value, second: Value, third: Value) -> Value:
         """``first * second + third``, rounded once."""
         return self._intrinsic("llvm.fma", (first, second, third))
@@ -226,10 +231,16 @@ class Kernel:
         """The bits of a vector as one of another type."""
         return Value(self, self.builder.bitcast(value.raw, kind))
 
+    def deinterleaved(self, first: Value, second: Value) -> tuple[Value, Value]:
+        """The lanes of two vectors, one after the other, of even numbers and of odd ones."""
+        lanes = first.type.count
+        order = [list(range(half, 2 * lanes, 2)) for half in (0, 1)]
+        even, odd = (self.builder.shuffle_vector(first.raw, second.raw, _lanes(half)) for half in order)
+        return Value(self, even), Value(self, odd)
+
     def maximum(self, first: Value, second: Value) -> Value:
         """The larger float, and a NaN where there is one."""
-        larger = (first > second).where(first, second)  # the second where either is a NaN
-        return first.is_nan().where(first, larger)
+        return self._intrinsic("llvm.maximum", (first, second), flags=("nsz",))  # of zeros either
 
     def narrowed(self, number: Value, bits: int) -> Value:
         """An integer as one of so many bits, of which it needs no more."""
@@ -252,15 +263,22 @@ class Kernel:
         every = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
         return Value(self, every) < self.splat(count, lanes)
 
+    def lanes_within(self, first: Value, stop: Value, lanes: int) -> Value:
+        """A mask: lane i holds where first + i is at least 0 and below `stop`."""
+        every = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        place = Value(self, every) + self.splat(Value(self, self.builder.trunc(first.raw, I32)), lanes)
+        end = self.splat(Value(self, self.builder.trunc(stop.raw, I32)), lanes)
+        return Value(self, self.builder.icmp_unsigned("<", place.raw, end.raw))
+
     def _value(self, operand: Operand) -> Value:
         return operand if isinstance(operand, Value) else self.constant(operand)
 
-    def _intrinsic(self, name: str, operands: Sequence[Value]) -> Value:
+    def _intrinsic(self, name: str, operands: Sequence[Value], flags: Sequence[str] = ()) -> Value:
         kind = operands[0].type
         suffix = {"float": "f32", "double": "f64"}[str(kind.element if isinstance(kind, ir.VectorType) else kind)]
         full = f"{name}.v{kind.count}{suffix}" if isinstance(kind, ir.VectorType) else f"{name}.{suffix}"
         function = self._declared(full, ir.FunctionType(kind, [kind] * len(operands)))
-        return Value(self, self.builder.call(function, [operand.raw for operand in operands]))
+        return Value(self, self.builder.call(function, [operand.raw for operand in operands], fastmath=flags))
 
     def _declared(self, name: str, kind: ir.FunctionType) -> ir.Function:
         module = self.builder.module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from xpconv.cpu.compiled import (
     indexed,
     kept,
     plane,
+    plane_pooling,
     scatter,
     threads,
     turn,
@@ -29,7 +31,7 @@ from xpconv.cpu.compiled.call import Call, Prepared
 from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.plan import Compiled
-from xpconv.spec import Array, ConvSpec, PoolSpec
+from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
     "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
@@ -38,7 +40,14 @@ _READY: dict[str, Callable[..., bool]] = {
     "direct": direct.is_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
     "winograd": winograd.is_ready, "gradient": gradients.is_ready, "winograd gradient": winograd_gradient.is_ready,
     "indexed": indexed.is_ready, "scatter": scatter.is_ready,
-    **{pooling: partial(channelwise.is_ready, operation=pooling) for pooling in ("largest", "added")},
+    **{
+        f"{family} {reduction}": partial(part.is_ready, operation=reduction)
+        for family, part in (("channelwise", channelwise), ("plane", plane_pooling))
+        for reduction in ("largest", "added")
+    },
+}  # fmt: skip
+_POOLINGS: dict[str, Callable[..., Callable[[Array, Array], None]]] = {
+    "channelwise": channelwise.Pooling, "plane": plane_pooling.Pooling,
 }  # fmt: skip
 grad_weight, winograd_grad_weight = gradients.grad_weight, winograd_gradient.grad_weight
 all_finite, thread_count, turned = finite.finite, threads.thread_count, turn.turned
@@ -87,16 +96,18 @@ def _prepared(kernel: str, call: Call) -> Prepared:
 
 
 def prepared_pooling(
-    operation: str, x: Array, y: Array, spec: PoolSpec, sources: Sources, divisor: float, limit: int
+    kernel: str, operation: str, x: Array, y: Array, spec: PoolSpec, sources: Sources, divisor: float, limit: int
 ) -> Callable[[Array, Array], None]:
-    """The "largest" of windows, or all "added" and divided, of arrays ``(x, y)`` that lie as these do."""
+    """The "largest" of windows, or all "added" and divided, by the kernels of that name, of ``(x, y)`` that lie so."""
     strides = strides_of(x), strides_of(y)
     return _prepared_pooling(
-        operation, spec, strides, name_of(x.dtype), threads.thread_count(), sources, divisor, limit
+        kernel, operation, spec, strides, name_of(x.dtype), threads.thread_count(), sources, divisor, limit
     )
 
 
-_prepared_pooling = lru_cache(maxsize=128)(channelwise.Pooling)
+@lru_cache(maxsize=128)
+def _prepared_pooling(kernel: str, *geometry: Any) -> Callable[[Array, Array], None]:
+    return _POOLINGS[kernel](*geometry)
 
 
 def indexed_pooling(
@@ -125,14 +136,24 @@ def _takes(dtype: str, spec: ConvSpec, limit: int, free: int) -> Compiled:
     )  # fmt: skip
 
 
-def pools(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:
-    """Whether such a pooling is taken."""
-    return _pools(name_of(dtype), spec, limit, threads.thread_count())
+def pools(x: Array, spec: PoolSpec, limit: int) -> str:
+    """The kernels that take a pooling of a channels-last array, by name; "" where none do."""
+    return _pools(name_of(x.dtype), spec, strides_of(x), limit, threads.thread_count())
 
 
 @lru_cache(maxsize=1024)
-def _pools(dtype: str, spec: PoolSpec, limit: int, _threads: int) -> bool:
-    return _here(dtype) and channelwise.takes(dtype, spec, limit)
+def _pools(dtype: str, spec: PoolSpec, strides: Sizes, limit: int, _threads: int) -> str:
+    if not _here(dtype):
+        return ""
+    plane_takes, turned_takes = plane_pooling.takes(dtype, spec, strides, limit), channelwise.takes(dtype, spec, limit)
+    if plane_takes and not (turned_takes and plane_pooling.is_slow(dtype, spec)):
+        return "plane"
+    return "channelwise" if turned_takes else ""
+
+
+def pools_by_channels(dtype: np.dtype, spec: ConvSpec, limit: int) -> bool:
+    """Whether the windows of a convolution are taken, a vector of channels at a time."""
+    return _here(name_of(dtype)) and channelwise.takes(name_of(dtype), spec, limit)
 
 
 def scatters(dtype: np.dtype) -> bool:

@@ -1,12 +1,12 @@
 """Filters of single planes, lanes along the last axis: one channel, or every channel of channels-first maps by itself.
 
 A tile is some rows of the result times some vectors of columns. The vectors of an input row are loaded once for all
-rows of the tile that read it. Of an input's blocks, those that padding does not reach are read where they lie.
+rows of the tile that read it. Rows are read where they lie, the columns of zeros beside them by masks; those of a
+stride of two, of another border or of other strides are gathered first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -16,21 +16,32 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources, runs_of
-from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.call import Call
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
-from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
-from xpconv.cpu.compiled.tile import SUMMED, Finish, finishing
+from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.call import LINE, Call, streamed_planes
+from xpconv.cpu.compiled.ir import I64, Kernel, Operand, Value
+from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of
+from xpconv.cpu.compiled.plane_tiles import WIDEST, Taps, is_shared, shapes, taps_of, tiles
+from xpconv.cpu.compiled.rows import (
+    STRIDES,
+    aligning,
+    gathered_rows_kernel,
+    phase_bytes,
+    rows_kernel,
+    stream_kernel,
+    tap_offsets,
+)
+from xpconv.cpu.compiled.tile import SUMMED, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
 FIELDS = (
     "x", "x_item", "x_plane", "x_row", "x_step", "y", "y_item", "y_plane", "y_row", "w", "taps_down", "taps_across",
-    "tap_step", "chunk", "finish", "bias", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
-    "column_blocks", "out_columns", "stride", "dilation", "reach", "overlap", "apart", "shared", "pitch", "in_place",
-    "above", "height", "left", "width", "row_sources", "runs", "run_count", "outside",
+    "offsets", "chunk", "finish", "bias", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
+    "column_blocks", "out_columns", "stride", "dilation", "reach", "step_across", "reach_across", "apart", "shared",
+    "pitch", "half", "shift", "in_place", "plain", "above", "height", "left", "width", "row_sources", "runs",
+    "run_count", "outside", "gathered", "held", "streams", "aside", "table",
 )  # fmt: skip
-_ITEM = 50_000  # products of an item of several planes: taking one takes as long as a small plane
+_SHARE = 16  # small planes of an item at most: what is asked for ahead is the same thread's next plane
 _WAYS, _SETS = 8, 1024  # rows so many bytes apart meet in few sets of a level 1 cache, each of so many lines
 
 
@@ -40,8 +51,10 @@ class _Cut:
 
     rows: int
     columns: int
-    pitch: int  # bytes from one gathered row to the next
+    pitch: int  # bytes from one row of the input to the next, where it is gathered
+    half: int  # and from the first of the columns that a stride treats alike to those of the next
     nbytes: int
+    table: int  # of them, the last: where the rows begin
 
 
 class Plane:
@@ -50,18 +63,21 @@ class Plane:
     def __init__(self, call: Call) -> None:
         spec, dtype = call.spec, call.dtype
         cut = _cut(spec, dtype, _parts(call), call.limit // (2 * call.team))
-        numbers = _numbers(call, cut)
+        streams = _is_streamed(call, cut)
+        numbers = _numbers(call, cut) | {"streams": int(streams)}
         planes, blocks = numbers["planes"], numbers["row_blocks"] * numbers["column_blocks"]
-        share = max(min(_ITEM * planes // call.products, planes // (4 * call.team)), 1) if blocks == 1 else 1
-        self._items, self._scratch, self._call = -(-planes // share) * blocks, cut.nbytes, call
-        tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill)
-        tables["finish"] = finishing(call.activation, dtype, call.leak)
+        share = max(min(_SHARE, planes // (4 * call.team)), 1) if blocks == 1 else 1
+        self._items, self._call = -(-planes // share) * blocks, call
+        self._scratch = (2 if streams or numbers["held"] else 1) * cut.nbytes
+        tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill, cut)
+        if call.activation is not None:
+            tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, numbers | {"share": share, "run_count": len(tables["runs"])}, tables)
         down, across, *_ = _two_axes(spec)
         by_columns = taps_order(spec, call.w_strides).reshape(down, across).T.reshape(-1)  # as taps are added up
         self._pack = Packing(dtype, spec.channels, 1, 1, by_columns, call.w_strides[-1])
         self._bias = PackedBias(dtype, 1, spec.channels, spec.channels)
-        compiled = _library(dtype)
+        compiled = _library(dtype, spec.stride[-1], _taps(spec))
         assert compiled is not None
         self._address = compiled.address("planes")
 
@@ -79,7 +95,10 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
         return False
     if 0 in (spec.batch, spec.channels, *spec.out_size) or not (spec.layout == "channels_first" or spec.channels == 1):
         return False
-    return spec.stride[-1] == 1 and workspace(dtype, spec) <= limit
+    stride = spec.stride[-1]
+    if spec.channels > 1 and 4 * spec.out_size[-1] < (3 if stride == 1 else 8) * lanes_of(dtype):
+        return False  # most lanes are empty: turned, 5x5s2 96@28 took half the time, 3x3 960@7 two thirds
+    return stride in STRIDES and workspace(dtype, spec) <= limit
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -100,15 +119,20 @@ def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
     *above, (left, _) = spec.padding
     x_row = x_steps[0] if spec.axes == 2 else 0
     meet = down > _WAYS and x_row % _SETS == 0  # reading so many such rows at once took a quarter longer
+    dense, step, plain = x_steps[-1] == size, spec.stride[-1], spec.padding_mode in ("zeros", "constant")
     return {
         "x_item": x_item, "x_plane": x_plane, "x_row": x_row, "x_step": x_steps[-1],
-        "in_place": int(x_steps[-1] == size and not meet), "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
+        "in_place": int(dense and plain and call.fill == 0 and step == 1 and not meet),
+        "y_item": call.y_strides[0], "y_plane": call.y_strides[-1],
         "y_row": call.y_strides[1] if spec.axes == 2 else 0, "taps_down": down, "taps_across": across,
-        "tap_step": spec.dilation[-1] * size, "chunk": max(SUMMED // down, 1), "channels": spec.channels,
+        "chunk": max(SUMMED // down, 1), "channels": spec.channels,
         "planes": spec.batch * spec.channels, "rows": cut.rows, "row_blocks": -(-out[0] // cut.rows),
         "out_rows": out[0], "columns": cut.columns, "column_blocks": -(-out[1] // cut.columns),
         "out_columns": out[1], "stride": stride, "dilation": dilation, "reach": (down - 1) * dilation + 1,
-        "overlap": spec.reach[-1] - 1, "apart": apart, "shared": shared, "pitch": cut.pitch,
+        "step_across": step, "reach_across": spec.reach[-1], "apart": apart, "shared": shared, "pitch": cut.pitch,
+        "half": cut.half, "shift": aligning(left, step, call.dtype), "plain": int(dense and plain),
+        "held": 0 if step == 1 or (dense and plain) else cut.nbytes, "aside": cut.nbytes,
+        "table": cut.nbytes - cut.table,
         "above": above[0][0] if above else 0, "height": spec.size[0] if above else 1, "left": left,
         "width": spec.size[-1],
     }  # fmt: skip
@@ -122,19 +146,33 @@ def _two_axes(spec: ConvSpec) -> tuple[int, int, tuple[int, int], tuple[int, int
     return down, across, (spec.out_size[0], spec.out_size[1]), (spec.stride[0], spec.dilation[0])
 
 
+def _taps(spec: ConvSpec) -> Taps:
+    """What there are kernels for of the filter."""
+    down, across, *_ = _two_axes(spec)
+    return taps_of(down, across)
+
+
 def _cut(spec: ConvSpec, dtype: str, parts: int, nbytes: int) -> _Cut:
     """Blocks whose input fits the cache and `nbytes`, where at all it can, at least so many for each plane."""
     size, lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
     down, _, out, (stride, dilation) = _two_axes(spec)
-    reach, overlap, widest = (down - 1) * dilation + 1, spec.reach[-1] - 1, lanes * _WIDEST
-    most = max(BLOCK_BYTES // (2 * reach * size), 2 * overlap, 4 * widest)  # columns; more rows than are read twice
+    reach, across, step, widest = (down - 1) * dilation + 1, spec.reach[-1], spec.stride[-1], lanes * WIDEST
+    most = max(BLOCK_BYTES // (2 * reach * step * size), 2 * across, 4 * widest)  # columns; more than are read twice
     columns = _even(out[1], -(-out[1] // most) if out[0] > 1 else max(-(-out[1] // most), parts), widest)
-    lines = -(-(columns + overlap) * size // 64)
-    pitch = (lines + 1 - lines % 2) * 64  # of odd lines, so that rows do not meet in the same sets of a cache
+    half = phase_bytes((columns - 1) * step + across, step, dtype)
+    pitch = (step * half // LINE | 1) * LINE  # of odd lines, so that rows do not meet in the same sets of a cache
     held = (min(nbytes, BLOCK_BYTES) // pitch - reach) // stride + 1
     held = max(held, min(-(-reach // stride), (nbytes // pitch - reach) // stride + 1), 1)
     rows = _even(out[0], max(-(-out[0] // held), parts if out[0] > 1 else 1), 1)
-    return _Cut(rows, columns, pitch, ((rows - 1) * stride + reach) * pitch)
+    height = (rows - 1) * stride + reach
+    return _Cut(rows, columns, pitch, half, height * (pitch + 8) + LINE, height * 8)
+
+
+def _is_streamed(call: Call, cut: _Cut) -> bool:
+    """Whether results are put aside and stored past the caches block by block: with the input they do not fit there."""
+    spec, whole_rows = call.spec, cut.columns == call.spec.out_size[-1]
+    held = cut.rows * cut.columns * call.itemsize <= cut.nbytes
+    return whole_rows and held and streamed_planes(spec, call.y_strides, call.itemsize)
 
 
 def _even(count: int, parts: int, multiple: int) -> int:
@@ -142,45 +180,42 @@ def _even(count: int, parts: int, multiple: int) -> int:
     return min(-(-count // (parts * multiple)) * multiple, count)
 
 
-def _tables(spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float) -> dict[str, Array]:
-    """Where rows of the padded plane come from, and the runs of each, all in bytes; what lies outside."""
+def _tables(
+    spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float, cut: _Cut
+) -> dict[str, Array]:
+    """Where rows of the padded plane come from, the runs of each, and where taps lie, all in bytes; what is outside."""
     *down, across = sources(spec)
     rows = down[0] if down else np.zeros(1, np.int64)
     line = np.where(across < 0, OUTSIDE, across * x_strides[-2])
     return {
         "row_sources": np.where(rows < 0, OUTSIDE, rows * (x_strides[-3] if down else 0)),
         "runs": runs_of(line, x_strides[-2]),
-        "outside": np.array([fill], dtype),
+        "outside": np.full(spec.size[-1] + 1, fill, dtype),
+        "offsets": tap_offsets(spec.window[-1], spec.dilation[-1], spec.stride[-1], cut.half, dtype),
+        "gathered": np.arange(len(rows), dtype=np.int64) * cut.pitch,
     }
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
-def _shapes() -> dict[int, int]:
-    """Rows of a tile, and the vectors of columns that then fill the registers with sums."""
-    here = machine()
-    assert here is not None
-    return {4: 4, 2: 6, 1: _WIDEST} if here.registers == 32 else {4: 2, 2: 3, 1: _WIDEST}
+def _library(dtype: str, stride: int, taps: Taps) -> Library | None:
+    name = f"plane-{dtype}-{stride}-{taps.down}-{taps.long:d}"
+    return library(name, partial(_make, dtype=dtype, stride=stride, taps=taps))
 
 
-_WIDEST = 8
-
-
-def is_ready(dtype: str, _spec: ConvSpec) -> bool:
+def is_ready(dtype: str, spec: ConvSpec) -> bool:
     """Whether the kernels are there; if not, they are being compiled, where that can be done."""
-    return _library(dtype) is not None
+    return _library(dtype, spec.stride[-1], _taps(spec)) is not None
 
 
-def _library(dtype: str) -> Library | None:
-    return library(f"plane-{dtype}", partial(_make, dtype=dtype))
-
-
-def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
+def _make(module: ir.Module, *, dtype: str, stride: int, taps: Taps) -> tuple[str, ...]:
     """The task: one block of rows and columns of the result of a plane, or several small planes."""
-    gather, block = _gather_kernel(module, dtype), _block_kernel(module, dtype)
+    gather, block = gathered_rows_kernel(module, dtype), _block_kernel(module, dtype, taps)
+    read, stream = rows_kernel(module, dtype, "added", stride), stream_kernel(module, dtype)
     kernel = Kernel(module, "planes", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
+    place = _Place(*(kernel.memory(I64, 1) for _ in range(4)))
     given, size = kernel.given(arguments, FIELDS), np.dtype(dtype).itemsize
     column, rest = (item % given.column_blocks) * given.columns, item // given.column_blocks
     row, first = (rest % given.row_blocks) * given.rows, (rest // given.row_blocks) * given.share
@@ -189,49 +224,63 @@ def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     with kernel.loop(kernel.minimum(first + given.share, given.planes), start=first) as plane:
         image, channel = plane // given.channels, plane % given.channels
         x = given.x + image * given.x_item + channel * given.x_plane
-        source, step = _opened(kernel, given, x, (row, rows), (column, columns), scratch, gather, size)
+        _open(kernel, given, x, (row, rows), (column, columns), (scratch, place), (gather, read), size)
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
-        kernel.call(block, arguments, channel, source, step, y, rows, columns)
+        aside = scratch + given.aside
+        kernel.call(
+            block, arguments, channel, scratch + given.table, *place.values(kernel),
+            given.streams.equals(1).where(aside, y), rows, columns,
+        )  # fmt: skip
+        with kernel.when(given.streams > 0):
+            kernel.call(stream, aside, y, rows * columns * size)
+    with kernel.when(given.streams > 0):
+        kernel.fence()
     kernel.finish()
     return ("planes",)
 
 
-def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
+def _block_kernel(module: ir.Module, dtype: str, taps: Taps) -> Kernel:
     """``block(...)``: all tiles of a block, whose input rows lie a step apart."""
-    shapes, size, lanes = _shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
-    wide = {height: _tile(module, dtype, height, vectors, masked=False) for height, vectors in shapes.items()}
-    last = {
-        height: {q: _tile(module, dtype, height, q, masked=True) for q in sorted({1, 2, vectors})}
-        for height, vectors in shapes.items()
-    }
-    kernel = Kernel(module, "block", ("arguments", "channel", "source", "step", "y", "rows", "columns"))
-    arguments, channel, source, step, y, rows, columns = kernel.arguments
+    widths, size, lanes = shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
+    made = {height: tiles(module, dtype, taps, height, most) for height, most in widths.items()}
+    names = ("arguments", "channel", "table", "begin", "limit", "ahead", "fresh", "y", "rows", "columns")
+    kernel = Kernel(module, "block", names)
+    arguments, channel, table, begin, limit, ahead, fresh, y, rows, columns = kernel.arguments
     given = kernel.given(arguments, FIELDS)
     w, bias = given.w + channel * (given.taps_down * given.taps_across * size), given.bias + channel * size
 
     def all_columns(line: Value, height: int) -> None:
-        now, width = kernel.variable(0), shapes[height] * lanes
-        x, target = source + line * given.stride * step, y + line * given.y_row
+        now, sources, target = kernel.variable(0), table + line * given.stride * 8, y + line * given.y_row
+        most, (whole, last) = widths[height], made[height]
+        with kernel.loop(fresh * height, step=LINE) as near:
+            kernel.prefetch(ahead + line * fresh + near)
 
         def call(tile: Kernel) -> None:
             at = now.get() * size
             kernel.call(
-                tile, x + at, given.taps_down, given.taps_across, given.dilation * step, given.tap_step, given.chunk, w,
-                target + at, given.apart * given.y_row, columns - now.get(), given.finish, bias,
+                tile, sources, at, given.taps_down, given.taps_across, given.dilation * 8, given.offsets, given.chunk,
+                w, target + at, given.apart * given.y_row, columns - now.get(), begin + now.get(), limit, given.finish,
+                bias,
             )  # fmt: skip
 
-        with kernel.while_(lambda: now.get() + width <= columns):
-            call(wide[height])
-            now.set(now.get() + width)
-        for vectors, tile in last[height].items():
-            with kernel.when((now.get() < columns) & (columns <= now.get() + vectors * lanes)):
+        with kernel.while_(lambda: now.get() + most * lanes <= columns):
+            first, stop = begin + now.get(), begin + now.get() + (most * lanes - 1 + given.reach_across)
+            with kernel.either((first >= 0) & (stop <= limit)) as (inside, edge):
+                with inside:
+                    call(whole)
+                with edge:
+                    call(last[most])
+            now.set(now.get() + most * lanes)
+        fewer, rest = 0, columns - now.get()
+        for vectors, tile in last.items():
+            with kernel.when((rest > fewer * lanes) & (rest <= vectors * lanes)):
                 call(tile)
-                now.set(columns)
+            fewer = vectors
 
     with kernel.loop(given.apart) as phase:  # rows that are so far apart read the same rows of the input
         first, count = kernel.variable(0), (rows - phase + given.apart - 1) // given.apart
-        for height in shapes:
-            shares = given.shared * given.taps_down >= (max(height - 1, 2) if height > 1 else 0)
+        for height in widths:
+            shares = is_shared(given, taps, height)
             with kernel.while_(lambda height=height, shares=shares: shares & (first.get() + height <= count)):
                 all_columns(phase + first.get() * given.apart, height)
                 first.set(first.get() + height)
@@ -239,118 +288,60 @@ def _block_kernel(module: ir.Module, dtype: str) -> Kernel:
     return kernel
 
 
-def _opened(
+@dataclass(frozen=True)
+class _Place:
+    """Where, in the plane's rows, a block's begin, and before which column they end; what is read next."""
+
+    begin: Value
+    limit: Value
+    ahead: Value
+    fresh: Value
+
+    def put(self, kernel: Kernel, *values: Operand) -> None:
+        for place, value in zip((self.begin, self.limit, self.ahead, self.fresh), values, strict=True):
+            kernel.store(value if isinstance(value, Value) else kernel.constant(value), place)
+
+    def values(self, kernel: Kernel) -> list[Value]:
+        return [kernel.load(place) for place in (self.begin, self.limit, self.ahead, self.fresh)]
+
+
+def _open(
     kernel: Kernel, given: SimpleNamespace, x: Value, down: tuple[Value, Value], across: tuple[Value, Value],
-    scratch: Value, gather: Kernel, size: int,
-) -> tuple[Value, Value]:  # fmt: skip
-    """Where the input of a block lies, gathered where it has to be, and the bytes between its rows."""
-    (row, rows), (first, columns) = down, across
-    top, height, width = row * given.stride, (rows - 1) * given.stride + given.reach, columns + given.overlap
-    below = (top >= given.above) & (top + height <= given.above + given.height)
-    within = (first >= given.left) & (first + width <= given.left + given.width)
-    source = kernel.variable(x + (top - given.above) * given.x_row + (first - given.left) * size)
-    step = kernel.variable(given.x_row)
-    with kernel.either(given.in_place.equals(1) & below & within) as (inside, other):
+    memory: tuple[Value, _Place], readers: tuple[Kernel, Kernel], size: int,
+) -> None:  # fmt: skip
+    """A table of where the rows of a block begin, gathered where they have to be."""
+    (row, rows), (column, columns), (gather, read), (scratch, place) = down, across, readers, memory
+    top, height, table = row * given.stride, (rows - 1) * given.stride + given.reach, scratch + given.table
+    first, width = column * given.step_across, (columns - 1) * given.step_across + given.reach_across
+    begin, next_row = first - given.left, x + (top - given.above + rows * given.stride) * given.x_row
+    rows_at, into = given.row_sources + top * 8, scratch + given.shift
+    with kernel.either(given.in_place.equals(1)) as (inside, other):
         with inside:
-            pass
+            with kernel.loop(height) as i:
+                source = kernel.load(rows_at, offset=i * 8)
+                line = source.equals(OUTSIDE).where(given.outside, x + source)
+                kernel.store(line + begin * size, table, i * 8)
+            place.put(kernel, begin, given.width, next_row, given.stride * given.x_row)
         with other:
-            kernel.call(
-                gather, x, given.row_sources + top * 8, height, given.runs, given.run_count, given.x_step, first, width,
-                given.outside, scratch, given.pitch,
-            )  # fmt: skip
-            source.set(scratch)
-            step.set(given.pitch)
-    return source.get(), step.get()
+            with kernel.either(given.plain > 0) as (plain, any_way):
+                with plain:
+                    kernel.call(
+                        read, x, rows_at, height, 1, 1, 1, first, width, given.left, given.width, given.outside, into,
+                        given.pitch, given.half, next_row, 1, given.x_row, 0,
+                    )  # fmt: skip
+                with any_way:
+                    kernel.call(
+                        gather, x, rows_at, height, given.runs, given.run_count, given.x_step, first, width,
+                        given.outside, into + given.held, given.pitch,
+                    )  # fmt: skip
+                    with kernel.when(given.held > 0):
+                        kernel.call(
+                            read, into + given.held, given.gathered, height, 1, 1, 1, 0, width, 0, width,
+                            given.outside, into, given.pitch, given.half, 0, 0, 0, 0,
+                        )  # fmt: skip
+            with kernel.loop(height) as i:
+                kernel.store(into + i * given.pitch, table, i * 8)
+            place.put(kernel, 0, _ANYWHERE, 0, 0)
 
 
-def _gather_kernel(module: ir.Module, dtype: str) -> Kernel:
-    """``gather(...)``: a part of padded rows, side by side, rows a pitch apart."""
-    fill, copy, size, element = fill_kernel(module, dtype), copy_kernel(module, dtype), _size(dtype), FLOATS[dtype]
-    names = ("x", "rows", "count", "runs", "run_count", "step", "first", "columns", "outside", "to", "pitch")
-    kernel = Kernel(module, "gather", names)
-    x, rows, count, runs, run_count, step, first, columns, outside, to, pitch = kernel.arguments
-    stop, at_once = first + columns, columns < _SHORT // size
-    with kernel.when(at_once):
-        kernel.call(fill, outside, to, count * pitch // size)
-    with kernel.loop(count) as row:
-        line, target, position = kernel.load(rows, offset=row * 8), to + row * pitch, kernel.variable(0)
-        with kernel.loop(run_count) as run:
-            begin, length = kernel.load(runs, offset=run * 16), kernel.load(runs, offset=run * 16 + 8)
-            start, end = position.get(), position.get() + length
-            low, part = (start < first).where(first, start), kernel.variable(0)
-            part.set(kernel.minimum(end, stop) - low)
-            into, source = target + (low - first) * size, x + line + begin + (low - start) * step
-            padding = line + begin < OUTSIDE // 2
-            with kernel.when((part.get() > 0) & (padding & at_once).equals(0)), kernel.either(padding) as (yes, no):
-                with yes:
-                    kernel.call(fill, outside, into, part.get())
-                with no, kernel.either(step.equals(size)) as (dense, spread):
-                    with dense:
-                        kernel.call(copy, source, into, part.get())
-                    with spread, kernel.loop(part.get()) as i:
-                        kernel.store(kernel.load(source + i * step, element), into + i * size)
-            position.set(end)
-    kernel.finish()
-    return kernel
-
-
-_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
-
-
-def _size(dtype: str) -> int:
-    return np.dtype(dtype).itemsize
-
-
-_ARGUMENTS = (
-    "x", "taps_down", "taps_across", "tap_down", "tap_across", "chunk", "w", "y", "y_step", "width", "finish", "bias",
-)  # fmt: skip
-
-
-def _tile(module: ir.Module, dtype: str, height: int, vectors: int, *, masked: bool) -> Kernel:
-    """Rows of the result that read the same rows of the input, shifted by one tap each; of `masked` columns `width`.
-
-    Every sum is over the taps of a column, column after column, whatever the tile.
-    """
-    kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}", _ARGUMENTS)
-    given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
-    element, size, lanes = FLOATS[dtype], _size(dtype), lanes_of(dtype)
-    masks = [kernel.lanes_below(given.width - lanes * q, lanes) if masked else None for q in range(vectors)]
-    zeros = kernel.constant(0, vector(element, lanes))
-    totals = [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
-    with kernel.loop(given.taps_across, step=given.chunk) as first:
-        sums = [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
-        with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
-            row = kernel.variable(given.x + across * given.tap_across)
-            weight = kernel.variable(given.w + across * given.taps_down * size)
-
-            def add(which: Sequence[int]) -> None:
-                values = [take(kernel, row.get() + q * lanes * size, zeros.type, mask) for q, mask in enumerate(masks)]
-                for y in which:
-                    factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
-                    for total, value in zip(sums[y], values, strict=True):
-                        total.set(kernel.fma(value, factor, total.get()))
-                row.set(row.get() + given.tap_down)
-                weight.set(weight.get() + size)
-
-            for i in range(1, height):
-                add(range(i))
-            with kernel.loop(given.taps_down - (height - 1)):
-                add(range(height))
-            for i in range(1, height):
-                add(range(i, height))
-        _each(totals, sums, lambda total, part: total.set(total.get() + part.get()))
-    finished = Finish(kernel, given.finish, element, lanes)
-    bias = kernel.splat(kernel.load(given.bias, element), lanes)
-    for y, row_totals in enumerate(totals):
-        for q, (total, mask) in enumerate(zip(row_totals, masks, strict=True)):
-            put(kernel, finished(total.get(), bias), given.y + y * given.y_step + q * lanes * size, mask)
-    kernel.finish()
-    return kernel
-
-
-def _each(
-    first: list[list[Variable]], second: list[list[Variable]], what: Callable[[Variable, Variable], None]
-) -> None:
-    for row, other in zip(first, second, strict=True):
-        for one, two in zip(row, other, strict=True):
-            what(one, two)
+_ANYWHERE = 1 << 30  # columns: of rows that are gathered all may be read

@@ -1,0 +1,138 @@
+"""The tiles that filter planes: some rows of the result times some vectors of its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from types import SimpleNamespace
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu.compiled.build import machine
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
+from xpconv.cpu.compiled.moves import lanes_of, put, take
+from xpconv.cpu.compiled.tile import SUMMED, Finish
+
+_ARGUMENTS = (
+    "rows", "at", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "begin",
+    "limit", "finish", "bias",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What kernels are made for of a filter."""
+
+    down: int  # taps, where there are kernels for so many; else 0
+    long: bool  # so many taps that sums are put aside on the way
+
+
+def taps_of(down: int, across: int) -> Taps:
+    """What a filter of so many taps is computed by."""
+    return Taps(down if down in _DOWN else 0, down * across > SUMMED)
+
+
+_DOWN = (3, 5)
+
+
+def shapes() -> dict[int, int]:
+    """Rows of a tile, and the vectors of columns that then fill the registers with sums.
+
+    Eight rows by two, for narrow rows, took a sixth longer than four: LLVM reads all rows before it adds.
+    """
+    here = machine()
+    assert here is not None
+    return {4: 4, 2: 6, 1: WIDEST} if here.registers == 32 else {4: 2, 2: 3, 1: WIDEST}
+
+
+WIDEST = 8
+
+
+def is_shared(given: SimpleNamespace, taps: Taps, height: int) -> Value:
+    """Whether so many rows read the same rows of the input, of which the first is read for one of them alone."""
+    least = 0 if height == 1 else 1 if taps.down else max(height - 1, 2)
+    return given.shared * given.taps_down >= least
+
+
+def tiles(module: ir.Module, dtype: str, taps: Taps, height: int, most: int) -> tuple[Kernel, dict[int, Kernel]]:
+    """A tile for whole vectors, and those for what is left over by the vectors that this takes."""
+    counts = sorted({q for q in (1, 2, 3, 4, most) if q <= most})
+    whole = _tile(module, dtype, taps, (height, most), masked=0)
+    return whole, {q: _tile(module, dtype, taps, (height, q), masked=q - less) for less, q in pairwise([0, *counts])}
+
+
+def _tile(module: ir.Module, dtype: str, taps: Taps, shape: tuple[int, int], *, masked: int) -> Kernel:
+    """Rows of the result that read the same rows of the input, shifted by one tap each.
+
+    Of the last `masked` vectors only the columns before `width` are read and stored. Every sum is over the taps of a
+    column, column after column, whatever the tile.
+    """
+    (height, vectors), element, size, lanes = shape, FLOATS[dtype], np.dtype(dtype).itemsize, lanes_of(dtype)
+    kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}", _ARGUMENTS)
+    given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
+    first_masked = vectors - masked
+    stored: list[Value | None] = [None] * first_masked
+    stored += [kernel.lanes_below(given.width - lanes * q, lanes) for q in range(first_masked, vectors)]
+    zeros = kernel.constant(0, vector(element, lanes))
+
+    def zero() -> list[list[Variable]]:
+        return [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
+
+    def column(across: Value, sums: list[list[Variable]]) -> None:
+        """All taps of a column."""
+        offset, row = kernel.load(given.offsets, offset=across * 8), kernel.variable(given.rows)
+        place = given.begin + offset // size
+        inside: list[Value | None] = [None] * vectors
+        if masked:
+            inside = [kernel.lanes_within(place + lanes * q, given.limit, lanes) for q in range(vectors)]
+        weight = kernel.variable(given.w + across * given.taps_down * size)
+
+        def add(which: Sequence[int]) -> None:
+            line = kernel.load(row.get()) + given.at + offset
+            values = [take(kernel, line + q * lanes * size, zeros.type, mask) for q, mask in enumerate(inside)]
+            for y in which:
+                factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
+                for total, value in zip(sums[y], values, strict=True):
+                    total.set(kernel.fma(value, factor, total.get()))
+            row.set(row.get() + given.tap_down)
+            weight.set(weight.get() + size)
+
+        if taps.down:
+            for i in range(height + taps.down - 1):
+                add(range(max(i - taps.down + 1, 0), min(i + 1, height)))
+            return
+        for i in range(1, height):
+            add(range(i))
+        with kernel.loop(given.taps_down - (height - 1)):
+            add(range(height))
+        for i in range(1, height):
+            add(range(i, height))
+
+    totals = zero()
+    if taps.long:
+        with kernel.loop(given.taps_across, step=given.chunk) as first:
+            sums = zero()
+            with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
+                column(across, sums)
+            for total, part in zip(chain(*totals), chain(*sums), strict=True):
+                total.set(total.get() + part.get())
+    else:
+        with kernel.loop(given.taps_across) as across:
+            column(across, totals)
+    bias = kernel.splat(kernel.load(given.bias, element), lanes)
+
+    def store(done: Callable[[Value], Value]) -> None:
+        for y, row_totals in enumerate(totals):
+            for q, (total, mask) in enumerate(zip(row_totals, stored, strict=True)):
+                put(kernel, done(total.get()), given.y + y * given.y_step + q * lanes * size, mask)
+
+    with kernel.either(given.finish.equals(0)) as (plain, other):
+        with plain:
+            store(lambda total: total + bias)
+        with other:  # takes as long as a column of three taps
+            finished = Finish(kernel, given.finish, element, lanes)
+            store(lambda total: finished(total, bias))
+    kernel.finish()
+    return kernel

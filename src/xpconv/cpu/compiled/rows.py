@@ -1,0 +1,212 @@
+"""Rows of padded planes, read into memory of the thread's own, lanes along the row, and results stored from there.
+
+A row that is read is one of the plane, or the largest or the sum of several. Padding is written beside it, and the
+columns that a stride of two treats alike lie side by side: first the even ones of the padded row, then the odd ones,
+so that whatever reads a tap of many windows reads elements that follow each other.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+from llvmlite import ir
+
+from xpconv.cpu.compiled.call import LINE
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
+from xpconv.spec import Array
+
+STRIDES = (1, 2)  # along the row, that there are kernels for
+UNITS = 4  # vectors of a row at once, or pairs of them where the stride is two
+_ARGUMENTS = (
+    "x", "rows", "count", "row_step", "down", "dilation", "first", "columns", "left", "width", "nothing", "to", "pitch",
+    "half", "ahead", "fresh", "row_bytes", "divisor",
+)  # fmt: skip
+
+
+def phase_bytes(columns: int, stride: int, dtype: str) -> int:
+    """What the columns of a row that a stride treats alike take, so that a vector may begin at the last of them."""
+    size = np.dtype(dtype).itemsize
+    return -(-(-(-columns // stride) + lanes_of(dtype)) * size // LINE) * LINE
+
+
+def tap_offsets(taps: int, dilation: int, stride: int, half: int, dtype: str) -> Array:
+    """Where in a row that was read the taps of its first window lie, in bytes."""
+    places = np.arange(taps, dtype=np.int64) * dilation
+    return places % stride * half + places // stride * np.dtype(dtype).itemsize
+
+
+def aligning(left: int, stride: int, dtype: str) -> int:
+    """Bytes to skip so that the first column that is not padding begins a line, as most others that are read do."""
+    return -(left // stride) * np.dtype(dtype).itemsize % LINE
+
+
+def joined(kernel: Kernel, operation: str, first: Value, second: Value) -> Value:
+    """The "largest" of two vectors in every lane, a NaN where there is one, or the two "added"."""
+    return kernel.maximum(first, second) if operation == "largest" else operator.add(first, second)
+
+
+def divided(kernel: Kernel, value: Value, divisor: Value) -> Value:
+    """A vector by the number at an address."""
+    return value // kernel.splat(kernel.load(divisor, value.type.element), value.type.count)
+
+
+def rows_kernel(
+    module: ir.Module, dtype: str, operation: str, stride: int, *, folded: bool = False, divides: bool = False
+) -> Kernel:
+    """``rows(...)``: `count` rows, a pitch apart, each of `down` rows of the plane joined, of some padded columns.
+
+    ``rows`` tells the address from the plane's of every padded row, `row_step` of them from one that is read to the
+    next, and `dilation` of them between those that are joined; OUTSIDE stands for `nothing`, a row of padding. The
+    plane's own columns are `width` from the padded column `left` on. Of two phases the second begins `half` the pitch
+    after the first. Where rows are `folded`, the columns of each pair are joined too, and divided, and none is padding.
+
+    Of as many rows again, `fresh` for each that is read, the same columns are asked for `ahead`: without that, max
+    3x3s2 64@112, N=8, took 1.85 ms instead of 0.87.
+    """
+    kernel = Kernel(module, f"rows{folded:d}{divides:d}", _ARGUMENTS)
+    given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
+    x, first, columns, left, nothing, half = (
+        given.x, given.first, given.columns, given.left, given.nothing, given.half,
+    )  # fmt: skip
+    size, element, lanes = np.dtype(dtype).itemsize, FLOATS[dtype], lanes_of(dtype)
+    outside = kernel.splat(kernel.load(nothing, element), lanes)
+    begin = kernel.at_least(first - left, 0)
+    end = kernel.at_least(kernel.minimum(first + columns - left, given.width), begin)
+    place = begin + left - first  # of the first column that is not padding
+    unit = lanes * stride
+    targets = [(place + s) % stride * half + (place + s) // stride * size for s in range(stride)]
+
+    def fill(start: Operand, stop: Operand) -> None:
+        with kernel.loop(given.count) as row, kernel.loop(stride) as phase:
+            later, target = stride - 1 - phase, given.to + row * given.pitch + phase * half
+            with kernel.loop((stop + later) // stride, start=(start + later) // stride, step=lanes) as i:
+                kernel.store(outside, target + i * size)
+
+    def write_phases(values: list[Value], to: Value, _left_over: Value | None) -> None:
+        phases = [(v,) for v in values] if stride == 1 else [kernel.deinterleaved(*pair) for pair in _pairs(values)]
+        for (u, unit_phases), s in product(enumerate(phases), range(stride)):
+            kernel.store(unit_phases[s], to + targets[s] + u * lanes * size)
+
+    def write_folded(values: list[Value], to: Value, left_over: Value | None) -> None:
+        results = [joined(kernel, operation, *kernel.deinterleaved(*pair)) for pair in _pairs(values)]
+        for u, result in enumerate(results):
+            mask = left_over if u + 1 == len(results) else None
+            put(kernel, divided(kernel, result, given.divisor) if divides else result, to + u * lanes * size, mask)
+
+    def read(at: Value, units: int, last: Value | None) -> None:
+        """So many units of columns of all rows, the last of which may be a part of one."""
+        masks = [] if last is None else [kernel.lanes_below(last - lanes * i, lanes) for i in range(stride)]
+        wanted: list[Value | None] = [*[None] * (units * stride - len(masks)), *masks]
+        left_over = None if last is None else kernel.lanes_below((last + stride - 1) // stride, lanes)
+        moved = given.to + (at - begin) // stride * size
+        with kernel.loop(given.count) as row:
+            with kernel.loop(given.fresh) as ahead:
+                line = given.ahead + (row * given.fresh + ahead) * given.row_bytes + at * size
+                for q in range(units * stride):
+                    kernel.prefetch(line + q * lanes * size)
+            sources = given.rows + row * given.row_step * 8
+            values = _values(kernel, given, (x + at * size, nothing + at * size), sources, wanted, dtype, operation)
+            if folded and operation == "largest":  # what is masked is zeros
+                values = [v if m is None else m.where(v, outside) for v, m in zip(values, wanted, strict=True)]
+            (write_folded if folded else write_phases)(values, moved + row * given.pitch, left_over)
+
+    if not folded:
+        fill(0, kernel.minimum(place, columns))
+    column = kernel.variable(begin)
+    with kernel.while_(lambda: column.get() + UNITS * unit <= end):
+        read(column.get(), UNITS, None)
+        column.set(column.get() + UNITS * unit)
+    rest = end - column.get()
+    for units in range(1, UNITS + 1):
+        with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
+            read(column.get(), units, rest - (units - 1) * unit)
+    if not folded:
+        fill(place + (end - begin), columns)
+    kernel.finish()
+    return kernel
+
+
+def _values(
+    kernel: Kernel, given: SimpleNamespace, starts: tuple[Value, Value], sources: Value,
+    masks: Sequence[Value | None], dtype: str, operation: str,
+) -> list[Value]:  # fmt: skip
+    """Vectors of columns of the rows that a table names, joined; `starts` are where they begin in x and in no row."""
+    lanes, size = lanes_of(dtype), np.dtype(dtype).itemsize
+    inside, outside, kind = *starts, vector(FLOATS[dtype], lanes)
+
+    def loaded(tap: Operand) -> list[Value]:
+        place = kernel.load(sources, offset=tap * 8)
+        line = place.equals(OUTSIDE).where(outside, inside + place)
+        return [take(kernel, line + lanes * size * q, kind, mask) for q, mask in enumerate(masks)]
+
+    values = [kernel.variable(value) for value in loaded(0)]
+    with kernel.loop(given.down * given.dilation, start=given.dilation, step=given.dilation) as tap:
+        for value, more in zip(values, loaded(tap), strict=True):
+            value.set(joined(kernel, operation, value.get(), more))
+    return [value.get() for value in values]
+
+
+def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def gathered_rows_kernel(module: ir.Module, dtype: str) -> Kernel:
+    """``gather(...)``: a part of padded rows, side by side, rows a pitch apart."""
+    fill, copy = fill_kernel(module, dtype), copy_kernel(module, dtype)
+    size, element = np.dtype(dtype).itemsize, FLOATS[dtype]
+    names = ("x", "rows", "count", "runs", "run_count", "step", "first", "columns", "outside", "to", "pitch")
+    kernel = Kernel(module, "gather", names)
+    x, rows, count, runs, run_count, step, first, columns, outside, to, pitch = kernel.arguments
+    stop, at_once = first + columns, columns < _SHORT // size
+    with kernel.when(at_once):
+        kernel.call(fill, outside, to, count * pitch // size)
+    with kernel.loop(count) as row:
+        line, target, position = kernel.load(rows, offset=row * 8), to + row * pitch, kernel.variable(0)
+        with kernel.loop(run_count) as run:
+            begin, length = kernel.load(runs, offset=run * 16), kernel.load(runs, offset=run * 16 + 8)
+            start, end = position.get(), position.get() + length
+            low, part = (start < first).where(first, start), kernel.variable(0)
+            part.set(kernel.minimum(end, stop) - low)
+            into, source = target + (low - first) * size, x + line + begin + (low - start) * step
+            padding = line + begin < OUTSIDE // 2
+            with kernel.when((part.get() > 0) & (padding & at_once).equals(0)), kernel.either(padding) as (yes, no):
+                with yes:
+                    kernel.call(fill, outside, into, part.get())
+                with no, kernel.either(step.equals(size)) as (dense, spread):
+                    with dense:
+                        kernel.call(copy, source, into, part.get())
+                    with spread, kernel.loop(part.get()) as i:
+                        kernel.store(kernel.load(source + i * step, element), into + i * size)
+            position.set(end)
+    kernel.finish()
+    return kernel
+
+
+_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
+
+
+def stream_kernel(module: ir.Module, dtype: str) -> Kernel:
+    """``stream(source, to, nbytes)``: elements that lie side by side, whole lines of them past the caches."""
+    kernel = Kernel(module, "stream", ("source", "to", "nbytes"))
+    source, to, nbytes = kernel.arguments
+    size, lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
+    kind, width = vector(FLOATS[dtype], lanes), lanes * size
+    head = kernel.minimum((LINE - to % LINE) % LINE, nbytes)
+    whole = head + (nbytes - head) // LINE * LINE
+
+    def some(first: Operand, stop: Value) -> None:
+        with kernel.loop(stop, start=first, step=width) as at:
+            mask = kernel.lanes_below((stop - at) // size, lanes)
+            put(kernel, take(kernel, source + at, kind, mask), to + at, mask)
+
+    some(0, head)
+    with kernel.loop(whole, start=head, step=width) as at:
+        kernel.stream(kernel.load(source + at, kind), to + at)
+    some(whole, nbytes)
+    kernel.finish()
+    return kernel
