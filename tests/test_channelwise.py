@@ -11,10 +11,11 @@ from engine_cases import reference
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
+from xpconv.engines import pooled
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-if compiled_calls.kernels() is None or not compiled_calls.kernels().pools(
+if compiled_calls.kernels() is None or not compiled_calls.kernels().pools_by_channels(
     np.dtype("float32"), xpconv.max_pool.request(np.ones((1, 9, 9, 16), np.float32), (2, 2)).spec, 2**26
 ):
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
@@ -27,7 +28,7 @@ sizes = st.one_of(st.tuples(st.integers(5, 40)), st.tuples(st.integers(5, 15), s
 @pytest.fixture(autouse=True)
 def kernels_take_all(monkeypatch):
     """Whatever the kernels can compute they do, however small; with fewer channels NumPy does."""
-    monkeypatch.setattr(compiled_calls, "pool_is_compiled", lambda _: True)
+    monkeypatch.setattr(pooled, "pool_is_compiled", lambda _: True)
     monkeypatch.setattr(
         compiled_calls, "kernel_for", lambda _spec, _method, compiled: "depthwise" if compiled.depthwise else ""
     )

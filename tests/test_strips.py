@@ -47,12 +47,32 @@ def test_strips_agree_with_the_definition(size, window, channels, filters, optio
         np.testing.assert_allclose(y, expected, atol=1e-11 * np.abs(expected).max())
 
 
-def test_what_lies_backwards_or_apart_is_read_as_it_is():
+@pytest.mark.parametrize("part", [
+    np.s_[::-1, :, ::-1, :16], np.s_[:, ::2, :, ::2], np.s_[..., :16], np.s_[..., 3:19], np.s_[:, :, ::2, :16],
+    np.s_[:, ::2, :, 16:], np.s_[::2, 3:15, 2:19, ::-2],
+])  # fmt: skip
+@pytest.mark.parametrize(("method", "groups", "window"), [
+    ("gemm", 1, (3, 3)), ("gemm", 1, (1, 1)), ("gemm", 4, (3, 3)), ("direct", 16, (3, 3)), ("direct", 16, (1, 1)),
+    ("gemm", 16, (2, 3)),
+])  # fmt: skip
+def test_what_lies_backwards_or_apart_is_read_as_it_is(part, method, groups, window):
     rng = np.random.default_rng(1)
-    x, w = rng.standard_normal((4, 20, 22, 32)), rng.standard_normal((3, 3, 16, 8))
-    for part in (x[::-1, :, ::-1, :16], x[:, ::2, :, ::2], np.broadcast_to(x[:1, :1, :, :16], (4, 20, 22, 16))):
-        expected = xpconv.corr2d(np.ascontiguousarray(part), w, method="fft")
-        np.testing.assert_allclose(xpconv.corr2d(part, w, method="gemm"), expected, atol=1e-10)
+    whole, w = rng.standard_normal((4, 20, 22, 32)), rng.standard_normal((*window, 16 // groups, 16))
+    assert_read_as_it_is(whole[part], w, method, groups)
+    line = whole[part][:, 3]
+    assert_read_as_it_is(line, w[0], method, groups)
+
+
+def test_what_lies_twice_in_memory_is_read_as_it_is():
+    rng = np.random.default_rng(1)
+    x = np.broadcast_to(rng.standard_normal((1, 1, 22, 16)), (4, 20, 22, 16))
+    assert_read_as_it_is(x, rng.standard_normal((3, 3, 16, 8)), "gemm", 1)
+
+
+def assert_read_as_it_is(x, w, method, groups):
+    spec = xpconv.corr.request(x, w, groups=groups).spec
+    expected = agnostic.conv(np.ascontiguousarray(x), w, None, spec, method="direct")
+    np.testing.assert_allclose(xpconv.corr(x, w, method=method, groups=groups), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize(("rows", "length", "filters"), [(70, 300, 130), (1, 5000, 70), (500, 8, 3), (9, 600, 64)])

@@ -172,9 +172,10 @@ def surrounded(x: Array, spec: ConvSpec, strip: Strip, memory: Memory) -> Array:
 
 
 def _in_order(a: Array) -> bool:
-    """Whether the elements lie in memory as their indices tell, channels side by side, and nothing lies twice."""
+    """Whether the elements lie in memory as their indices tell, those of a row side by side, and nothing lies twice."""
     steps = (a.itemsize, *(step * n for step, n in zip(a.strides[:0:-1], a.shape[:0:-1], strict=True)))
-    return a.strides[-1] == a.itemsize and all(s >= least for s, least in zip(a.strides[::-1], steps, strict=True))
+    dense = a.strides[-2:] == steps[1::-1]
+    return dense and all(s >= least for s, least in zip(a.strides[::-1], steps, strict=True))
 
 
 # --- One strip --------------------------------------------------------------------------------------------------------
