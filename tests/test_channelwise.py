@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 import xpconv
 from cases import integers
 from engine_cases import reference
-from xpconv.engines import agnostic
+from xpconv.engines import agnostic, pooled
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
-from xpconv.engines import pooled
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
