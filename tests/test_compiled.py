@@ -20,6 +20,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import processors
 from xpconv.cpu.compiled import call, threads, tile
+from xpconv.cpu.compiled.address import words
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
@@ -243,7 +244,7 @@ def test_compiled_calls_after_a_fork_are_right():
 def test_the_compiled_teams_compute_every_item_once():
     task = library("counting", _counting).address("count")
     counts = np.zeros(1000, np.int64)
-    arguments = np.array([counts.ctypes.data], np.int64)
+    arguments = words(counts.ctypes.data)
     for _ in range(200):
         threads.run(task, arguments, len(counts), 0, 3)
     assert (counts == 200).all()
@@ -389,7 +390,7 @@ def test_workers_of_multiprocessing_take_one_thread_unless_they_are_told(method,
 
 def test_as_many_callers_as_threads_compute_by_themselves(monkeypatch):
     task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
-    arguments, teams = np.array([counts.ctypes.data], np.int64), []
+    arguments, teams = words(counts.ctypes.data), []
     team_of = threads._team_of
     monkeypatch.setattr(threads, "_team_of", lambda threads: teams.append(threads) or team_of(threads))
     threads.run(task, arguments, len(counts), 0, 2)

@@ -108,7 +108,7 @@ def _key(names: Iterable[str], values: tuple[Any, ...]) -> _Key | None:
     """What the meaning of a call follows from: values, the last of which are named; None where that is not plain."""
     parts: list[Hashable] = [current_limit(), *names]
     for value in values:
-        part = _part_for(type(value))(value)
+        part = _part_for(type(value))(value)  # type: ignore[arg-type]  # mypy: a type may be unhashable
         if part is None:
             return None
         parts.append(part)

@@ -1,8 +1,9 @@
-"""Where the elements of an array lie: kernels know nothing else of one."""
+"""Where the elements of an array lie: kernels know nothing else of one. What they are told is words of 64 bits."""
 
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -30,3 +31,8 @@ def _quickest() -> Callable[[Array], int]:
 
 
 address_of = _quickest()
+
+
+def words(*numbers: int) -> bytes:
+    """Numbers as kernels read them."""
+    return struct.pack(f"{len(numbers)}q", *numbers)

@@ -24,9 +24,10 @@ from xpconv.cpu.compiled.tile import SUMMED, Finish, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
+_ARRAYS = ("x", "w", "y", "bias")
 FIELDS = (
-    "x", "x_item", "x_plane", "x_row", "x_step", "y", "y_item", "y_plane", "y_row", "w", "taps_down", "taps_across",
-    "tap_step", "chunk", "finish", "bias", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
+    *_ARRAYS, "x_item", "x_plane", "x_row", "x_step", "y_item", "y_plane", "y_row", "taps_down", "taps_across",
+    "tap_step", "chunk", "finish", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
     "column_blocks", "out_columns", "stride", "dilation", "reach", "overlap", "apart", "shared", "pitch", "in_place",
     "above", "height", "left", "width", "row_sources", "runs", "run_count", "outside",
 )  # fmt: skip
@@ -56,7 +57,8 @@ class Plane:
         self._items, self._scratch, self._call = -(-planes // share) * blocks, cut.nbytes, call
         tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill)
         tables["finish"] = finishing(call.activation, dtype, call.leak)
-        self._arguments = Arguments(FIELDS, numbers | {"share": share, "run_count": len(tables["runs"])}, tables)
+        numbers |= {"share": share, "run_count": len(tables["runs"])}
+        self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables)
         down, across, *_ = _two_axes(spec)
         by_columns = taps_order(spec, call.w_strides).reshape(down, across).T.reshape(-1)  # as taps are added up
         self._pack = Packing(dtype, spec.channels, 1, 1, by_columns, call.w_strides[-1])
@@ -68,7 +70,7 @@ class Plane:
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`, where no value reaches further than its windows."""
         weight, biases = self._pack(w), self._bias(bias)
-        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
+        arguments = self._arguments.of(x, weight, y, biases)
         threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
         return True
 
