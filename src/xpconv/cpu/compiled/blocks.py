@@ -9,7 +9,6 @@ whole input is ever made.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from xpconv.cpu.compiled.address import address_of, words
+from xpconv.cpu.compiled.address import address_of, words, words_of
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import OUTSIDE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
@@ -86,7 +85,7 @@ class Arguments:
         numbers, tables = (numbers, tables) if cut is None else (cut.numbers | numbers, cut.tables | tables)
         self._kept = tables  # kernels know addresses only
         values = {**numbers, **{name: table.ctypes.data for name, table in tables.items()}}
-        self._addresses = struct.Struct(f"{arrays}q")
+        self._addresses = words_of(arrays)
         self._others = words(*(values.get(name, 0) for name in names[arrays:]))
 
     def of(self, *arrays: Array) -> bytes:

@@ -222,19 +222,17 @@ _calling: list[None] = []  # an entry for each thread that calls now
 def _run(task: int, arguments: bytes, items: int, stride: int, threads: int) -> None:
     """By a team, where half the threads or more have nothing of their own to compute, and no other has it."""
     team = _team_of(threads) if items > 1 and threads >= 2 * len(_calling) else None
-    if team is not None and not team.lock.acquire(blocking=False):
-        team = None
-    scratch, place = _scratch(stride if team is None else stride * threads)
-    try:
-        if team is None:
-            _functions().serial(task, arguments, items, place)
-        else:
+    if team is None or not team.lock.acquire(blocking=False):
+        scratch, place = _scratch(stride)
+        _functions().serial(task, arguments, items, place)
+    else:
+        try:
+            scratch, place = _scratch(stride * threads)
             team.run(task, arguments, items, place, stride)
-    finally:
-        if team is not None:
+        finally:
             team.lock.release()
-        if scratch.size <= _MOST_SPARE and len(_spare) < 2:
-            _spare.append((scratch, place))
+    if scratch.size <= _MOST_SPARE and len(_spare) < 2:
+        _spare.append((scratch, place))
 
 
 # Memory of calls that have ended, and where its first line begins; the next take it, page faults and all behind it.
