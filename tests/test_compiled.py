@@ -20,11 +20,12 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import processors
 from xpconv.cpu.compiled import call, threads, tile
+from xpconv.cpu.compiled.address import words
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.turn import turned
-from xpconv.cpu.compiled.weights import Packing
+from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.engines import compiled as compiled_calls
 
 if machine() is None:
@@ -243,7 +244,7 @@ def test_compiled_calls_after_a_fork_are_right():
 def test_the_compiled_teams_compute_every_item_once():
     task = library("counting", _counting).address("count")
     counts = np.zeros(1000, np.int64)
-    arguments = np.array([counts.ctypes.data], np.int64)
+    arguments = words(counts.ctypes.data)
     for _ in range(200):
         threads.run(task, arguments, len(counts), 0, 3)
     assert (counts == 200).all()
@@ -274,8 +275,11 @@ def test_helpers_leave_the_callers_processor_to_the_caller():
         assert team.processor in allowed
 
 
-def test_compiled_threads_keep_to_the_limit_of_threadpoolctl():
+@pytest.mark.parametrize("tells", [True, False], ids=["the library tells", "threadpoolctl tells"])
+def test_compiled_threads_keep_to_the_limit_of_threadpoolctl(tells, monkeypatch):
     threadpoolctl = pytest.importorskip("threadpoolctl")
+    if not tells:
+        monkeypatch.setattr(processors, "blas_threads", lambda: None)
     with threadpoolctl.threadpool_limits(1):
         assert threads.thread_count() == 1
 
@@ -368,6 +372,19 @@ def test_packed_weights_hold_each_filter_once_and_zeros_beyond_the_last(dtype, a
         assert not lanes[:, maps:].any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("arranged", [lambda b: b, lambda b: b[::-1], lambda b: b.astype("float64"), lambda _: None])
+@pytest.mark.parametrize(("groups", "maps", "width"), [(1, 8, 8), (1, 5, 8), (3, 5, 4), (1, 1, 8)])
+def test_packed_biases_hold_each_filter_once_and_zeros_beyond_the_last(dtype, arranged, groups, maps, width):
+    bias = arranged(np.arange(1, groups * maps + 1, dtype="float32"))
+    panels = PackedBias(dtype, groups, maps, width)(bias).reshape(groups, -1)
+    assert panels.dtype == dtype
+    assert panels.shape[1] % width == 0
+    assert not panels[:, maps:].any()
+    expected = np.zeros((groups, maps)) if bias is None else bias.reshape(groups, maps)
+    np.testing.assert_array_equal(panels[:, :maps], expected)
+
+
 def _threads_of_a_worker(_):
     x, w = np.ones((1, 20, 20, 8), np.float32), np.ones((3, 3, 8, 8), np.float32)
     right = np.array_equal(compiled(x, w), np.full((1, 18, 18, 8), 72))
@@ -387,9 +404,19 @@ def test_workers_of_multiprocessing_take_one_thread_unless_they_are_told(method,
             assert pool.map(_threads_of_a_worker, [0]) == [2]
 
 
+def test_memory_that_cannot_be_had_leaves_the_team_free():
+    task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
+    with pytest.raises((MemoryError, ValueError)):
+        threads.run(task, words(counts.ctypes.data), len(counts), 1 << 60, 2)
+    assert not threads._team_of(2).lock.locked()
+    assert threads._calling == []
+    threads.run(task, words(counts.ctypes.data), len(counts), 0, 2)
+    assert (counts == 1).all()
+
+
 def test_as_many_callers_as_threads_compute_by_themselves(monkeypatch):
     task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
-    arguments, teams = np.array([counts.ctypes.data], np.int64), []
+    arguments, teams = words(counts.ctypes.data), []
     team_of = threads._team_of
     monkeypatch.setattr(threads, "_team_of", lambda threads: teams.append(threads) or team_of(threads))
     threads.run(task, arguments, len(counts), 0, 2)

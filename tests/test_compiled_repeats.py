@@ -116,6 +116,28 @@ def test_a_repeated_call_keeps_to_the_threads_that_are_free(monkeypatch):
     assert repeat(x, w, None) is NotImplemented
 
 
+def test_a_repeated_call_of_few_products_takes_one_thread_whatever_is_free(monkeypatch):
+    x, w = np.ones((1, 8, 8, 1), np.float32), np.ones((3, 3, 1, 4), np.float32)
+    assert kernels_of(xpconv.conv2d, x, w) == "direct"
+    repeat, asked, run_ = engine.replay(xpconv.conv2d.request(x, w)), [], threads.run
+    monkeypatch.setattr(threads, "run", lambda *told: asked.append(told[-1]) or run_(*told))
+    for free in (1, 2, 5):
+        monkeypatch.setattr(compiled_calls.kernels(), "thread_count", lambda free=free: free)
+        np.testing.assert_array_equal(repeat(x, w, None), np.full((1, 6, 6, 4), 9))
+    assert asked == [1, 1, 1]
+
+
+def test_a_bias_that_is_changed_in_place_is_read_anew():
+    x, w = np.zeros((1, 8, 8, 1), np.float32), np.ones((3, 3, 1, 4), np.float32)
+    bias = np.zeros(4, np.float32)
+    for value in range(4):
+        bias[1], w[1, 1] = value, value
+        x[0, 4, 4] = 1
+        y = xpconv.corr2d(x, w, bias)
+        assert y[0, 0, 0].tolist() == [0, value, 0, 0]
+        assert y[0, 3, 3].tolist() == [value, 2 * value, value, value]
+
+
 def test_addresses_are_those_that_numpy_tells():
     whole = np.arange(24.0).reshape(4, 6)
     views = [whole, whole[1:, ::-2], whole[:0], whole.T, np.array(3), np.broadcast_to(whole[:1], (3, 6))]

@@ -72,6 +72,16 @@ def test_arguments_that_are_equal_but_not_the_same_are_told_apart():
         xpconv.conv1d(x, w, stride=1.0)
 
 
+def test_equal_values_of_other_names_are_another_call():
+    x, w = np.arange(8.0), np.ones(2)
+    for _ in range(2):
+        assert xpconv.conv1d(x, w, stride=3).tolist() == [1, 7, 13]
+        assert xpconv.conv1d(x, w, dilation=3).tolist() == [3, 5, 7, 9, 11]
+        assert xpconv.conv1d(x, w, stride=3, dilation=1).tolist() == [1, 7, 13]
+        assert xpconv.conv1d(x, w, dilation=1, stride=3).tolist() == [1, 7, 13]
+        assert xpconv.conv1d(w=w, x=x, stride=3).tolist() == xpconv.conv1d(x=x, w=w, stride=3).tolist() == [1, 7, 13]
+
+
 def test_indices_are_checked_every_time():
     y, indices = np.array([[[5.0]]]), np.array([[[2]]])
     xpconv.max_unpool(y, indices, size=4)

@@ -27,6 +27,17 @@ def address(a):
     return a.__array_interface__["data"][0]
 
 
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 4), (1 << 18,), (1, 1 << 19)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_makes_results_again_makes_new_ones(shape, dtype):
+    make, once = results.maker(shape, np.dtype(dtype)), results.new(shape, np.dtype(dtype))
+    first, second = make(), make()
+    assert first.shape == once.shape
+    assert first.dtype == once.dtype
+    assert not np.shares_memory(first, second)
+    assert once.nbytes < results._LARGE or address(first) % 64 == address(second) % 64 == 0
+
+
 def large(dtype=np.float32):
     return results.new(LARGE, np.dtype(dtype))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import xpconv
-from xpconv.cpu import products, team
+from xpconv.cpu import processors, products, team
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
 
@@ -152,7 +152,7 @@ def test_warnings_are_silenced_in_threads_as_in_the_call():
 
 def test_as_many_threads_as_blas_has_are_taken():
     threadpoolctl = pytest.importorskip("threadpoolctl")
-    if team._blas_threads() is None:
+    if processors.blas_threads() is None:
         assert team.thread_count() == 1
         return
     with threadpoolctl.threadpool_limits(1, user_api="blas"):

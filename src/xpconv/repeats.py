@@ -8,12 +8,12 @@ an array to be described, such as ``stride=np.array(2)``, is not remembered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from xpconv.dispatch import device_of, engine_of, run
-from xpconv.plan import Arrays
 from xpconv.request import Request
 from xpconv.spec import Array
 from xpconv.workspace import current_limit
@@ -21,7 +21,7 @@ from xpconv.workspace import current_limit
 _MOST = 1024  # descriptions kept for one function; a program that makes more kinds of calls does not repeat them
 _PLAIN = (int, str, type(None), bool)
 _Key = tuple[Hashable, ...]
-_Places = tuple[int | str | None, ...]  # in the arguments
+_Places = tuple[int | None, ...]  # in the arguments
 
 
 class Repeats:
@@ -31,17 +31,19 @@ class Repeats:
         self._describe = describe
         self._known: dict[_Key, _Known] = {}
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key = _key(args, kwargs)
+    def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the function gives for these arguments."""
+        values = (*args, *kwargs.values())
+        key = _key(kwargs, values)
         known = None if key is None else self._known.get(key)
-        if known is not None and (result := known.again(args, kwargs)) is not NotImplemented:
+        if known is not None and known.replay is not None and (result := known.again(values)) is not NotImplemented:
             return result
-        with device_of((*args, *kwargs.values())):
+        with device_of(values):
             if known is not None and not known.writes:
-                return run(known.request(args, kwargs))
+                return run(known.request(values))
             request = self._describe(*args, **kwargs)  # and check what is written to, which no key tells
             result = run(request)  # first, so that nothing is remembered of a call that fails
-            if key is not None and known is None and (places := _places(request, args, kwargs)) is not None:
+            if key is not None and known is None and (places := _places(request, values)) is not None:
                 self._remember(key, request, places)
         return result
 
@@ -59,27 +61,24 @@ class _Known:
     """A call that was described before: its request without arrays, and where the arrays stand in the arguments."""
 
     def __init__(self, request: Request, places: _Places, replay: Callable[..., Any] | None) -> None:
-        self._places, self._replay = places, replay
+        self._places, self.replay = places, replay
         self.writes = request.out is not None
         self._request = replace(request, given=(), out=None)  # without the arrays, which would be kept alive
 
-    def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def again(self, values: tuple[Any, ...]) -> Any:
         """The result by what the engine has prepared, or NotImplemented."""
-        if self._replay is None:
-            return NotImplemented
+        assert self.replay is not None
         try:
-            return self._replay(*self._arrays(args, kwargs))
+            return self.replay(*self._arrays(values))
         except MemoryError:
             return NotImplemented  # `run` tries again with the smallest tiles
 
-    def request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+    def request(self, values: tuple[Any, ...]) -> Request:
         """The request with the arrays of this call."""
-        return replace(self._request, given=self._arrays(args, kwargs))
+        return replace(self._request, given=tuple(self._arrays(values)))
 
-    def _arrays(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arrays:
-        return tuple(
-            [None if p is None else args[p] if type(p) is int else kwargs[p] for p in self._places]  # type: ignore[index]
-        )
+    def _arrays(self, values: tuple[Any, ...]) -> list[Array | None]:
+        return [None if place is None else values[place] for place in self._places]
 
 
 def _replay(request: Request) -> Any:
@@ -88,7 +87,7 @@ def _replay(request: Request) -> Any:
     return None if prepare is None else prepare(request)
 
 
-def _places(request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Places | None:
+def _places(request: Request, values: tuple[Any, ...]) -> _Places | None:
     """Which arguments the request's arrays are, `out` the last; None where it does not hold for other arrays.
 
     That is so where an array was converted or cast, stands for a parameter, or is given twice, and where the call has
@@ -96,9 +95,8 @@ def _places(request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """
     if request.then is not None or request.by_value:
         return None
-    named: list[tuple[Any, Any]] = [*enumerate(args), *kwargs.items()]
-    given = [(place, value) for place, value in named if _describe_of(value)]
-    places: dict[int, int | str] = {id(value): place for place, value in given}
+    given = [(place, value) for place, value in enumerate(values) if _name_of(type(value)) in _ARRAYS]
+    places = {id(value): place for place, value in given}
     arrays = request.given if request.out is None else (*request.given, request.out)
     computed = {id(array) for array in arrays if array is not None}
     if len(places) < len(given) or computed != set(places):
@@ -106,26 +104,25 @@ def _places(request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return tuple(None if array is None else places[id(array)] for array in arrays)
 
 
-def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Key | None:
-    """What the meaning of a call follows from; None where that is not plain to see."""
-    parts: list[Hashable] = [current_limit()]
-    for value in args:
-        part = _part(value)
+def _key(names: Iterable[str], values: tuple[Any, ...]) -> _Key | None:
+    """What the meaning of a call follows from: values, the last of which are named; None where that is not plain."""
+    parts: list[Hashable] = [current_limit(), *names]
+    for value in values:
+        part = _part_for(type(value))(value)  # type: ignore[arg-type]  # mypy: a type may be unhashable
         if part is None:
             return None
         parts.append(part)
-    for name, value in kwargs.items():
-        part = _part(value)
-        if part is None:
-            return None
-        parts += (name, part)
     return tuple(parts)
 
 
-def _part(value: Any) -> Hashable | None:
-    """One argument's part of the key: a plain value with its type, an array by all but its values."""
-    describe = _describe_of(value)
-    return _plain(value) if describe is None else describe(value)
+@lru_cache(maxsize=256)
+def _part_for(kind: type) -> Callable[[Any], Hashable | None]:
+    """What makes a value of that type a part of the key: an array by all but its values, a plain one with its type."""
+    return _ARRAYS.get(_name_of(kind), _plain)
+
+
+def _name_of(kind: type) -> tuple[str, str]:
+    return kind.__module__, kind.__name__
 
 
 def _plain(value: Any) -> Hashable | None:
@@ -140,13 +137,8 @@ def _plain(value: Any) -> Hashable | None:
     return None
 
 
-def _describe_of(value: Any) -> Callable[[Array], Hashable] | None:
-    kind = type(value)
-    return _DESCRIPTIONS.get((kind.__module__, kind.__name__))
-
-
 def _numpy_array(array: Array) -> Hashable:
-    return "numpy", array.shape, array.dtype, array.strides
+    return array.shape, array.dtype, array.strides
 
 
 def _cupy_array(array: Array) -> Hashable:
@@ -154,7 +146,7 @@ def _cupy_array(array: Array) -> Hashable:
     return data.device_id, array.shape, array.dtype, array.strides, data.ptr % 16
 
 
-_DESCRIPTIONS: dict[tuple[str, str], Callable[[Array], Hashable]] = {
+_ARRAYS: dict[tuple[str, str], Callable[[Any], Hashable]] = {
     ("numpy", "ndarray"): _numpy_array,
     ("cupy", "ndarray"): _cupy_array,
 }

@@ -41,11 +41,11 @@ def public(body: Callable[Concatenate[Variant, P], Request], variant: Variant, *
             _check_call(variant.name, signature, args, kwargs)
             raise
 
-    repeats = Repeats(request)
+    answer = Repeats(request).answer
 
     @wraps(body)
     def function(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return repeats(args, kwargs)
+        return answer(args, kwargs)
 
     function.__name__ = function.__qualname__ = variant.name
     function.__doc__ = Template(inspect.cleandoc(body.__doc__ or "")).substitute(name=variant.name, **words)

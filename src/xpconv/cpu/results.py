@@ -11,7 +11,9 @@ import math
 import mmap
 import sys
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
@@ -41,6 +43,12 @@ def new(shape: Sizes, dtype: np.dtype) -> Array:
     whole = np.empty(size + per_line, dtype)
     start = -(whole.ctypes.data // dtype.itemsize) % per_line
     return whole[start : start + size].reshape(shape)
+
+
+def maker(shape: Sizes, dtype: np.dtype) -> Callable[[], Array]:
+    """What makes `new` memory of one kind again and again: NumPy itself, a third as long, where the memory is small."""
+    is_small = math.prod(shape) * dtype.itemsize < _LARGE
+    return partial(np.empty if is_small else new, shape, dtype)
 
 
 _IS_RECYCLED = sys.platform != "win32" and hasattr(mmap, "MADV_FREE")

@@ -8,13 +8,10 @@ to a tenth of a second and takes a processor from whoever has some.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
-from functools import cache
-from importlib import import_module
 from itertools import count
 from queue import SimpleQueue
 from typing import TypeVar
@@ -126,13 +123,5 @@ if hasattr(os, "register_at_fork"):
 
 def thread_count() -> int:
     """As many as BLAS takes for a product now, by its variables or by threadpoolctl; one where it does not tell."""
-    told = _blas_threads()
+    told = processors.blas_threads()
     return 1 if told is None else max(1, min(told(), processors.most_threads()))
-
-
-@cache
-def _blas_threads() -> Callable[[], int] | None:
-    """OpenBLAS's function that tells its threads, found through the part of NumPy that is linked with it."""
-    library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
-    names = (f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "_64", ""))
-    return next((found for name in names if (found := getattr(library, name, None)) is not None), None)

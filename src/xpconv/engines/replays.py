@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import small
-from xpconv.cpu.plan import direct_by, passes_pay, row_bytes, spectra_plan
-from xpconv.cpu.results import new
+from xpconv.cpu.plan import READ_SINGLE, SINGLE, direct_by, passes_pay, row_bytes, spectra_plan
+from xpconv.cpu.results import maker
 from xpconv.engines import compiled, pooled
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, weight_last
 from xpconv.engines.methods import planned
-from xpconv.plan import conv_operations
+from xpconv.plan import conv_operations, operations
 from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes, in_layout
 from xpconv.workspace import current_limit
@@ -69,11 +69,13 @@ def _replay_into(request: Request) -> Callable[..., Any] | None:
             return NotImplemented
         return out
 
-    return None if finish is not None else _for_as_many_threads(again)
+    return None if finish is not None else _for_as_many_threads(again, conv_operations(spec) // 2)
 
 
-def _for_as_many_threads(again: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, as long as as many threads are free as it was prepared for."""
+def _for_as_many_threads(again: Callable[..., Any], products: int) -> Callable[..., Any]:
+    """The same, as long as as many threads are free as it was prepared for; one of few products takes one thread."""
+    if products <= min(SINGLE, READ_SINGLE):
+        return again
     threads = compiled.thread_count()
 
     def checked(*arrays: Array | None) -> Any:
@@ -90,15 +92,15 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     prepared = _prepared_conv(x, y, request)
     if prepared is None:
         return None
-    shape, dtype, (_, call, finish) = y[request.drop].shape, x.dtype, prepared
+    new, (_, call, finish) = maker(y[request.drop].shape, x.dtype), prepared
 
     def again(x: Array, w: Array, bias: Array | None) -> Any:
-        y = new(shape, dtype)
+        y = new()
         if not call(x, w, bias, y):
             return NotImplemented
         return y if finish is None else finish(y)
 
-    return _for_as_many_threads(again)
+    return _for_as_many_threads(again, conv_operations(request.spec) // 2)
 
 
 def _prepared_conv(x: Array, y: Array, request: Request) -> tuple[str, Callable[..., bool], Any] | None:
@@ -113,14 +115,14 @@ def _prepared_conv(x: Array, y: Array, request: Request) -> tuple[str, Callable[
     careful = options["method"] == "auto"
     stored, finish = compiled.stored_and_left(options["activation"])
     x, y, w_last = (channels_last(x, spec.layout), channels_last(y, spec.layout), weight_last(w, spec.layout))
-    order = _order(spec) if kernel == "winograd" else None  # all others know where the weight lies, and no shape
-    w_index = request.lift[1]
+    w_index, order = request.lift[1], _order(spec)
     prepared = compiled.prepared(kernel, x, w_last, y, spec, options["fill_value"], stored)
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> bool:
-        return prepared(x, w if order is None else w[w_index].transpose(order), bias, y) or not careful
+        return prepared(x, w[w_index].transpose(order), bias, y) or not careful
 
-    return kernel, call, finish
+    # all others know where the weight lies, and no shape, and their results can be used
+    return kernel, call if kernel == "winograd" else prepared, finish
 
 
 def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
@@ -140,17 +142,17 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
         if call is None:
             return None
         calls.append((call, place, taps))
-    dtype, drop = gx.dtype, request.drop
+    new, drop = maker(shape, gx.dtype), request.drop
 
     def again(gy: Array, w: Array, bias: Array | None) -> Any:
-        gx, w = new(shape, dtype), exchange(w)
+        gx, w = new(), exchange(w)
         last = channels_last(gx, layout)
         if not all(call(gy, w[taps], bias, last[place]) for call, place, taps in calls):
             return NotImplemented
         gx = compiled.laid_out(gx, spec.layout) if strided else gx
         return (gx if finish is None else finish(gx))[drop]
 
-    return _for_as_many_threads(again)
+    return _for_as_many_threads(again, conv_operations(spec) // 2)
 
 
 def _order(spec: ConvSpec) -> Sizes:
@@ -215,14 +217,14 @@ def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     if not kernel:
         return None
     call = pooled.prepared(kernel, reduction, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
-    dtype = x.dtype
+    new = maker(shape, x.dtype)
 
     def again(x: Array) -> Any:
-        y = new(shape, dtype)
+        y = new()
         call(x, y)
         return y
 
-    return _for_as_many_threads(again)
+    return _for_as_many_threads(again, operations(spec) or 0)
 
 
 def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]:

@@ -1,9 +1,11 @@
-"""Where the elements of an array lie: kernels know nothing else of one."""
+"""Where the elements of an array lie: kernels know nothing else of one. What they are told is words of 64 bits."""
 
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -17,10 +19,10 @@ def _told(array: Array) -> int:
 
 def _read(array: Array) -> int:
     """From the first word of NumPy's array object after what every object begins with."""
-    return _word(id(array) + _HEADER).value or 0
+    return _word(id(array) + _HEADER).value
 
 
-_word, _HEADER = ctypes.c_void_p.from_address, object.__basicsize__
+_word, _HEADER = ctypes.c_ssize_t.from_address, object.__basicsize__
 
 
 def _quickest() -> Callable[[Array], int]:
@@ -30,3 +32,14 @@ def _quickest() -> Callable[[Array], int]:
 
 
 address_of = _quickest()
+
+
+def words(*numbers: int) -> bytes:
+    """Numbers as kernels read them."""
+    return words_of(len(numbers)).pack(*numbers)
+
+
+@cache
+def words_of(count: int) -> struct.Struct:
+    """What packs so many."""
+    return struct.Struct(f"{count}q")

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.compiled.address import address_of, words, words_of
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import OUTSIDE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
@@ -26,7 +26,7 @@ Sources: TypeAlias = Callable[[ConvSpec | PoolSpec], tuple[Array, ...]]
 
 BLOCK_BYTES = 1 << 18  # of input that a block reads, about: a quarter of a level 2 cache or a half
 FIELDS = (
-    "x", "x_item", "x_row", "batch", "images", "image_groups", "rows", "row_blocks", "out_rows", "line", "stride",
+    "x_item", "x_row", "batch", "images", "image_groups", "rows", "row_blocks", "out_rows", "line", "stride",
     "reach", "gathered", "row_sources", "runs", "run_count", "geometry", "strip",
 )  # fmt: skip
 
@@ -76,23 +76,21 @@ class Blocks:
 
 
 class Arguments:
-    """What a task is told, by name: numbers and tables once, the arrays of a call each time."""
+    """What a task is told, by name: of the first so many the arrays of a call each time, numbers and tables once."""
 
     def __init__(
-        self, names: tuple[str, ...], numbers: dict[str, int], tables: dict[str, Array], cut: Blocks | None = None
-    ) -> None:
+        self, names: tuple[str, ...], arrays: int, numbers: dict[str, int], tables: dict[str, Array],
+        cut: Blocks | None = None,
+    ) -> None:  # fmt: skip
         numbers, tables = (numbers, tables) if cut is None else (cut.numbers | numbers, cut.tables | tables)
         self._kept = tables  # kernels know addresses only
         values = {**numbers, **{name: table.ctypes.data for name, table in tables.items()}}
-        self._places = {name: place for place, name in enumerate(names)}
-        self._values = np.array([values.get(name, 0) for name in names], np.int64)
+        self._addresses = words_of(arrays)
+        self._others = words(*(values.get(name, 0) for name in names[arrays:]))
 
-    def of(self, **arrays: Array) -> Array:
-        """The integers for one call on these arrays, which the caller keeps alive."""
-        values = self._values.copy()
-        for name, array in arrays.items():
-            values[self._places[name]] = address_of(array)
-        return values
+    def of(self, *arrays: Array) -> bytes:
+        """The words for one call on these arrays, which the caller keeps alive."""
+        return self._addresses.pack(*map(address_of, arrays)) + self._others
 
 
 def strides_of(array: Array) -> Sizes:

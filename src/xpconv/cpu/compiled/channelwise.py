@@ -29,11 +29,12 @@ from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
+_ARRAYS = ("x", "y", "w", "bias")
 _OWN = (
-    "w", "y", "pixels", "results", "taps", "tap_count", "step", "segment", "channels", "w_step", "finish", "bias",
-    "divisor", "y_item", "y_row", "turned", "plane", "streams",
+    "pixels", "results", "taps", "tap_count", "step", "segment", "channels", "w_step", "finish", "divisor", "y_item",
+    "y_row", "turned", "plane", "streams",
 )  # fmt: skip
-FIELDS = (*blocks.FIELDS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
 _RUNS, _STEPS = (7, 5, 3, 2), (1, 2)  # elements of a tap, and strides, that there are kernels for
 
 
@@ -63,8 +64,8 @@ class _Job:
     scratch: int
     team: int
 
-    def __call__(self, **arrays: Array) -> None:
-        threads.run(self.address, self.arguments.of(**arrays), self.items, self.scratch, self.team)
+    def __call__(self, *arrays: Array) -> None:
+        threads.run(self.address, self.arguments.of(*arrays), self.items, self.scratch, self.team)
 
 
 class Depthwise:
@@ -76,16 +77,16 @@ class Depthwise:
         order = taps_order(spec, call.w_strides)
         self._pack = Packing(call.dtype, 1, spec.channels, width, order, call.w_strides[-1])
         self._bias = PackedBias(call.dtype, 1, spec.channels, width)
-        finish = None if call.activation is None else finishing(call.activation, call.dtype, call.leak)
+        activated = call.activation is not None
+        finish = {"finish": finishing(call.activation, call.dtype, call.leak)} if activated else {}
         self._job = _job(
             "multiplied", spec, (call.x_strides, call.y_strides), call.dtype, call.threads, call.sources, call.fill,
-            call.limit,
+            call.limit, finish,
         )  # fmt: skip
-        self._finish = {} if finish is None else {"finish": finish}
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`, where no value reaches further than its windows."""
-        self._job(x=x, w=self._pack(w), bias=self._bias(bias), y=y, **self._finish)
+        self._job(x, y, self._pack(w), self._bias(bias))
         return True
 
 
@@ -100,12 +101,12 @@ class Pooling:
         sources: Sources, divisor: float, limit: int,
     ) -> None:  # fmt: skip
         outside = -math.inf if operation == "largest" else 0.0
-        self._job = _job(operation, spec, strides, dtype, threads_free, sources, outside, limit)
-        self._divisor = np.array([divisor], dtype)
+        divide = {"divisor": np.array([divisor], dtype)}
+        self._job = _job(operation, spec, strides, dtype, threads_free, sources, outside, limit, divide)
 
     def __call__(self, x: Array, y: Array) -> None:
         """Write the result to `y`."""
-        self._job(x=x, y=y, divisor=self._divisor)
+        self._job(x, y)
 
 
 def takes(dtype: str, spec: ConvSpec | PoolSpec, limit: int) -> bool:
@@ -122,7 +123,7 @@ def workspace(dtype: str, spec: ConvSpec | PoolSpec) -> int:
 
 def _job(
     operation: str, spec: ConvSpec | PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, threads_free: int,
-    sources: Sources, fill: float, limit: int,
+    sources: Sources, fill: float, limit: int, ending: dict[str, Array],
 ) -> _Job:  # fmt: skip
     (x_strides, y_strides), size, lanes = strides, np.dtype(dtype).itemsize, lanes_of(dtype)
     read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
@@ -142,11 +143,13 @@ def _job(
         "pixels": cut.starts(spec),
         "taps": places,
         "results": cut.results(spec, y_strides, spec.channels * size, turned),
+        **ending,
     }
+    arrays = len(_ARRAYS) if operation == "multiplied" else 2  # no weight, no bias
     scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * size
     compiled = _library(dtype, operation, taps)
     assert compiled is not None
-    return _Job(compiled.address(operation), Arguments(FIELDS, numbers, tables, cut), cut.count, scratch, team)
+    return _Job(compiled.address(operation), Arguments(FIELDS, arrays, numbers, tables, cut), cut.count, scratch, team)
 
 
 def _is_streamed(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> bool:

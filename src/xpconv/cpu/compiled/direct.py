@@ -24,12 +24,12 @@ from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, packin
 from xpconv.cpu.compiled.weights import PackedBias, Packing, pack_kernel, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
+_ARRAYS = ("x", "w", "y", "bias")
 _OWN = (
-    "w", "y", "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "bias",
-    "x_group", "y_item", "y_row", "turned", "filters", "plane", "packing", "packs", "panel_bytes", "own", "streams",
-    "w_start", "w_step",
+    "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "x_group", "y_item",
+    "y_row", "turned", "filters", "plane", "packing", "packs", "panel_bytes", "own", "streams", "w_start", "w_step",
 )  # fmt: skip
-FIELDS = (*blocks.FIELDS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
 
 
 class Direct:
@@ -71,7 +71,7 @@ class Direct:
         }
         if call.activation is not None:
             tables["finish"] = finishing(call.activation, call.dtype, call.leak)
-        self._arguments = Arguments(FIELDS, numbers, tables, cut)
+        self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
         compiled = _library(call.dtype, shape)
         assert compiled is not None
         self._address = compiled.address("conv")
@@ -81,7 +81,7 @@ class Direct:
         team = self._call.team
         weight = w if self._packs else self._pack(w, team)
         biases = self._bias(bias)
-        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
+        arguments = self._arguments.of(x, weight, y, biases)
         threads.run(self._address, arguments, self._items, self._scratch, team)
         return True
 

@@ -8,7 +8,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
 from xpconv.cpu.compiled.moves import in_vectors, lanes_of, name_of, take
@@ -25,7 +25,7 @@ def finite(x: Array) -> bool:
     assert compiled is not None
     items = -(-x.size // _CHUNK)
     found = np.zeros((items, lanes_of(dtype)), dtype)
-    arguments = np.array([address_of(x), x.size, address_of(found)], np.int64)
+    arguments = words(address_of(x), x.size, address_of(found))
     threads.run(compiled.address("finite"), arguments, items, 0, threads.thread_count() if items > 2 else 1)
     return bool((found == 0).all())
 

@@ -17,6 +17,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import blocks, threads
+from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
@@ -25,11 +26,12 @@ from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
 from xpconv.cpu.plan import SINGLE
 from xpconv.spec import Array, ConvSpec, Sizes
 
+_ARRAYS = ("x", "gy", "sums", "partial")
 _OWN = (
-    "gy", "sums", "partial", "pixels", "results", "taps", "targets", "tap_count", "run", "groups", "maps", "panels",
-    "parts", "chunks", "blocks", "x_group", "gy_item", "gy_row", "planes", "gy_filter", "row_step", "sums_bytes",
+    "pixels", "results", "taps", "targets", "tap_count", "run", "groups", "maps", "panels", "parts", "chunks", "blocks",
+    "x_group", "gy_item", "gy_row", "planes", "gy_filter", "row_step", "sums_bytes",
 )  # fmt: skip
-FIELDS = (*blocks.FIELDS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
 _FEWEST_PIXELS = 192  # of a block: a tile's sums are read and stored once for all of them
 _BLOCK_BYTES = 1 << 20  # of input, that a block takes at most to have so many
 _PANEL_BYTES = 1 << 17  # of `gy`, that the tiles of a block read again and again
@@ -96,12 +98,12 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     gw = np.empty(rows * spec.filters, x.dtype)
     partials = np.empty((job.chunks - (not job.order.turned), gw.size), x.dtype)
     sums, others = (partials[0], partials[1:]) if job.order.turned else (gw, partials)
-    arguments = job.arguments.of(x=x, gy=gy, sums=sums, partial=others)
+    arguments = job.arguments.of(x, gy, sums, others)
     threads.run(compiled.address("products"), arguments, job.items, job.scratch, job.team)
     if len(partials):
         span = -(-_SPAN // (16 * spec.filters)) * 16
-        addresses = [array.ctypes.data for array in (gw, sums, others)]
-        ends = np.array([*addresses, len(others), rows, spec.filters, span, int(job.order.turned)], np.int64)
+        addresses = map(address_of, (gw, sums, others))
+        ends = words(*addresses, len(others), rows, spec.filters, span, int(job.order.turned))
         threads.run(compiled.address("total"), ends, -(-rows // span), 0, job.team)
     return job.order.viewed(gw, spec)
 
@@ -135,7 +137,8 @@ def _job(
         "targets": order.targets(windows, run) * (spec.filters * size),
         "results": cut.results(spec, gy_strides, size, planes),
     }  # fmt: skip
-    return _Job(shape, Arguments(FIELDS, numbers, tables, cut), order, chunks, chunks * parts, scratch, team)
+    arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
+    return _Job(shape, arguments, order, chunks, chunks * parts, scratch, team)
 
 
 def _has_planes(array: Array) -> bool:

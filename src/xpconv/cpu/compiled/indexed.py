@@ -22,11 +22,12 @@ from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transp
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
 
+_ARRAYS = ("x", "y", "indices")
 _OWN = (
-    "y", "indices", "y_item", "y_row", "i_item", "i_row", "plane", "i_plane", "turned", "pixels", "results", "places",
-    "taps", "offsets", "tap_count", "row_begins", "row_firsts", "begins", "firsts", "channels",
+    "y_item", "y_row", "i_item", "i_row", "plane", "i_plane", "turned", "pixels", "results", "places", "taps",
+    "offsets", "tap_count", "row_begins", "row_firsts", "begins", "firsts", "channels",
 )  # fmt: skip
-FIELDS = (*blocks.FIELDS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
 _INDEX = np.dtype(np.int64).itemsize
 _NONE = -(1 << 40)  # added to any index it stays negative
 _MOST_PLACES = 1 << 31  # of a plane, whose indices are counted in lanes as wide as the elements
@@ -60,7 +61,7 @@ class IndexedPooling:
             "places": cut.results(spec, i_strides, spec.channels * _INDEX, turned),
             **_index_tables(spec),
         }
-        self._arguments, self._items = Arguments(FIELDS, numbers, tables, cut), cut.count
+        self._arguments, self._items = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut), cut.count
         self._scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * (size + _INDEX)
         compiled = _library(dtype)
         assert compiled is not None
@@ -68,7 +69,7 @@ class IndexedPooling:
 
     def __call__(self, x: Array, y: Array, indices: Array) -> None:
         """Write the results to `y`, and where they lie to `indices`."""
-        arguments = self._arguments.of(x=x, y=y, indices=indices)
+        arguments = self._arguments.of(x, y, indices)
         threads.run(self._address, arguments, self._items, self._scratch, self._team)
 
 

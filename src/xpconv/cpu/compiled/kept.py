@@ -21,7 +21,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.build import library
 from xpconv.cpu.compiled.ir import I32, I64, Kernel, vector
 from xpconv.spec import Array
@@ -90,7 +90,7 @@ def _fingerprint(values: Array) -> bytes:
     assert compiled is not None
     whole = values.nbytes - values.nbytes % _VECTOR
     sums = np.empty((-(-whole // _SPAN), _SUMS), np.int64)
-    arguments = np.array([address_of(values), whole, address_of(sums), address_of(_keys)], np.int64)
+    arguments = words(address_of(values), whole, address_of(sums), address_of(_keys))
     items = -(-whole // _CHUNK)
     team = threads.thread_count() if items > 1 else 1
     threads.run(compiled.address("fingerprint"), arguments, items, 0, team)

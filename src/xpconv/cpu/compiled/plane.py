@@ -34,9 +34,10 @@ from xpconv.cpu.compiled.tile import SUMMED, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.spec import Array, ConvSpec, Sizes
 
+_ARRAYS = ("x", "w", "y", "bias")
 FIELDS = (
-    "x", "x_item", "x_plane", "x_row", "x_step", "y", "y_item", "y_plane", "y_row", "w", "taps_down", "taps_across",
-    "offsets", "chunk", "finish", "bias", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
+    *_ARRAYS, "x_item", "x_plane", "x_row", "x_step", "y_item", "y_plane", "y_row", "taps_down", "taps_across",
+    "offsets", "chunk", "finish", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
     "column_blocks", "out_columns", "stride", "dilation", "reach", "step_across", "reach_across", "apart", "shared",
     "pitch", "half", "shift", "in_place", "plain", "above", "height", "left", "width", "row_sources", "runs",
     "run_count", "outside", "gathered", "held", "streams", "aside", "table",
@@ -70,9 +71,9 @@ class Plane:
         self._items, self._call = -(-planes // share) * blocks, call
         self._scratch = (2 if streams or numbers["held"] else 1) * cut.nbytes
         tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill, cut)
-        if call.activation is not None:
-            tables["finish"] = finishing(call.activation, dtype, call.leak)
-        self._arguments = Arguments(FIELDS, numbers | {"share": share, "run_count": len(tables["runs"])}, tables)
+        tables["finish"] = finishing(call.activation, dtype, call.leak)
+        numbers |= {"share": share, "run_count": len(tables["runs"])}
+        self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables)
         down, across, *_ = _two_axes(spec)
         by_columns = taps_order(spec, call.w_strides).reshape(down, across).T.reshape(-1)  # as taps are added up
         self._pack = Packing(dtype, spec.channels, 1, 1, by_columns, call.w_strides[-1])
@@ -84,7 +85,7 @@ class Plane:
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`, where no value reaches further than its windows."""
         weight, biases = self._pack(w), self._bias(bias)
-        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases)
+        arguments = self._arguments.of(x, weight, y, biases)
         threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
         return True
 

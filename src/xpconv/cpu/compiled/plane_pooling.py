@@ -34,13 +34,13 @@ from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
 
 _WINDOWS: tuple[str, ...] = (
-    "x", "x_item", "x_plane", "x_row", "y", "y_item", "y_plane", "y_row", "channels", "blocks", "share", "rows",
+    "x", "y", "x_item", "x_plane", "x_row", "y_item", "y_plane", "y_row", "channels", "blocks", "share", "rows",
     "row_blocks", "out_rows", "columns", "column_blocks", "out_columns", "row_stride", "stride", "down", "dilation",
     "taps", "reach", "row_sources", "left", "width", "outside", "pitch", "half", "shift", "offsets", "divisor",
     "aside", "streams",
 )  # fmt: skip
 _MAPS: tuple[str, ...] = (
-    "x", "x_item", "x_plane", "y", "y_item", "channels", "groups", "count", "share", "elements", "divisor",
+    "x", "y", "x_item", "x_plane", "y_item", "channels", "groups", "count", "share", "elements", "divisor",
 )  # fmt: skip
 _ROWS = 12 << 10  # bytes of rows that are joined before their columns are: a quarter of a level 1 cache
 _COLUMNS = 1024  # results of a row at most, where it is cut at all
@@ -68,14 +68,14 @@ class Pooling:
             tables |= _window_tables(spec, strides[0], dtype, sources, _NOTHING[operation], numbers["half"])
             self._items = -(-numbers["blocks"] // numbers["share"])
             self._scratch = numbers["aside"] + numbers["streams"] * numbers["rows"] * numbers["y_row"]
-        self._arguments = Arguments(names, numbers, tables)
+        self._arguments = Arguments(names, 2, numbers, tables)
         compiled = _library(dtype, operation, spec.stride[-1])
         assert compiled is not None
         self._address = compiled.address(f"{task}{divisor != 1:d}")
 
     def __call__(self, x: Array, y: Array) -> None:
         """Write the result to `y`."""
-        threads.run(self._address, self._arguments.of(x=x, y=y), self._items, self._scratch, self._team)
+        threads.run(self._address, self._arguments.of(x, y), self._items, self._scratch, self._team)
 
 
 def takes(dtype: str, spec: PoolSpec, x_strides: Sizes, limit: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value
 from xpconv.cpu.compiled.moves import fill_kernel, name_of
@@ -39,12 +39,9 @@ def scattered(values: Array, indices: Array, planes: Array) -> None:
     shares = -(-2 * team // batch) if batch % team else 1  # of one image's channels; fewer at a time took three times
     width = -(-channels // (shares * line)) * line
     groups, zero = -(-channels // width), np.zeros(1, values.dtype)
-    arguments = np.array(
-        [
-            address_of(values), address_of(indices), address_of(planes), address_of(zero), count, planes.shape[1],
-            channels, groups, width, *values.strides, *indices.strides, *planes.strides,
-        ],
-        np.int64,
+    arguments = words(
+        *map(address_of, (values, indices, planes, zero)), count, planes.shape[1], channels, groups, width,
+        *values.strides, *indices.strides, *planes.strides,
     )  # fmt: skip
     threads.run(compiled.address("scatter"), arguments, batch * groups, 0, team)
 

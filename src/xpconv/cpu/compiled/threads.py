@@ -14,6 +14,7 @@ late never takes an item of the next job by what it knows of the last.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from threading import Event, Lock, Thread
@@ -150,7 +151,7 @@ class Team:
         self._words = -(-self._memory.ctypes.data // _LINE) * _LINE
         self._helpers = [_Helper(self._functions, self._words, number) for number in range(1, threads)]
 
-    def run(self, task: int, arguments: int, items: int, scratch: int, stride: int) -> None:
+    def run(self, task: int, arguments: bytes, items: int, scratch: int, stride: int) -> None:
         """Compute a job with everybody; the caller holds the lock."""
         self._job += 1
         self._keep_off(processors.now())
@@ -202,7 +203,7 @@ def is_ready() -> bool:
     return library("threads", _make) is not None
 
 
-def run(task: int, arguments: np.ndarray, items: int, scratch_bytes: int, threads: int) -> None:
+def run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: int) -> None:
     """Compute the items of a task, with as many threads as are asked for and free.
 
     `scratch_bytes` is what each thread needs for itself.
@@ -210,7 +211,7 @@ def run(task: int, arguments: np.ndarray, items: int, scratch_bytes: int, thread
     stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
     _calling.append(None)
     try:
-        _run(task, address_of(arguments), items, stride, threads)
+        _run(task, arguments, items, stride, threads)
     finally:
         _calling.pop()
 
@@ -218,37 +219,37 @@ def run(task: int, arguments: np.ndarray, items: int, scratch_bytes: int, thread
 _calling: list[None] = []  # an entry for each thread that calls now
 
 
-def _run(task: int, arguments: int, items: int, stride: int, threads: int) -> None:
+def _run(task: int, arguments: bytes, items: int, stride: int, threads: int) -> None:
     """By a team, where half the threads or more have nothing of their own to compute, and no other has it."""
     team = _team_of(threads) if items > 1 and threads >= 2 * len(_calling) else None
-    if team is not None and not team.lock.acquire(blocking=False):
-        team = None
-    scratch, place = _scratch(stride if team is None else stride * threads)
-    try:
-        if team is None:
-            _functions().serial(task, arguments, items, place)
-        else:
+    if team is None or not team.lock.acquire(blocking=False):
+        scratch, place = _scratch(stride)
+        _functions().serial(task, arguments, items, place)
+    else:
+        try:
+            scratch, place = _scratch(stride * threads)
             team.run(task, arguments, items, place, stride)
-    finally:
-        if team is not None:
+        finally:
             team.lock.release()
-        if scratch.size <= _MOST_SPARE and len(_spare) < 2:
-            _spare.append(scratch)
+    if scratch.size <= _MOST_SPARE and len(_spare) < 2:
+        _spare.append((scratch, place))
 
 
-_spare: list[np.ndarray] = []  # memory of calls that have ended; the next take it, page faults and all behind it
+# Memory of calls that have ended, and where its first line begins; the next take it, page faults and all behind it.
+_spare: list[tuple[np.ndarray, int]] = []
 _MOST_SPARE = 1 << 25  # bytes of one of them
 
 
 def _scratch(nbytes: int) -> tuple[np.ndarray, int]:
     """So much memory, and where its first cache line begins."""
     try:
-        memory = _spare.pop()
+        memory, place = _spare.pop()
     except IndexError:
-        memory = np.empty(0, np.uint8)
+        memory, place = np.empty(0, np.uint8), 0
     if memory.size < nbytes + _LINE:
         memory = np.empty(nbytes + _LINE, np.uint8)
-    return memory, -(-address_of(memory) // _LINE) * _LINE
+        place = -(-address_of(memory) // _LINE) * _LINE
+    return memory, place
 
 
 def _team_of(threads: int) -> Team:
@@ -289,16 +290,16 @@ def thread_count() -> int:
     `multiprocessing`, which has siblings for the other processors, takes one unless a variable is set.
     """
     most = processors.most_threads()
-    blas = _blas()
-    return max(1, min(most, blas.num_threads)) if blas is not None else most
+    told = processors.blas_threads() or _told()
+    return most if told is None else max(1, min(most, told()))
 
 
 @cache
-def _blas() -> Any:
-    """threadpoolctl's hand on NumPy's BLAS, whose limit counts here too; None where there is none to hold."""
+def _told() -> Callable[[], int] | None:
+    """What threadpoolctl tells of a BLAS that is not OpenBLAS; None where it knows none of NumPy's."""
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
         return None
     blas = [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas" and "numpy" in lib.filepath]
-    return blas[0] if blas else None
+    return (lambda: blas[0].num_threads) if blas else None

@@ -8,7 +8,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import name_of, transpose_kernel
@@ -26,7 +26,7 @@ def turned(x: Array) -> Array:
     compiled = _library(name_of(x.dtype))
     assert compiled is not None
     y, tiles = new((count, columns, rows), x.dtype), (-(-rows // _SIDE), -(-columns // _SIDE))
-    arguments = np.array([address_of(x), address_of(y), rows, columns, *tiles], np.int64)
+    arguments = words(address_of(x), address_of(y), rows, columns, *tiles)
     team = threads.thread_count() if x.size > _SINGLE else 1
     threads.run(compiled.address("turn"), arguments, count * tiles[0] * tiles[1], 0, team)
     return y

@@ -8,7 +8,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import grid
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
@@ -49,14 +49,15 @@ class Packing:
         }  # fmt: skip
         self._kept = tables  # kernels know addresses
         self.arguments = np.array([values.get(name, 0) for name in _ARGUMENTS], np.int64)
+        self._others = self.arguments[2:].tobytes()
         compiled = _library(dtype)
         assert compiled is not None
         self._address = compiled.address("pack")
 
     def __call__(self, w: Array, team: int = 1) -> Array:
         """The weight at the address of `w`, packed by as many threads as are worth it."""
-        packed, arguments = np.empty(self._shape, self._dtype), self.arguments.copy()
-        arguments[:2] = address_of(w), address_of(packed)
+        packed = np.empty(self._shape, self._dtype)
+        arguments = words(address_of(w), address_of(packed)) + self._others
         threads.run(self._address, arguments, self._items, 0, team if packed.size > _SINGLE else 1)
         return packed
 
@@ -65,13 +66,16 @@ class PackedBias:
     """Biases (F,) of any dtype and strides in panels, as weights of one row are; zeros where there is none."""
 
     def __init__(self, dtype: str, groups: int, maps: int, width: int) -> None:
-        self._pack = Packing(dtype, groups, maps, width, np.zeros(1, np.int64), np.dtype(dtype).itemsize)
-        self._dtype = dtype
-        self._none = self._pack(np.zeros(groups * maps, dtype))
+        self._groups, self._maps = groups, maps
+        self._none = np.zeros((groups, -(-maps // width) * width), dtype)
 
     def __call__(self, bias: Array | None) -> Array:
-        """The bias, packed."""
-        return self._none if bias is None else self._pack(np.ascontiguousarray(bias, self._dtype))
+        """The bias, packed: by NumPy, which takes a fourth of the time that a task takes to be called."""
+        if bias is None:
+            return self._none
+        packed = self._none.copy()
+        packed[:, : self._maps] = bias.reshape(self._groups, self._maps)
+        return packed
 
 
 def _squares(sources: Array, size: int, lanes: int) -> Array:

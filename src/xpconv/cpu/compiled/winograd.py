@@ -33,13 +33,13 @@ from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel, forward_ker
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.spec import Array, ConvSpec, Sizes
 
+_ARRAYS = ("x", "w", "y", "bias", "found")
 _OWN = (
-    "w", "y", "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels",
-    "filters", "panels", "parts", "finish", "bias", "zeros", "in_row", "in_pixel", "out_row", "out_pixel",
-    "in_plane", "out_plane", "turned", "y_item", "y_row", "plane", "out_line", "last_row",
-    "found", "streams",
+    "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels", "filters",
+    "panels", "parts", "finish", "zeros", "in_row", "in_pixel", "out_row", "out_pixel", "in_plane", "out_plane",
+    "turned", "y_item", "y_row", "plane", "out_line", "last_row", "streams",
 )  # fmt: skip
-FIELDS = (*blocks.FIELDS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
 _TILE_BYTES = 1 << 20  # of transformed inputs and products that a block takes, about: they should stay in the cache
 _STREAMED = 1 << 21  # elements of a transformed weight that no core's cache holds
 _FEWEST, _MOST = 28, 112  # tiles of a block: fewer wait for the weight, more fall out of the cache
@@ -106,7 +106,7 @@ class Winograd:
         tables = tables_of(spec, whole, form, cut, block, size)
         tables["zeros"] = np.zeros(self._shape.filters, dtype)
         tables["finish"] = finishing(call.activation, dtype, call.leak)
-        self._arguments = Arguments(FIELDS, numbers, tables, cut)
+        self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
         results = cut.images * cut.rows * line * spec.filters * size if turned else 0
         tiles = form.points * (numbers["in_plane"] + numbers["out_plane"])
         self._items, self._scratch = cut.count * parts, cut.images * cut.strip + tiles + results
@@ -122,7 +122,7 @@ class Winograd:
         weight = _weights.of(w, (spec.flip, spec.axes, self._form.name), self._transformed)
         biases = self._bias(bias)
         found = np.zeros((self._items, _FOUND_BYTES // self._call.itemsize), self._call.dtype)
-        arguments = self._arguments.of(x=x, w=weight, y=y, bias=biases, found=found)
+        arguments = self._arguments.of(x, weight, y, biases, found)
         threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
         return not found.any()
 

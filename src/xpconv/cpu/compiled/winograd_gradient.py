@@ -18,7 +18,7 @@ from llvmlite import ir
 
 from xpconv.cpu import winograd as transforms
 from xpconv.cpu.compiled import blocks, threads
-from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.gradients import heights, sums_tile
@@ -38,11 +38,12 @@ from xpconv.cpu.compiled.turn import turned
 from xpconv.cpu.compiled.winograd import band_of, plane_bytes, sources_of, tables_of, tile_counts, unit_of, whole_of
 from xpconv.spec import Array, ConvSpec, Sizes
 
+_ARRAYS = ("x", "gy", "sums")
 _OWN = (
-    "gy", "sums", "inputs", "outputs", "pixels", "unit", "band", "channels", "filters", "panels", "chunks", "blocks",
-    "parts", "in_row", "in_pixel", "gy_row", "gy_pixel", "in_plane", "gy_plane", "gy_item", "sums_bytes",
+    "inputs", "outputs", "pixels", "unit", "band", "channels", "filters", "panels", "chunks", "blocks", "parts",
+    "in_row", "in_pixel", "gy_row", "gy_pixel", "in_plane", "gy_plane", "gy_item", "sums_bytes",
 )  # fmt: skip
-FIELDS = (*blocks.FIELDS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
 _TILES = 112  # of a block, about: with fewer the sums are read and stored too often
 _MOST_CHUNKS = 4  # whose sums are added up in the end
 _POINTS, _TAPS = transforms.F4.points, 9
@@ -78,10 +79,10 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     compiled = _library(dtype, job.shape)
     assert compiled is not None
     sums = np.empty((job.chunks, _POINTS, spec.channels * spec.filters), dtype)
-    threads.run(compiled.address("products"), job.arguments.of(x=x, gy=gy, sums=sums), job.items, job.scratch, job.team)
+    threads.run(compiled.address("products"), job.arguments.of(x, gy, sums), job.items, job.scratch, job.team)
     gw = np.empty((_TAPS, spec.channels * spec.filters), dtype)
     size = spec.channels * spec.filters
-    ends = np.array([address_of(sums), job.chunks, size, address_of(gw)], np.int64)
+    ends = words(address_of(sums), job.chunks, size, address_of(gw))
     threads.run(compiled.address("total"), ends, -(-size // _SPAN), 0, job.team)
     return gw.reshape(*spec.window, spec.channels, spec.filters)
 
@@ -151,7 +152,7 @@ def _job(
     tables = tables_of(spec, whole, IMAGES, cut, gy_strides, size)
     tables = {name: tables[name] for name in ("inputs", "outputs")}
     tables["pixels"] = np.arange(tiles, dtype=np.int64) * (spec.channels * size)
-    arguments, scratch = Arguments(FIELDS, numbers, tables, cut), _scratch(spec, dtype)
+    arguments, scratch = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut), _scratch(spec, dtype)
     return _Job(shape, arguments, chunks, chunks * parts, scratch, threads_free)
 
 
