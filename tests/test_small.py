@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import xpconv
 from cases import conv_cases, first, integers, weight_first
-from xpconv.cpu import plan, small
+from xpconv.cpu import costs, small
 from xpconv.dispatch import run
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
@@ -74,7 +74,7 @@ def test_what_is_large_or_read_by_other_rules_takes_the_long_way():
 def test_one_signal_is_left_to_numpys_loop_where_that_is_quickest():
     def by(n, m, **options):
         spec = xpconv.conv1d.request(np.ones(n), np.ones(m), **options).spec
-        return plan.direct_by(spec)
+        return costs.direct_by(spec)
 
     assert by(1_000, 5) == by(50, 50) == by(1_000_000, 3) == "loop"
     assert by(1_000_000, 31) == "bands"

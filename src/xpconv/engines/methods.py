@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
-from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, kernel_for, may_separate
+from xpconv.cpu.costs import direct_by, is_cut, may_separate
+from xpconv.cpu.plan import Tile, conv_plan, kernel_for
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap

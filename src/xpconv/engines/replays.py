@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import small
-from xpconv.cpu.plan import direct_by, passes_pay, row_bytes, spectra_plan
+from xpconv.cpu.costs import direct_by
+from xpconv.cpu.plan import passes_pay, row_bytes, spectra_plan
 from xpconv.cpu.results import new
 from xpconv.engines import compiled, pooled
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, weight_last
