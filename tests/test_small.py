@@ -51,10 +51,15 @@ def test_whatever_is_repeated_is_what_the_long_way_computes(case, method, channe
     ((50,), (5,), {"padding": "full", "padding_mode": "constant", "fill_value": -3}),
     ((50,), (50,), {}),
     ((9, 2), (3, 2, 4), {}),
+    ((33, 30), (3, 5), {"padding": "same"}),
+    ((64, 64), (31, 31), {"padding": "same"}),
+    ((41, 37), (4, 3), {"stride": (2, 3), "dilation": (3, 2), "padding": ((0, 2), (3, 1))}),
+    ((41, 37), (4, 3), {"padding": 2, "padding_mode": "constant", "fill_value": 3}),
 ])  # fmt: skip
 def test_small_layers_and_signals_are_repeated(x_shape, w_shape, options, activation, dtype):
     rng = np.random.default_rng(0)
-    for function in (xpconv.conv1d, xpconv.corr1d) if len(x_shape) < 4 else (xpconv.conv2d, xpconv.corr2d):
+    one_axis = len(w_shape) in (1, 3)
+    for function in (xpconv.conv1d, xpconv.corr1d) if one_axis else (xpconv.conv2d, xpconv.corr2d):
         x, w = integers(rng, x_shape, dtype), integers(rng, w_shape, dtype)
         assert check(function, (x, w), activation=activation, **options)
         turned = x[::-1], np.asarray(w, order="F")
@@ -69,6 +74,19 @@ def test_what_is_large_or_read_by_other_rules_takes_the_long_way():
     assert not check(xpconv.conv2d, (np.ones((1, 80, 80, 2)), np.ones((9, 9, 2, 4))))
     with xpconv.workspace_limit(36 * 18 * 8 - 1):
         assert not check(xpconv.conv2d, (x, w))  # the patches of all results at once
+
+
+def test_a_small_plane_that_is_not_finite_takes_the_long_way():
+    x, w = np.ones((40, 40), np.float32), np.ones((5, 5), np.float32)
+    request = xpconv.conv2d.request(x, w, padding="same")
+    repeat = engine.replay(request)
+    assert repeat(x, w, None) is not NotImplemented
+    x[20, 20] = np.inf
+    assert repeat(x, w, None) is NotImplemented
+    for _ in range(2):
+        assert np.isinf(xpconv.conv2d(x, w, padding="same")).sum() == 25
+    with xpconv.workspace_limit(44 * 5 * 40 * 4 - 1):
+        assert engine.replay(request) is None  # its copies at once
 
 
 def test_one_signal_is_left_to_numpys_loop_where_that_is_quickest():

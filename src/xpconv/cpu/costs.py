@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from xpconv.cpu import overlap, strips, winograd
+from xpconv.cpu import overlap, small, strips, winograd
 from xpconv.cpu.products import KEPT_BYTES
 from xpconv.plan import conv_operations
 from xpconv.spec import ConvSpec
@@ -71,7 +71,8 @@ def _banded_seconds(spec: ConvSpec) -> float:
         return results * (1 / _BANDED + 2 * (spec.reach[0] + 16) / _PRODUCTS) + _BANDS
     places = math.prod(spec.window[1:])
     products = 2 * places * (7 + spec.reach[0]) / _PRODUCTS
-    return results * (1 / _BANDED + places / _SHIFTED + products) + _turned_seconds(spec) + _BANDS
+    calls = CALL if small.is_plane(spec) else _BANDS
+    return results * (1 / _BANDED + places / _SHIFTED + products) + _turned_seconds(spec) + calls
 
 
 def _turned_seconds(spec: ConvSpec) -> float:
