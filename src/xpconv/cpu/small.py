@@ -12,7 +12,6 @@ from itertools import accumulate
 import numpy as np
 
 from xpconv.cpu.banded import finite
-from xpconv.cpu.products import SINGLE
 from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
@@ -83,7 +82,7 @@ def plane(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Ar
     copies, apart = (rows, across, columns), (width * item, spec.dilation[1] * item, spec.stride[1] * item)
     taps, below = (_ROWS, *spec.window), ((span + step) * across * item, spec.dilation[0] * across * item, item)
     parts, lower = (tiles, span * across, columns), (_ROWS * step * across * columns * item, columns * item, item)
-    some, turns = max(1, SINGLE // (_ROWS * span * across)), (slice(None, None, -1),) * 2
+    turns = (slice(None, None, -1),) * 2
 
     def filtered(x: Array, w: Array) -> Array | None:
         whole, band = np.full(shape, fill, dtype), np.zeros((_ROWS, span * across), dtype)
@@ -94,8 +93,7 @@ def plane(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Ar
         side[...] = np.ndarray(copies, dtype, whole, 0, apart)
         read = np.ndarray(parts, dtype, side, 0, lower)
         with np.errstate(over="ignore", invalid="ignore"):
-            for k in range(0, columns, some):
-                np.matmul(band, read[..., k : k + some], out=y[..., k : k + some])
+            np.matmul(band, read, out=y)
         y = y.reshape(1, -1, columns, 1)[:, :height]
         return y if finite(y) else None
 
