@@ -110,3 +110,20 @@ def test_the_loop_is_the_definition_in_every_dtype(dtype):
     y = small.correlation(x[None, :, None], w[:, None, None], spec)[0, :, 0]
     np.testing.assert_array_equal(y, np.convolve(x, w, "valid"))
     assert y.dtype == x.dtype
+
+
+@pytest.mark.parametrize("padding", [(0, 2), (4, 4), (2, 0), (7, 1)])
+@pytest.mark.parametrize("size", [3, 20, 12_000])
+@pytest.mark.parametrize("edge", [1, np.inf])
+def test_the_loop_sums_over_what_is_there_and_over_zeros_alike(size, padding, edge):
+    x, w = np.arange(1.0, size + 1), np.array([edge, 2, -1, 5, edge])
+    for function in (xpconv.conv1d, xpconv.corr1d):
+        padded = np.pad(x, padding)
+        with np.errstate(invalid="ignore"):
+            expected = np.convolve(padded, w if function is xpconv.conv1d else w[::-1], "valid")
+            for _ in range(2):
+                y = function(x, w, padding=(padding,), method="direct")
+                np.testing.assert_array_equal(y, expected)
+            spec = function.request(x, w, padding=(padding,)).spec
+            y = small.correlation(x[None, :, None], w[:, None, None], spec)
+            np.testing.assert_array_equal(y[0, :, 0], expected)

@@ -15,6 +15,7 @@ from xpconv.cpu.banded import finite
 from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
+COPIED = 10_000  # elements of a signal that are copied in less time than its taps are looked at
 _MOST_COPIED = 1 << 18  # elements of the copies of a plane that is small
 _ROWS = 8  # results of a plane's column that one product makes
 
@@ -52,9 +53,18 @@ def product(spec: ConvSpec, dtype: np.dtype) -> Callable[[Array, Array], Array]:
 
 
 def correlation(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """Of one padded signal x (1, n, 1) and w (m, 1, 1), by NumPy's own loop."""
+    """Of one signal x (1, n, 1), around which there are zeros, and w (m, 1, 1), by NumPy's own loop.
+
+    What lies on the edge is summed over what is there, and no longer copy of the signal is made, unless a tap is not
+    finite: it makes NaN of a zero.
+    """
     taps = w[::-1, 0, 0] if spec.flip else w[:, 0, 0]
-    return np.correlate(x[0, :, 0], taps if taps.dtype.kind != "c" else taps.conj(), "valid")[None, :, None]
+    taps, (before, after), m = (taps if taps.dtype.kind != "c" else taps.conj()), spec.padding[0], len(taps)
+    if 0 < max(before, after) < m <= spec.size[0] and np.isfinite(taps).all():
+        y = np.correlate(x[0, :, 0], taps, "full")[m - 1 - before :][: spec.out_size[0]]
+    else:
+        y = np.correlate(padding(spec, x.dtype, 0)(x)[0, :, 0], taps, "valid")
+    return y[None, :, None]
 
 
 def copied(spec: ConvSpec) -> int:

@@ -112,8 +112,8 @@ def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Ar
 
 
 def _in_blocks(method: str, spec: ConvSpec) -> bool:
-    """Whether zeros are put around a block of the input at a time, and not around the whole."""
-    return method in ("gemm", "winograd") or (method == "direct" and _by_passes(spec))
+    """Whether zeros are put around a block of the input at a time, or around nothing, and not around the whole."""
+    return method in ("gemm", "winograd") or (method == "direct" and (_by_passes(spec) or direct_by(spec) == "loop"))
 
 
 def _by_passes(spec: ConvSpec) -> bool:

@@ -213,7 +213,9 @@ def _small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Calla
         return None
     pad = small.padding(spec, dtype, fill)
     if method == "direct" and direct_by(spec) == "loop":
-        return lambda x, w: small.correlation(pad(x), w, spec)
+        if fill == 0 and spec.size[0] > small.COPIED:
+            return lambda x, w: small.correlation(x, w, spec)
+        return lambda x, w: small.correlation(pad(x), w, spec.valid)
     patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
     if method != "gemm" or spec.groups > 1 or patches > current_limit():
         return None
