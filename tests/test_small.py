@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import xpconv
 from cases import conv_cases, first, integers, weight_first
-from xpconv.cpu import plan, small
+from xpconv.cpu import costs, small
 from xpconv.dispatch import run
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
@@ -51,10 +51,15 @@ def test_whatever_is_repeated_is_what_the_long_way_computes(case, method, channe
     ((50,), (5,), {"padding": "full", "padding_mode": "constant", "fill_value": -3}),
     ((50,), (50,), {}),
     ((9, 2), (3, 2, 4), {}),
+    ((33, 30), (3, 5), {"padding": "same"}),
+    ((64, 64), (31, 31), {"padding": "same"}),
+    ((41, 37), (4, 3), {"stride": (2, 3), "dilation": (3, 2), "padding": ((0, 2), (3, 1))}),
+    ((41, 37), (4, 3), {"padding": 2, "padding_mode": "constant", "fill_value": 3}),
 ])  # fmt: skip
 def test_small_layers_and_signals_are_repeated(x_shape, w_shape, options, activation, dtype):
     rng = np.random.default_rng(0)
-    for function in (xpconv.conv1d, xpconv.corr1d) if len(x_shape) < 4 else (xpconv.conv2d, xpconv.corr2d):
+    one_axis = len(w_shape) in (1, 3)
+    for function in (xpconv.conv1d, xpconv.corr1d) if one_axis else (xpconv.conv2d, xpconv.corr2d):
         x, w = integers(rng, x_shape, dtype), integers(rng, w_shape, dtype)
         assert check(function, (x, w), activation=activation, **options)
         turned = x[::-1], np.asarray(w, order="F")
@@ -71,10 +76,23 @@ def test_what_is_large_or_read_by_other_rules_takes_the_long_way():
         assert not check(xpconv.conv2d, (x, w))  # the patches of all results at once
 
 
+def test_a_small_plane_that_is_not_finite_takes_the_long_way():
+    x, w = np.ones((40, 40), np.float32), np.ones((5, 5), np.float32)
+    request = xpconv.conv2d.request(x, w, padding="same")
+    repeat = engine.replay(request)
+    assert repeat(x, w, None) is not NotImplemented
+    x[20, 20] = np.inf
+    assert repeat(x, w, None) is NotImplemented
+    for _ in range(2):
+        assert np.isinf(xpconv.conv2d(x, w, padding="same")).sum() == 25
+    with xpconv.workspace_limit(44 * 5 * 40 * 4 - 1):
+        assert engine.replay(request) is None  # its copies at once
+
+
 def test_one_signal_is_left_to_numpys_loop_where_that_is_quickest():
     def by(n, m, **options):
         spec = xpconv.conv1d.request(np.ones(n), np.ones(m), **options).spec
-        return plan.direct_by(spec)
+        return costs.direct_by(spec)
 
     assert by(1_000, 5) == by(50, 50) == by(1_000_000, 3) == "loop"
     assert by(1_000_000, 31) == "bands"
@@ -92,3 +110,20 @@ def test_the_loop_is_the_definition_in_every_dtype(dtype):
     y = small.correlation(x[None, :, None], w[:, None, None], spec)[0, :, 0]
     np.testing.assert_array_equal(y, np.convolve(x, w, "valid"))
     assert y.dtype == x.dtype
+
+
+@pytest.mark.parametrize("padding", [(0, 2), (4, 4), (2, 0), (7, 1)])
+@pytest.mark.parametrize("size", [3, 20, 12_000])
+@pytest.mark.parametrize("edge", [1, np.inf])
+def test_the_loop_sums_over_what_is_there_and_over_zeros_alike(size, padding, edge):
+    x, w = np.arange(1.0, size + 1), np.array([edge, 2, -1, 5, edge])
+    for function in (xpconv.conv1d, xpconv.corr1d):
+        padded = np.pad(x, padding)
+        with np.errstate(invalid="ignore"):
+            expected = np.convolve(padded, w if function is xpconv.conv1d else w[::-1], "valid")
+            for _ in range(2):
+                y = function(x, w, padding=(padding,), method="direct")
+                np.testing.assert_array_equal(y, expected)
+            spec = function.request(x, w, padding=(padding,)).spec
+            y = small.correlation(x[None, :, None], w[:, None, None], spec)
+            np.testing.assert_array_equal(y[0, :, 0], expected)

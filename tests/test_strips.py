@@ -1,12 +1,14 @@
 """Sums of products in NumPy, strip by strip, and the threads that share the strips."""
 
+import os
+import signal
 import threading
 
 import numpy as np
 import pytest
 
 import xpconv
-from xpconv.cpu import processors, products, team
+from xpconv.cpu import processors, products, strips, team
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
 
@@ -93,6 +95,68 @@ def test_no_product_is_larger_than_blas_leaves_to_one_thread(rows, length, filte
     np.testing.assert_allclose(y, multiply(a, w), atol=1e-10)
 
 
+def spec_of(size, window, channels, filters, batch=1, **options):
+    shape, options = (batch, *size, channels), {"padding": "same"} | options
+    weight = (*window, channels // options.get("groups", 1), filters)
+    x, w = (np.broadcast_to(np.float32(0), shape) for shape in (shape, weight))
+    return xpconv.conv.request(x, w, **options).spec
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 1 << 22, 1 << 26])
+@pytest.mark.parametrize(("window", "channels"), [((3, 3), 64), ((7, 7), 3), ((3, 3), 256), ((1, 1), 64)])
+def test_strips_take_no_more_than_the_limit(window, channels, limit, monkeypatch):
+    monkeypatch.setattr(team, "thread_count", lambda: 1)
+    x = np.ones((1, 40, 44, channels), np.float32)
+    w = np.ones((*window, channels, 32), np.float32)
+    taken = []
+
+    class Measured(products.Memory):
+        def take(self, *arguments):
+            array = super().take(*arguments)
+            taken.append(self.nbytes)
+            return array
+
+    monkeypatch.setattr(products, "Memory", Measured)
+    monkeypatch.setattr(products, "_kept", threading.local())
+    strips.conv(x, w, spec_of((40, 44), window, channels, 32), limit)
+    assert max(taken, default=0) <= limit
+
+
+@pytest.mark.parametrize(("shared", "size", "window", "channels", "batch", "groups"), [
+    (True, (56, 56), (3, 3), 64, 1, 1),
+    (False, (14, 14), (3, 3), 64, 1, 1),
+    (True, (56, 56), (3, 3), 144, 1, 144),
+    (False, (14, 14), (3, 3), 96, 1, 96),
+    (True, (14, 14), (3, 3), 256, 8, 32),
+    (False, (14, 14), (3, 3), 256, 1, 32),
+    (False, (56, 56), (1, 1), 64, 1, 1),
+    (False, (14, 14), (3, 3), 256, 8, 1),
+])  # fmt: skip
+def test_threads_share_what_takes_longer_than_waking_them_and_blas_does_not(
+    shared, size, window, channels, batch, groups, monkeypatch
+):
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    most = []
+    monkeypatch.setattr(team, "share", lambda *arguments: most.append(arguments[-1]))
+    x, w = np.zeros((batch, *size, channels), np.float32), np.zeros((*window, channels // groups, channels), np.float32)
+    strips.conv(x, w, spec_of(size, window, channels, channels, batch, groups=groups), 1 << 26)
+    assert most == [1 + shared]
+
+
+def test_memory_is_kept_for_the_next_call_and_shared_by_none():
+    with products.memory("test") as outer, products.memory("test") as inner:
+        assert outer is not inner
+    with products.memory("test") as again:
+        assert again is outer
+        again.take("large", (products.KEPT_BYTES + 8,), np.dtype("u1"))
+    with products.memory("test") as fresh:
+        assert fresh.nbytes == 0
+
+
+def test_a_product_that_blas_shares_reads_its_weight_once():
+    assert strips.told(spec_of((14, 14), (3, 3), 256, 256), 4, 1 << 26) == "1 of 1 images, 14 of 14 rows"
+
+
 # --- Threads ----------------------------------------------------------------------------------------------------------
 
 
@@ -123,12 +187,43 @@ def test_threads_work_at_once_and_no_more_than_are_allowed():
 
 
 @pytest.mark.usefixtures("three_threads")
+def test_no_more_threads_begin_than_are_allowed():
+    calls = []
+    team.share(lambda parts: calls.append(list(parts)), range(6), 2)
+    assert len(calls) == 2
+
+
+def test_no_thread_is_put_on_the_processor_that_asks(monkeypatch):
+    monkeypatch.setattr(processors, "CAN_CHOOSE", True)
+    monkeypatch.setattr(team, "_team", {})
+    monkeypatch.setattr(team, "_Member", lambda processor: processor)
+    monkeypatch.setattr(processors, "allowed", lambda: [3, 4, 5])
+    monkeypatch.setattr(processors, "now", lambda: 3)
+    assert team._members(2) == [4, 5]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("three_threads")
+def test_a_forked_process_has_a_team_of_its_own():
+    team.share(list, range(3), 3)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends it
+        meeting = threading.Barrier(3)
+        team.share(lambda parts: [meeting.wait() for _ in parts], range(3), 3)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.usefixtures("three_threads")
 def test_what_fails_in_a_thread_fails_in_the_call():
     meeting = threading.Barrier(3, timeout=20)
 
     def work(parts):
         for _ in parts:
-            if meeting.wait() == 0 or threading.current_thread() is not threading.main_thread():
+            meeting.wait()
+            if threading.current_thread() is not threading.main_thread():
                 raise MemoryError("a strip")
 
     with pytest.raises(MemoryError, match="a strip"):
@@ -144,10 +239,17 @@ def test_a_call_within_a_call_computes_alone():
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_warnings_are_silenced_in_threads_as_in_the_call():
-    x, w = np.full((8, 40, 40, 32), 1e38, np.float32), np.full((3, 3, 32, 32), 1e38, np.float32)
-    with np.errstate(all="ignore"):
-        assert np.isinf(xpconv.corr2d(x, w, method="gemm")).all()
+def test_numpys_settings_are_those_of_the_call_in_every_thread():
+    meeting, told = threading.Barrier(3, timeout=20), []
+
+    def work(parts):
+        for _ in parts:
+            meeting.wait()
+            told.append(np.geterr()["over"])
+
+    with np.errstate(over="raise"):
+        team.share(work, range(3), 3)
+    assert told == ["raise"] * 3
 
 
 def test_as_many_threads_as_blas_has_are_taken():

@@ -7,24 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.cpu import overlap, strips, winograd, winograd_blocks
+from xpconv.cpu import costs, overlap, strips, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
-from xpconv.cpu.products import KEPT_BYTES
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
-from xpconv.workspace import DEFAULT_LIMIT
 
-# Per second; only ratios matter. Fitted with NumPy 2.4 to two cores of an AMD Zen 3, and where products and copies are
-# shared among threads, to two cores of a Zen 5, whose times are a fifth of these; right within a factor of two.
-_COPIES = 1.0e9  # elements of patches, in long runs
-_PRODUCTS = 85e9  # operations of a matrix product
-_READ_ONCE = 1.5e9  # elements of a weight that BLAS reads
-_SMALL_PRODUCTS = 76e9  # operations of the products of Winograd's tiles
-_TILES = 1.8e9  # elements of Winograd's tiles, before and after their transforms
-_WEIGHTS = 0.66e9  # elements of a weight transformed
-_FRESH_WEIGHTS = 0.25e9  # of those, where they are too many to be kept from call to call
-_PASSES = 2.6e9  # elements multiplied and added to the result
-_SUMS = 0.9e9  # elements of a product added to others
+# Per second, of the compiled kernels; only ratios matter, to these and to those of NumPy's methods in cpu/costs.py.
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
 _READ = 20e9  # elements of windows read, a vector of channels at a time
 _POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
@@ -35,21 +23,6 @@ _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
 _STREAMED = 8.0e9  # elements of a weight that is read: transformed, and itself, to be told from others
 _FAR = 10.0e9  # of those, where they are more than a processor's last cache holds
 _NEAR_ELEMENTS = 4_000_000
-_TRANSFORMS = 4.0e9  # operations of a transform in double precision
-_TILED = 11e9  # of those of tiles that stay in the cache, in single precision
-_BANDED = 1.0e9  # elements of signals, or rows of planes, given to products with a band
-_SHIFTED = 3.3e9  # elements of planes copied side by side
-_TURNED = 0.2e9  # elements of channels that are brought together in planes, and back
-
-# Seconds, of one array operation.
-_TAP = 4.5e-6
-_CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
-_SMALL = 0.3e-6  # one small product of many
-_WOKEN = 250e-6  # another thread
-_SPECTRUM = 50e-6
-_BANDS = 80e-6
-_LOOP = 3e-6
-
 
 # Below these, handing work over to other threads costs more than it brings.
 SINGLE = 1_000_000  # products
@@ -120,20 +93,23 @@ _KERNELS = {
 }
 
 
+_DIRECT = {"bands": "blocks of rows, each a product with a band of the taps", "loop": "NumPy's own loop"}
+
+
 def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple[str, int]:
     """What NumPy computes at a time, and the bytes that it takes beside a padded input."""
-    by_taps = method == "direct" and direct_by(spec) == "taps" and spec.groups == spec.channels == spec.filters
+    by_taps = method == "direct" and costs.direct_by(spec) == "taps" and spec.groups == spec.channels == spec.filters
     if method == "gemm" or by_taps:
         return strips.told(spec, itemsize, limit), strips.workspace(spec, itemsize, limit)
-    if method == "direct" and direct_by(spec) != "taps":
-        return _DIRECT[direct_by(spec)], limit if direct_by(spec) == "bands" else 0
+    if method == "direct" and costs.direct_by(spec) != "taps":
+        return _DIRECT[costs.direct_by(spec)], limit if costs.direct_by(spec) == "bands" else 0
     if method == "direct":
         return "the whole result, tap by tap", spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
     if method == "winograd":
         transform = winograd.transform_for(spec)
         size = " x ".join(map(str, transform.tile[: transform.axes]))
         return f"blocks of tiles of {size} results", winograd_blocks.workspace(spec, itemsize, limit)
-    if is_cut(spec):
+    if costs.is_cut(spec):
         lengths = " x ".join(map(str, overlap.tile_lengths(spec, limit)))
         return f"tiles of {lengths} elements, which overlap", overlap.workspace(spec, limit)
     return "the whole result", _spectra_bytes(spec)
@@ -157,8 +133,8 @@ def spectra_plan(spec: ConvSpec, side: str) -> Plan | None:
     if side == "input":
         adjoint, usual, otherwise = spec.input_adjoint, "phases", _phases_seconds(spec)
     else:
-        adjoint, usual, otherwise = spec.weight_adjoint, "gemm", _gemm_seconds(spec)
-    seconds = _whole_fft_seconds(adjoint)
+        adjoint, usual, otherwise = spec.weight_adjoint, "gemm", costs.gemm_seconds(spec)
+    seconds = costs.whole_fft_seconds(adjoint)
     if seconds >= otherwise:
         return None
     reason = f"the least expected time: fft of the adjoint {seconds:.2g} s, {usual} {otherwise:.2g} s"
@@ -168,7 +144,8 @@ def spectra_plan(spec: ConvSpec, side: str) -> Plan | None:
 def _phases_seconds(spec: ConvSpec) -> float:
     """The phases of an input gradient, each by the fastest way without spectra."""
     phases = [phase.spec for phase in spec.input_phases if 0 not in phase.spec.window]
-    return sum(min(_direct_seconds(phase), _gemm_seconds(phase), _winograd_seconds(phase)) for phase in phases)
+    methods = costs.direct_seconds, costs.gemm_seconds, costs.winograd_seconds
+    return sum(min(seconds(phase) for seconds in methods) for phase in phases)
 
 
 def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
@@ -181,7 +158,7 @@ def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
 
 def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[str, float]:
     """What each method is expected to take, infinite where it does not apply; only the ratios matter."""
-    seconds = {name: cost(spec) for name, cost in _COSTS.items()}
+    seconds = {name: cost(spec) for name, cost in costs.COSTS.items()}
     for method in ("direct", "winograd"):
         if kernel := kernel_for(spec, method, compiled):
             seconds[method] = _compiled_seconds(spec, compiled)[kernel]
@@ -198,7 +175,7 @@ def kernel_for(spec: ConvSpec, method: str, compiled: Compiled) -> str:
     if method != "direct" or not seconds:
         return ""
     fastest = min(seconds, key=seconds.__getitem__)
-    return fastest if seconds[fastest] < _direct_seconds(spec) else ""
+    return fastest if seconds[fastest] < costs.direct_seconds(spec) else ""
 
 
 def _compiled_seconds(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
@@ -220,17 +197,17 @@ def _tiled_seconds(spec: ConvSpec, computed: int) -> float:
     weight = math.prod(spec.window) * spec.channels // spec.groups * computed
     joined = spec.window[-1] if spec.groups == 1 and spec.dilation[-1] == 1 else 1
     taps = 1 + 1.5 / (joined * spec.channels // spec.groups)  # each is found in a table
-    return taps * conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + weight / _PACKED + _CALL
+    return taps * conv_operations(spec) / max(spec.filters, 1) * computed / _COMPILED + weight / _PACKED + costs.CALL
 
 
 def _depthwise_seconds(spec: ConvSpec) -> float:
     """One element read for each product."""
-    return conv_operations(spec) / 2 / _READ + _CALL
+    return conv_operations(spec) / 2 / _READ + costs.CALL
 
 
 def _plane_seconds(spec: ConvSpec) -> float:
     """Products at the machine's full speed."""
-    return conv_operations(spec) / 2 / _FILTERED + _CALL
+    return conv_operations(spec) / 2 / _FILTERED + costs.CALL
 
 
 def pool_is_compiled(spec: PoolSpec) -> bool:
@@ -250,7 +227,7 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int) -> float:
     transforms = (1 if transform.squared else 1 / 2) * transformed / _REGISTERED  # which are told for two axes
     read = weight / (_STREAMED if weight <= _NEAR_ELEMENTS else _FAR)
     multiplied = products / spec.filters * computed / _COMPILED
-    return multiplied + transforms + read + 2 * _CALL  # once more to look at the weight
+    return multiplied + transforms + read + 2 * costs.CALL  # once more to look at the weight
 
 
 def winograd_gradient_pays(spec: ConvSpec) -> bool:
@@ -258,142 +235,16 @@ def winograd_gradient_pays(spec: ConvSpec) -> bool:
     products, _ = winograd.operations(spec, winograd.F4)
     tiles = products // (2 * spec.channels * spec.filters)
     sums = 4 * winograd.F4.points * spec.channels * spec.filters
-    seconds = products / _COMPILED + tiles * (spec.channels + spec.filters) / _REGISTERED + sums / _STREAMED + _CALL
-    return seconds < WORTH * (conv_operations(spec) / _COMPILED + _CALL)
-
-
-def _direct_seconds(spec: ConvSpec) -> float:
-    """By what NumPy does of them the fastest."""
-    return min(cost(spec) for cost in _DIRECT_COSTS.values())
-
-
-@lru_cache(maxsize=4096)
-def direct_by(spec: ConvSpec) -> str:
-    """How NumPy sums the products: by a pass for each of the "taps", by "bands" of them, or by its own "loop"."""
-    return min(_DIRECT_COSTS, key=lambda name: _DIRECT_COSTS[name](spec))
-
-
-_DIRECT = {"bands": "blocks of rows, each a product with a band of the taps", "loop": "NumPy's own loop"}
-
-
-def _loop_seconds(spec: ConvSpec) -> float:
-    """Of one signal, by `numpy.correlate`, which is quick for few taps; infinite for anything else."""
-    if spec.axes > 1 or (spec.batch, spec.channels, spec.filters, *spec.stride, *spec.dilation) != (1, 1, 1, 1, 1):
-        return math.inf
-    return spec.out_size[0] * (0.3e-9 * spec.window[0] if spec.window[0] <= _FEW_TAPS else 18e-9) + _LOOP
-
-
-_FEW_TAPS = 11
-
-
-def _banded_seconds(spec: ConvSpec) -> float:
-    """Elements given to the products, and the products, most of which are with zeros; infinite where groups are wide.
-
-    A signal's rows are read where they lie, a plane's are copied once for every place that a window has in a row.
-    """
-    if not spec.filters_planes:
-        return math.inf
-    results = spec.batch * math.prod(spec.out_size) * spec.channels
-    if spec.axes == 1:
-        return results * (1 / _BANDED + 2 * (spec.reach[0] + 16) / _PRODUCTS) + _BANDS
-    places = math.prod(spec.window[1:])
-    products = 2 * places * (7 + spec.reach[0]) / _PRODUCTS
-    return results * (1 / _BANDED + places / _SHIFTED + products) + _turned_seconds(spec) + _BANDS
-
-
-def _turned_seconds(spec: ConvSpec) -> float:
-    """Of channels brought together in planes, and of results brought back."""
-    results = spec.batch * math.prod(spec.out_size) * spec.channels
-    return 2 * results / _TURNED if spec.channels > 1 and spec.layout == "channels_last" else 0
-
-
-def may_separate(spec: ConvSpec) -> bool:
-    """Whether it is worth looking whether a weight is a sum of few products of filters of one axis each."""
-    return spec.filters_planes and spec.axes > 1 and min(spec.window) > 1 and conv_operations(spec) > _SEPARATED
-
-
-_SEPARATED = 2_000_000  # operations that take as long as to look
+    seconds = products / _COMPILED + tiles * (spec.channels + spec.filters) / _REGISTERED + sums / _STREAMED
+    return seconds + costs.CALL < WORTH * (conv_operations(spec) / _COMPILED + costs.CALL)
 
 
 def passes_pay(spec: ConvSpec, products: int = 1) -> bool:
     """Whether the compiled kernels filter planes along both axes, so many times, faster than at once."""
-    if spec.axes != 2 or not may_separate(spec):
+    if spec.axes != 2 or not costs.may_separate(spec):
         return False
     (down, across), passed = spec.window, _FILTERED / _PASSED
     return down * across + passed > products * (down + across + 2 * passed)
-
-
-def _taps_seconds(spec: ConvSpec) -> float:
-    """One pass over the result per tap; where a group has several channels, of products that a matrix makes."""
-    taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
-    if spec.groups == spec.channels:
-        short = 64 / spec.filters if spec.filters > spec.channels else 0  # loops over the filters of a result
-        return taps * (results * (1 + short) / _PASSES + _TAP)
-    turned = 3 if spec.groups > 1 else 1  # groups are brought together, and back
-    return taps * (turned * results / _SUMS + _TAP + spec.groups * _TAP) + 2 * conv_operations(spec) / _PRODUCTS
-
-
-_DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
-
-
-def _gemm_seconds(spec: ConvSpec) -> float:
-    """The products, and what is copied for them: patches, the slower the shorter their runs, or sums of pieces."""
-    results, taps = spec.batch * math.prod(spec.out_size), math.prod(spec.window)
-    patches = results * taps * spec.channels
-    if strips.by_blas(spec):
-        copied = patches * (1 + 6 / max(spec.window[-1] * spec.channels, 1)) / _COPIES if taps > 1 else 0
-        return conv_operations(spec) / _PRODUCTS + copied + taps * spec.channels * spec.filters / _READ_ONCE + _CALL
-    shared = _WOKEN if strips.is_shared(spec) else 0
-    if strips.copies(spec):
-        run = max(spec.window[-1] * spec.channels, 1)
-        return conv_operations(spec) / _PRODUCTS + patches * (1 + 6 / run) / _COPIES + shared + _CALL
-    blocks, pieces = strips.blocks(spec), strips.pieces(spec)
-    products = 2 * patches * spec.filters // blocks
-    calls = pieces * (results // max(spec.out_size[0], 1) + 1) * blocks
-    return products / _PRODUCTS + pieces * results * spec.filters / _SUMS + calls * _SMALL + shared + _CALL
-
-
-def _fft_seconds(spec: ConvSpec) -> float:
-    """By whichever NumPy does of them: the whole input, or of single planes tiles that overlap."""
-    return min(_whole_fft_seconds(spec), _cut_fft_seconds(spec))
-
-
-@lru_cache(maxsize=4096)
-def is_cut(spec: ConvSpec) -> bool:
-    """Whether single planes are transformed in tiles."""
-    return _cut_fft_seconds(spec) < _whole_fft_seconds(spec)
-
-
-def _cut_fft_seconds(spec: ConvSpec) -> float:
-    if not spec.filters_planes:
-        return math.inf
-    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _turned_seconds(spec) + _SPECTRUM
-
-
-def _whole_fft_seconds(spec: ConvSpec) -> float:
-    """Transforms of input, kernel and result, and the products at every frequency."""
-    plane = math.prod(spec.padded_size)
-    maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
-    transforms = 2.5 * plane * max(math.log2(max(plane, 2)), 1) * maps
-    products = 4 * plane * spec.batch * spec.channels * spec.filters // spec.groups
-    return _SPECTRUM + (transforms + products) / _TRANSFORMS
-
-
-def _winograd_seconds(spec: ConvSpec) -> float:
-    """Tiles copied and transformed, one product for each of their points, and the weight transformed."""
-    if not winograd.fits(spec):
-        return math.inf
-    transform = winograd.transform_for(spec)
-    products, transforms = winograd.operations(spec, transform)
-    points, terms = transform.points, transform.terms(spec.window)
-    tiles = products // (2 * points * terms * spec.channels * spec.filters or 1)
-    moved = points * tiles * (2 * spec.channels + 1.5 * spec.filters)
-    weight = points * terms * spec.channels * spec.filters
-    transformed = weight / (_WEIGHTS if 4 * weight <= KEPT_BYTES else _FRESH_WEIGHTS)
-    return (products + transforms) / _SMALL_PRODUCTS + moved / _TILES + transformed + _WOKEN
-
-
-_COSTS = {"direct": _direct_seconds, "gemm": _gemm_seconds, "winograd": _winograd_seconds, "fft": _fft_seconds}
 
 
 def _spectra_bytes(spec: ConvSpec) -> int:

@@ -11,9 +11,13 @@ from itertools import accumulate
 
 import numpy as np
 
+from xpconv.cpu.banded import finite
 from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
+COPIED = 10_000  # elements of a signal that are copied in less time than its taps are looked at
+_MOST_COPIED = 1 << 18  # elements of the copies of a plane that is small
+_ROWS = 8  # results of a plane's column that one product makes
 
 
 def padding(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array], Array]:
@@ -49,6 +53,58 @@ def product(spec: ConvSpec, dtype: np.dtype) -> Callable[[Array, Array], Array]:
 
 
 def correlation(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """Of one padded signal x (1, n, 1) and w (m, 1, 1), by NumPy's own loop."""
+    """Of one signal x (1, n, 1), around which there are zeros, and w (m, 1, 1), by NumPy's own loop.
+
+    What lies on the edge is summed over what is there, and no longer copy of the signal is made, unless a tap is not
+    finite: it makes NaN of a zero.
+    """
     taps = w[::-1, 0, 0] if spec.flip else w[:, 0, 0]
-    return np.correlate(x[0, :, 0], taps if taps.dtype.kind != "c" else taps.conj(), "valid")[None, :, None]
+    taps, (before, after), m = (taps if taps.dtype.kind != "c" else taps.conj()), spec.padding[0], len(taps)
+    if 0 < max(before, after) < m <= spec.size[0] and np.isfinite(taps).all():
+        y = np.correlate(x[0, :, 0], taps, "full")[m - 1 - before :][: spec.out_size[0]]
+    else:
+        y = np.correlate(padding(spec, x.dtype, 0)(x)[0, :, 0], taps, "valid")
+    return y[None, :, None]
+
+
+def copied(spec: ConvSpec) -> int:
+    """Elements of a plane that are copied side by side for its products."""
+    return spec.padded_size[0] * spec.window[-1] * spec.out_size[-1]
+
+
+def is_plane(spec: ConvSpec) -> bool:
+    """Whether one plane is filtered that is so small that the calls take longer than what they do."""
+    one = (spec.axes, spec.batch, spec.channels, spec.filters) == (2, 1, 1, 1)
+    return one and 0 not in (*spec.out_size, *spec.window) and copied(spec) <= _MOST_COPIED
+
+
+def plane(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Array], Array | None]:
+    """A function of x (1, *size, 1) and w (*window, 1, 1): a band of the taps times rows copied side by side.
+
+    It is what `signals` computes by blocks, all at once: (1, *out, 1); None where a result is not finite. The last
+    rows of results are filled up, and those that are filled up read rows of the filling below the image.
+    """
+    (height, columns), (_, across), (step, _) = spec.out_size, spec.window, spec.stride
+    tiles, span, item = -(-height // _ROWS), (_ROWS - 1) * step + spec.reach[0], dtype.itemsize
+    rows, width = (tiles * _ROWS - 1) * step + spec.reach[0], spec.padded_size[1]
+    shape = max(rows, spec.padded_size[0]), width
+    inner = tuple(slice(lo, lo + n) for (lo, _), n in zip(spec.padding, spec.size, strict=True))
+    copies, apart = (rows, across, columns), (width * item, spec.dilation[1] * item, spec.stride[1] * item)
+    taps, below = (_ROWS, *spec.window), ((span + step) * across * item, spec.dilation[0] * across * item, item)
+    parts, lower = (tiles, span * across, columns), (_ROWS * step * across * columns * item, columns * item, item)
+    turns = (slice(None, None, -1),) * 2
+
+    def filtered(x: Array, w: Array) -> Array | None:
+        whole, band = np.full(shape, fill, dtype), np.zeros((_ROWS, span * across), dtype)
+        whole[inner] = x[0, ..., 0]
+        w = w[..., 0, 0]
+        np.ndarray(taps, dtype, band, 0, below)[...] = w[turns] if spec.flip else w
+        side, y = np.empty(copies, dtype), np.empty((tiles, _ROWS, columns), dtype)
+        side[...] = np.ndarray(copies, dtype, whole, 0, apart)
+        read = np.ndarray(parts, dtype, side, 0, lower)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.matmul(band, read, out=y)
+        y = y.reshape(1, -1, columns, 1)[:, :height]
+        return y if finite(y) else None
+
+    return filtered

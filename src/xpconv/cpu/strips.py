@@ -24,11 +24,13 @@ from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec
 
 _STRIP_BYTES = 1 << 21  # of a strip, its copies and its results: with a quarter, twice as long
+_SHARED_BYTES = 1 << 23  # where BLAS shares the product of a strip: with a quarter, a fifth to a third longer
 _LONGEST = 640  # elements of a product's rows: longer ones leave it too few rows, or too few filters
 _SHORTEST = 48  # elements of rows that are read where they lie: shorter ones are copied side by side
 _JOINED = 32  # channels of groups that are joined
 _SIGNAL = 16  # results of a signal, one after another, that make a row
-_SHARED = 2_000_000  # multiplications that take longer than waking a thread
+_SHARED = 4_000_000  # multiplications that take longer than waking a thread, and for every piece as long again
+_SHARED_PASSES = 2_000_000  # of depthwise filters, which no product makes
 
 Panels = list[tuple[slice, Array]]
 
@@ -103,8 +105,15 @@ def by_blas(spec: ConvSpec) -> bool:
 
 
 def is_shared(spec: ConvSpec) -> bool:
-    """Whether there is enough to do for several threads of the team."""
-    return conv_operations(spec) > 2 * _SHARED and not by_blas(spec)
+    """Whether there is enough to do for several threads of the team, between calls that only one can make at a time.
+
+    3x3 in 32 groups of 8, 14x14, took 0.49 ms in one thread and 0.89 in two; 3x3 64->64 on 28x28 the same in both.
+    """
+    multiplied = conv_operations(spec) // 2
+    if spec.groups == spec.channels == spec.filters:
+        return multiplied > _SHARED_PASSES
+    parts = 1 if copies(spec) else pieces(spec)
+    return multiplied * _joined(spec) > _SHARED * (2 + parts) and not by_blas(spec)
 
 
 def pieces(spec: ConvSpec) -> int:
@@ -136,8 +145,9 @@ def _strips(spec: ConvSpec, itemsize: int, limit: int, threads: int) -> tuple[li
     """Strips that stay close, as many for each thread, and how many threads the limit and the work are enough for."""
     row, height = _row_bytes(spec, itemsize), spec.out_size[0]
     threads = max(1, min(threads, limit // max(row, 1))) if is_shared(spec) else 1
-    weight = math.prod(spec.window) * spec.channels * spec.filters * itemsize if by_blas(spec) else 0
-    rows = max(1, min(limit // threads, max(_STRIP_BYTES, weight)) // max(row, 1))  # BLAS reads the weight each time
+    weight = math.prod(spec.window) * spec.channels * spec.filters * itemsize  # which BLAS reads each time
+    close = max(_SHARED_BYTES, weight) if by_blas(spec) else _STRIP_BYTES
+    rows = max(1, min(limit // threads, close) // max(row, 1))
     total = spec.batch * height
     rows = max(1, min(rows, -(-total // (threads * -(-total // (rows * threads)))))) if total else 1
     if spec.axes == 1 and rows < height:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
-from xpconv.cpu.plan import Tile, conv_plan, direct_by, is_cut, kernel_for, may_separate
+from xpconv.cpu.costs import direct_by, is_cut, may_separate
+from xpconv.cpu.plan import Tile, conv_plan, kernel_for
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
@@ -111,8 +112,8 @@ def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Ar
 
 
 def _in_blocks(method: str, spec: ConvSpec) -> bool:
-    """Whether zeros are put around a block of the input at a time, and not around the whole."""
-    return method in ("gemm", "winograd") or (method == "direct" and _by_passes(spec))
+    """Whether zeros are put around a block of the input at a time, or around nothing, and not around the whole."""
+    return method in ("gemm", "winograd") or (method == "direct" and (_by_passes(spec) or direct_by(spec) == "loop"))
 
 
 def _by_passes(spec: ConvSpec) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import small
-from xpconv.cpu.plan import READ_SINGLE, SINGLE, direct_by, passes_pay, row_bytes, spectra_plan
+from xpconv.cpu.costs import direct_by
+from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, row_bytes, spectra_plan
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, pooled
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, weight_last
@@ -189,24 +190,39 @@ def _prepared_part(
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
     """A small one, whose sums NumPy makes in one go."""
     spec, options = request.spec, request.options
-    loop = method == "direct" and direct_by(spec) == "loop"
-    patches = spec.batch * spec.out_size[0] * row_bytes(spec, x.dtype.itemsize)
-    at_once = loop or (method == "gemm" and spec.groups == 1 and patches <= current_limit())
-    is_small = conv_operations(spec) < 2 * small.MOST and spec.padding_mode in ("zeros", "constant")
-    if not (is_small and at_once):
+    sums = _small_sums(x.dtype, method, spec, options["fill_value"])
+    if sums is None or spec.padding_mode not in ("zeros", "constant"):
         return None
-    pad, multiply = small.padding(spec, x.dtype, options["fill_value"]), small.product(spec, x.dtype)
     (x_index, w_index), drop = request.lift, request.drop
     plain = options["activation"] is None and spec.layout == "channels_last"
 
-    def again(x: Array, w: Array, bias: Array | None) -> Array:
-        x, w = pad(channels_last(x[x_index], spec.layout)), weight_last(w[w_index], spec.layout)
-        y = small.correlation(x, w, spec) if loop else multiply(x, w)
+    def again(x: Array, w: Array, bias: Array | None) -> Any:
+        y = sums(channels_last(x[x_index], spec.layout), weight_last(w[w_index], spec.layout))
+        if y is None:
+            return NotImplemented
         if not plain or bias is not None:
             y = np.ascontiguousarray(epilogue(y, bias, options["activation"], spec.layout, y.dtype))
         return y[drop]
 
     return again
+
+
+def _small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callable[[Array, Array], Any] | None:
+    """A function of x (N, *size, C) and w (*window, C, F), whose result is None where it cannot be used."""
+    if method == "direct" and direct_by(spec) == "bands" and small.is_plane(spec):
+        return small.plane(spec, dtype, fill) if small.copied(spec) * dtype.itemsize <= current_limit() else None
+    if conv_operations(spec) >= 2 * small.MOST:
+        return None
+    pad = small.padding(spec, dtype, fill)
+    if method == "direct" and direct_by(spec) == "loop":
+        if fill == 0 and spec.size[0] > small.COPIED:
+            return lambda x, w: small.correlation(x, w, spec)
+        return lambda x, w: small.correlation(pad(x), w, spec.valid)
+    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
+    if method != "gemm" or spec.groups > 1 or patches > current_limit():
+        return None
+    multiply = small.product(spec, dtype)
+    return lambda x, w: multiply(pad(x), w)
 
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:

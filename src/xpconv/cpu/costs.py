@@ -1,0 +1,159 @@
+"""What each of NumPy's methods is expected to take: pure, from what a spec counts and what NumPy does in a second."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from xpconv.cpu import overlap, small, strips, winograd
+from xpconv.cpu.products import KEPT_BYTES
+from xpconv.plan import conv_operations
+from xpconv.spec import ConvSpec
+from xpconv.workspace import DEFAULT_LIMIT
+
+# Per second; only ratios matter. Fitted with NumPy 2.4 to two cores of an AMD Zen 3, and where products and copies are
+# shared among threads, to two cores of a Zen 5, whose times are a fifth of these; right within a factor of two.
+_COPIES = 1.0e9  # elements of patches, in long runs
+_PRODUCTS = 85e9  # operations of a matrix product
+_READ_ONCE = 1.5e9  # elements of a weight that BLAS reads
+_SMALL_PRODUCTS = 76e9  # of those that BLAS leaves to one thread
+_TILES = 1.8e9  # elements of Winograd's tiles, before and after their transforms
+_WEIGHTS = 0.4e9  # elements of a weight transformed
+_FRESH_WEIGHTS = 0.25e9  # of those, where they are too many to be kept from call to call
+_PASSES = 2.6e9  # elements multiplied and added to the result
+_SUMS = 0.9e9  # elements of a product added to others
+_TRANSFORMS = 4.0e9  # operations of a transform in double precision
+_TILED = 11e9  # of those of tiles that stay in the cache, in single precision
+_BANDED = 1.0e9  # elements of signals, or rows of planes, given to products with a band
+_SHIFTED = 3.3e9  # elements of planes copied side by side
+_TURNED = 0.2e9  # elements of channels that are brought together in planes, and back
+
+# Seconds, of one array operation.
+_TAP = 4.5e-6
+CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
+_SMALL = 0.3e-6  # one small product of many
+_WOKEN = 250e-6  # another thread
+_SPECTRUM = 50e-6
+_BANDS = 80e-6
+_LOOP = 3e-6
+
+_FEW_TAPS = 11  # of a signal, which NumPy's own loop reads quickly
+_SEPARATED = 2_000_000  # operations that take as long as to look for products
+
+
+def direct_seconds(spec: ConvSpec) -> float:
+    """By what NumPy does of them the fastest."""
+    return min(cost(spec) for cost in _DIRECT_COSTS.values())
+
+
+@lru_cache(maxsize=4096)
+def direct_by(spec: ConvSpec) -> str:
+    """How NumPy sums the products: by a pass for each of the "taps", by "bands" of them, or by its own "loop"."""
+    return min(_DIRECT_COSTS, key=lambda name: _DIRECT_COSTS[name](spec))
+
+
+def _loop_seconds(spec: ConvSpec) -> float:
+    """Of one signal, by `numpy.correlate`, which is quick for few taps; infinite for anything else."""
+    if spec.axes > 1 or (spec.batch, spec.channels, spec.filters, *spec.stride, *spec.dilation) != (1, 1, 1, 1, 1):
+        return math.inf
+    return spec.out_size[0] * (0.3e-9 * spec.window[0] if spec.window[0] <= _FEW_TAPS else 18e-9) + _LOOP
+
+
+def _banded_seconds(spec: ConvSpec) -> float:
+    """Elements given to the products, and the products, most of which are with zeros; infinite where groups are wide.
+
+    A signal's rows are read where they lie, a plane's are copied once for every place that a window has in a row.
+    """
+    if not spec.filters_planes:
+        return math.inf
+    results = spec.batch * math.prod(spec.out_size) * spec.channels
+    if spec.axes == 1:
+        return results * (1 / _BANDED + 2 * (spec.reach[0] + 16) / _PRODUCTS) + _BANDS
+    places = math.prod(spec.window[1:])
+    products = 2 * places * (7 + spec.reach[0]) / _PRODUCTS
+    calls = CALL if small.is_plane(spec) else _BANDS
+    return results * (1 / _BANDED + places / _SHIFTED + products) + _turned_seconds(spec) + calls
+
+
+def _turned_seconds(spec: ConvSpec) -> float:
+    """Of channels brought together in planes, and of results brought back."""
+    results = spec.batch * math.prod(spec.out_size) * spec.channels
+    return 2 * results / _TURNED if spec.channels > 1 and spec.layout == "channels_last" else 0
+
+
+def may_separate(spec: ConvSpec) -> bool:
+    """Whether it is worth looking whether a weight is a sum of few products of filters of one axis each."""
+    return spec.filters_planes and spec.axes > 1 and min(spec.window) > 1 and conv_operations(spec) > _SEPARATED
+
+
+def _taps_seconds(spec: ConvSpec) -> float:
+    """One pass over the result per tap; where a group has several channels, of products that a matrix makes."""
+    taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
+    if spec.groups == spec.channels:
+        short = 64 / spec.filters if spec.filters > spec.channels else 0  # loops over the filters of a result
+        return taps * (results * (1 + short) / _PASSES + _TAP)
+    turned = 3 if spec.groups > 1 else 1  # groups are brought together, and back
+    return taps * (turned * results / _SUMS + _TAP + spec.groups * _TAP) + 2 * conv_operations(spec) / _PRODUCTS
+
+
+_DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
+
+
+def gemm_seconds(spec: ConvSpec) -> float:
+    """The products, and what is copied for them: patches, the slower the shorter their runs, or sums of pieces."""
+    results, taps = spec.batch * math.prod(spec.out_size), math.prod(spec.window)
+    patches = results * taps * spec.channels
+    if strips.by_blas(spec):
+        copied = patches * (1 + 6 / max(spec.window[-1] * spec.channels, 1)) / _COPIES if taps > 1 else 0
+        return conv_operations(spec) / _PRODUCTS + copied + taps * spec.channels * spec.filters / _READ_ONCE + CALL
+    shared = _WOKEN if strips.is_shared(spec) else 0
+    if strips.copies(spec):
+        run = max(spec.window[-1] * spec.channels, 1)
+        return conv_operations(spec) / _SMALL_PRODUCTS + patches * (1 + 6 / run) / _COPIES + shared + CALL
+    blocks, pieces = strips.blocks(spec), strips.pieces(spec)
+    products = 2 * patches * spec.filters // blocks
+    calls = pieces * (results // max(spec.out_size[0], 1) + 1) * blocks
+    return products / _SMALL_PRODUCTS + pieces * results * spec.filters / _SUMS + calls * _SMALL + shared + CALL
+
+
+def _fft_seconds(spec: ConvSpec) -> float:
+    """By whichever NumPy does of them: the whole input, or of single planes tiles that overlap."""
+    return min(whole_fft_seconds(spec), _cut_fft_seconds(spec))
+
+
+@lru_cache(maxsize=4096)
+def is_cut(spec: ConvSpec) -> bool:
+    """Whether single planes are transformed in tiles."""
+    return _cut_fft_seconds(spec) < whole_fft_seconds(spec)
+
+
+def _cut_fft_seconds(spec: ConvSpec) -> float:
+    if not spec.filters_planes:
+        return math.inf
+    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _turned_seconds(spec) + _SPECTRUM
+
+
+def whole_fft_seconds(spec: ConvSpec) -> float:
+    """Transforms of input, kernel and result, and the products at every frequency."""
+    plane = math.prod(spec.padded_size)
+    maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
+    transforms = 2.5 * plane * max(math.log2(max(plane, 2)), 1) * maps
+    products = 4 * plane * spec.batch * spec.channels * spec.filters // spec.groups
+    return _SPECTRUM + (transforms + products) / _TRANSFORMS
+
+
+def winograd_seconds(spec: ConvSpec) -> float:
+    """Tiles copied and transformed, one product for each of their points, and the weight transformed."""
+    if not winograd.fits(spec):
+        return math.inf
+    transform = winograd.transform_for(spec)
+    products, transforms = winograd.operations(spec, transform)
+    points, terms = transform.points, transform.terms(spec.window)
+    tiles = products // (2 * points * terms * spec.channels * spec.filters or 1)
+    moved = points * tiles * (2 * spec.channels + 1.5 * spec.filters)
+    weight = points * terms * spec.channels * spec.filters
+    transformed = weight / (_WEIGHTS if 4 * weight <= KEPT_BYTES else _FRESH_WEIGHTS)
+    return (products + transforms) / _SMALL_PRODUCTS + moved / _TILES + transformed + _WOKEN
+
+
+COSTS = {"direct": direct_seconds, "gemm": gemm_seconds, "winograd": winograd_seconds, "fft": _fft_seconds}
