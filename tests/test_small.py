@@ -127,3 +127,19 @@ def test_the_loop_sums_over_what_is_there_and_over_zeros_alike(size, padding, ed
             spec = function.request(x, w, padding=(padding,)).spec
             y = small.correlation(x[None, :, None], w[:, None, None], spec)
             np.testing.assert_array_equal(y[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("size", "window", "options"), [
+    ((64, 64), (31, 31), {}), ((64, 61), (5, 3), {"stride": 2}), ((64, 64), (3, 3), {"padding": "same"}),
+    ((400,), (31,), {"padding": "same"}), ((90,), (5,), {}), ((20_000,), (7,), {"padding": 3}),
+    ((1, 9, 9, 3), (3, 3, 3, 5), {"padding": 1}), ((2, 30, 3), (5, 3, 7), {}), ((1, 12, 12, 16), (3, 3, 16, 16), {}),
+])  # fmt: skip
+def test_a_repeated_call_gives_the_bits_of_the_first(monkeypatch, size, window, options, dtype):
+    monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal(size).astype(dtype), rng.standard_normal(window).astype(dtype)
+    function = getattr(xpconv, f"conv{len(window) if len(window) < 3 else len(window) - 2}d")
+    first = function(x, w, **options)
+    for _ in range(3):
+        np.testing.assert_array_equal(function(x, w, **options), first)

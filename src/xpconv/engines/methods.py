@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
-from xpconv.cpu.plan import Tile, conv_plan, kernel_for
+from xpconv.cpu.plan import Tile, conv_plan, kernel_for, row_bytes
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
-from xpconv.plan import Plan
+from xpconv.plan import Plan, conv_operations
 from xpconv.spec import Array, ConvSpec, Windows
 from xpconv.workspace import current_limit
 
@@ -119,3 +121,26 @@ def _in_blocks(method: str, spec: ConvSpec) -> bool:
 def _by_passes(spec: ConvSpec) -> bool:
     """Whether every channel is filtered by itself, tap by tap."""
     return spec.groups == spec.channels == spec.filters and direct_by(spec) == "taps"
+
+
+def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callable[[Array, Array], Any] | None:
+    """A small one's sums in one go: a function of x (N, *size, C) and w (*window, C, F); None for what is not small.
+
+    Its result (N, *out, F) is None where it cannot be used.
+    """
+    if spec.padding_mode not in ("zeros", "constant") or spec.input_dilation or dtype.char not in "fd":
+        return None
+    if method == "direct" and direct_by(spec) == "bands" and small.is_plane(spec):
+        return small.plane(spec, dtype, fill) if small.copied(spec) * dtype.itemsize <= current_limit() else None
+    if conv_operations(spec) >= 2 * small.MOST:
+        return None
+    pad = small.padding(spec, dtype, fill)
+    if method == "direct" and direct_by(spec) == "loop":
+        if fill == 0 and spec.size[0] > small.COPIED:
+            return lambda x, w: small.correlation(x, w, spec)
+        return lambda x, w: small.correlation(pad(x), w, spec.valid)
+    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
+    if method != "gemm" or spec.groups > 1 or patches > current_limit():
+        return None
+    multiply = small.product(spec, dtype)
+    return lambda x, w: multiply(pad(x), w)

@@ -25,7 +25,17 @@ from xpconv.engines.agnostic import (
     unpad,
     weight_last,
 )
-from xpconv.engines.methods import gemm, in_tiles, is_spectral, itemsize, patches_of, planned, summed, windows
+from xpconv.engines.methods import (
+    gemm,
+    in_tiles,
+    is_spectral,
+    itemsize,
+    patches_of,
+    planned,
+    small_sums,
+    summed,
+    windows,
+)
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
 from xpconv.plan import Arrays, Plan, conv_operations
@@ -110,6 +120,9 @@ def _summed(
         if kernel == "plane" and (y := compiled.by_axes(x, w, bias, spec, fill, activation, out)) is not None:
             return y
         return compiled.by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
+    sums = small_sums(x.dtype, method, spec, fill)  # as a repeated call computes it, to the bit
+    if sums is not None and (y := sums(x, w)) is not None:
+        return epilogue(y, bias, activation, spec.layout, x.dtype)
     careful = careful and method in ROUNDING and not (method == "fft" and in_tiles(x, spec))
     with np.errstate(over="ignore", invalid="ignore") if careful else nullcontext():
         y = summed(method, x, w, spec, fill)

@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import small
-from xpconv.cpu.costs import direct_by
-from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, row_bytes, spectra_plan
+from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, spectra_plan
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, pooled
 from xpconv.engines.agnostic import channels_last, epilogue, exchanged, weight_last
-from xpconv.engines.methods import planned
+from xpconv.engines.methods import planned, small_sums
 from xpconv.plan import conv_operations, operations
 from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes, in_layout
-from xpconv.workspace import current_limit
 
 
 def replay(request: Request) -> Callable[..., Any] | None:
@@ -190,8 +187,8 @@ def _prepared_part(
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
     """A small one, whose sums NumPy makes in one go."""
     spec, options = request.spec, request.options
-    sums = _small_sums(x.dtype, method, spec, options["fill_value"])
-    if sums is None or spec.padding_mode not in ("zeros", "constant"):
+    sums = small_sums(x.dtype, method, spec, options["fill_value"])
+    if sums is None:
         return None
     (x_index, w_index), drop = request.lift, request.drop
     plain = options["activation"] is None and spec.layout == "channels_last"
@@ -205,24 +202,6 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
         return y[drop]
 
     return again
-
-
-def _small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callable[[Array, Array], Any] | None:
-    """A function of x (N, *size, C) and w (*window, C, F), whose result is None where it cannot be used."""
-    if method == "direct" and direct_by(spec) == "bands" and small.is_plane(spec):
-        return small.plane(spec, dtype, fill) if small.copied(spec) * dtype.itemsize <= current_limit() else None
-    if conv_operations(spec) >= 2 * small.MOST:
-        return None
-    pad = small.padding(spec, dtype, fill)
-    if method == "direct" and direct_by(spec) == "loop":
-        if fill == 0 and spec.size[0] > small.COPIED:
-            return lambda x, w: small.correlation(x, w, spec)
-        return lambda x, w: small.correlation(pad(x), w, spec.valid)
-    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
-    if method != "gemm" or spec.groups > 1 or patches > current_limit():
-        return None
-    multiply = small.product(spec, dtype)
-    return lambda x, w: multiply(pad(x), w)
 
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
