@@ -168,11 +168,42 @@ def test_nan_and_infinities_are_added_where_they_belong():
     np.testing.assert_array_equal(gx, values)
 
 
-@pytest.mark.parametrize("wrong", [-2, 60])
-def test_indices_outside_the_plane_raise(wrong):
-    gy, indices = np.ones((1, 40, 40, 16), np.float32), np.zeros((1, 40, 40, 16), np.int64)
-    indices[0, 5, 6, 7] = wrong
-    with pytest.raises(ValueError, match=f"indices has {wrong}, outside the plane of 60 elements"):
+WAYS = pytest.mark.parametrize("way", [np.s_[:], np.s_[..., ::-1]])
+"""Channels as they are, and the other way round, as no vector reads them."""
+
+
+@LAYOUTS
+@DTYPES
+@WAYS
+def test_every_place_is_made_zero_however_indices_jump(layout, dtype, way):
+    rng, places = np.random.default_rng(8), 3000
+    values = integers(rng, (2, 90, 37), dtype)[way]
+    jumps = np.where(rng.random(values.shape) < 0.1, rng.integers(0, places, values.shape), -1)
+    for indices in (np.full(values.shape, -1), np.full(values.shape, places - 1), jumps):
+        planes = np.full((2, places, 37), np.nan, dtype)
+        planes = planes if layout == "channels_last" else np.moveaxis(np.full((2, 37, places), np.nan, dtype), 1, -1)
+        assert compiled.found().scattered(values, indices, planes)
+        expected = added(values, indices, ScatterSpec("channels_last", 2, 37, (90,), (places,)))
+        np.testing.assert_array_equal(planes, expected)
+
+
+@LAYOUTS
+@WAYS
+@pytest.mark.parametrize("wrong", [-2, 60, 1 << 40, -(1 << 62)])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 5, 6, 19), (1, 39, 39, 7)])
+def test_indices_outside_the_plane_raise(layout, way, wrong, place):
+    gy, indices = np.ones((2, 40, 40, 20), np.float32), np.full((2, 40, 40, 20), 59)
+    indices[..., 0], indices[place] = -1, wrong
+    gy, indices = laid(gy[way], layout), laid(indices[way], layout)
+    xpconv.max_pool_grad(gy, np.zeros_like(indices), size=(10, 6), layout=layout)
+    with pytest.raises(ValueError, match=f"indices has {wrong}, outside the plane of 60 elements that size gives"):
+        xpconv.max_pool_grad(gy, indices, size=(10, 6), layout=layout)
+
+
+def test_an_index_that_would_wrap_to_none_raises():
+    gy, indices = np.ones((1, 40, 40, 16), np.float32), np.zeros((1, 40, 40, 16), np.uint64)
+    indices[0, 5, 6, 7] = 2**64 - 1
+    with pytest.raises(ValueError, match="indices has 18446744073709551615, outside the plane of 60 elements"):
         xpconv.max_pool_grad(gy, indices, size=(10, 6))
 
 

@@ -13,6 +13,7 @@ from xpconv.cpu.plan import READ_SINGLE, pool_is_compiled
 from xpconv.cpu.results import new
 from xpconv.engines import compiled
 from xpconv.engines.agnostic import channels_last
+from xpconv.indices import check_inside
 from xpconv.plan import Plan, operations
 from xpconv.spec import Array, ConvSpec, Phase, PoolSpec, ScatterSpec, Sizes, in_layout
 from xpconv.workspace import current_limit
@@ -54,7 +55,7 @@ def plan(operation: str, x: Array, spec: Any, *, indices: bool = False) -> Plan 
 
 
 _TILES = {
-    "scatter": "compiled: channels of an image, one by one",
+    "scatter": "compiled: channels of an image, zeros just ahead of what is added",
     "indexed": "compiled: results by a vector of channels in registers",
     "channelwise": "compiled: results by a vector of channels in registers",
     "plane": "compiled: vectors of columns in registers, the rows of windows first",
@@ -172,9 +173,10 @@ def _phases(spec: PoolSpec) -> tuple[Phase, ...]:
 
 
 def scattered(values: Array, indices: Array, spec: ScatterSpec) -> Array:
-    """Values added at their flat indices in planes of zeros."""
+    """Values added at their flat indices in planes of zeros; an index outside raises."""
     planes = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), values.dtype)
     shapes = ((spec.batch, math.prod(size), spec.channels) for size in (spec.out_size, spec.out_size, spec.size))
     given = (channels_last(a, spec.layout) for a in (values, indices, planes))
-    compiled.found().scattered(*(a.reshape(shape) for a, shape in zip(given, shapes, strict=True)))
+    if not compiled.found().scattered(*(a.reshape(shape) for a, shape in zip(given, shapes, strict=True))):
+        check_inside(indices, math.prod(spec.size), least=-1)
     return planes
