@@ -130,6 +130,41 @@ def test_means_that_are_all_divided_alike_are_divided_as_they_are_added(layout, 
     np.testing.assert_allclose(xpconv.avg_pool_grad(gy, (3, 2), **options), expected, rtol=1e-6)
 
 
+WINDOWS = [
+    ((3, 3), {"padding": 1}),
+    ((2, 2), {"ceil_mode": True}),
+    ((4, 5), {"stride": (3, 2), "padding": ((3, 0), (1, 4))}),
+    ((3, 4), {"stride": (1, 2), "dilation": (2, 3), "padding": (0, 6)}),
+    ((2, 3), {"stride": (4, 2), "dilation": (1, 2)}),
+    ((1, 1), {}),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [24, 31, 32, 33, 64, 79])
+@pytest.mark.parametrize(("window", "options"), WINDOWS)
+def test_means_two_columns_apart_share_out_plane_by_plane(dtype, width, window, options):
+    x = np.zeros((3, 5, 17, width), dtype)
+    options = {"stride": 2, "layout": "channels_first"} | options
+    spec = xpconv.avg_pool2d.request(x, window, **options).spec
+    gy = integers(np.random.default_rng(width), (3, 2 * 5, *spec.out_size), dtype)[:, ::2, ::-1]
+    assert pooled.by("avg_pool_grad", gy, replace(spec, batch=1 << 20)) == "spread"
+    expected = agnostic.avg_pool_grad(gy, spec, count_include_pad=True, divisor=3.0)
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(pooled.shared_out(gy, spec, 3.0), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_narrow_planes_and_rows_of_steps_are_turned_instead():
+    def kernel(gy, width):
+        options = {"size": (40, width), "stride": 2, "layout": "channels_first"}
+        return pooled.by("avg_pool_grad", gy, xpconv.avg_pool_grad.request(gy, (2, 2), **options).spec)
+
+    gy = np.zeros((8, 64, 20, 80), np.float32)
+    assert kernel(gy[..., :40], 80) == "spread"
+    assert kernel(gy[..., ::2], 80) == "channelwise"
+    assert kernel(gy[..., :4], 8) == "channelwise"
+
+
 @LAYOUTS
 @DTYPES
 @pytest.mark.parametrize("channels", [1, 3, 16, 17, 64, 100])
@@ -168,11 +203,42 @@ def test_nan_and_infinities_are_added_where_they_belong():
     np.testing.assert_array_equal(gx, values)
 
 
-@pytest.mark.parametrize("wrong", [-2, 60])
-def test_indices_outside_the_plane_raise(wrong):
-    gy, indices = np.ones((1, 40, 40, 16), np.float32), np.zeros((1, 40, 40, 16), np.int64)
-    indices[0, 5, 6, 7] = wrong
-    with pytest.raises(ValueError, match=f"indices has {wrong}, outside the plane of 60 elements"):
+WAYS = pytest.mark.parametrize("way", [np.s_[:], np.s_[..., ::-1]])
+"""Channels as they are, and the other way round, as no vector reads them."""
+
+
+@LAYOUTS
+@DTYPES
+@WAYS
+def test_every_place_is_made_zero_however_indices_jump(layout, dtype, way):
+    rng, places = np.random.default_rng(8), 3000
+    values = integers(rng, (2, 90, 37), dtype)[way]
+    jumps = np.where(rng.random(values.shape) < 0.1, rng.integers(0, places, values.shape), -1)
+    for indices in (np.full(values.shape, -1), np.full(values.shape, places - 1), jumps):
+        planes = np.full((2, places, 37), np.nan, dtype)
+        planes = planes if layout == "channels_last" else np.moveaxis(np.full((2, 37, places), np.nan, dtype), 1, -1)
+        assert compiled.found().scattered(values, indices, planes)
+        expected = added(values, indices, ScatterSpec("channels_last", 2, 37, (90,), (places,)))
+        np.testing.assert_array_equal(planes, expected)
+
+
+@LAYOUTS
+@WAYS
+@pytest.mark.parametrize("wrong", [-2, 60, 1 << 40, -(1 << 62)])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 5, 6, 19), (1, 39, 39, 7)])
+def test_indices_outside_the_plane_raise(layout, way, wrong, place):
+    gy, indices = np.ones((2, 40, 40, 20), np.float32), np.full((2, 40, 40, 20), 59)
+    indices[..., 0], indices[place] = -1, wrong
+    gy, indices = laid(gy[way], layout), laid(indices[way], layout)
+    xpconv.max_pool_grad(gy, np.zeros_like(indices), size=(10, 6), layout=layout)
+    with pytest.raises(ValueError, match=f"indices has {wrong}, outside the plane of 60 elements that size gives"):
+        xpconv.max_pool_grad(gy, indices, size=(10, 6), layout=layout)
+
+
+def test_an_index_that_would_wrap_to_none_raises():
+    gy, indices = np.ones((1, 40, 40, 16), np.float32), np.zeros((1, 40, 40, 16), np.uint64)
+    indices[0, 5, 6, 7] = 2**64 - 1
+    with pytest.raises(ValueError, match="indices has 18446744073709551615, outside the plane of 60 elements"):
         xpconv.max_pool_grad(gy, indices, size=(10, 6))
 
 

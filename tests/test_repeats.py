@@ -87,6 +87,12 @@ def test_indices_are_checked_every_time():
     xpconv.max_unpool(y, indices, size=4)
     with pytest.raises(ValueError, match="outside the plane"):
         xpconv.max_unpool(y, indices + 7, size=4)
+    for many in (1, 4000):  # by NumPy, and by kernels
+        gy, winners = np.ones((1, 2, many)), np.full((1, 2, many), 3)
+        for _ in range(3):
+            assert xpconv.max_pool_grad(gy, winners, size=4).sum() == gy.sum()
+        with pytest.raises(ValueError, match="indices has 10, outside the plane"):
+            xpconv.max_pool_grad(gy, winners + 7, size=4)
 
 
 def test_no_array_is_kept_alive():

@@ -7,7 +7,6 @@ arrays came in.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -323,25 +322,6 @@ def _rounded(number: Any, dtype: str) -> Any:
         return number
     with np.errstate(over="ignore"):
         return np.dtype(dtype).type(number).item()
-
-
-# --- Indices ----------------------------------------------------------------------------------------------------------
-
-
-def check_inside(indices: Array, places: int, least: int) -> None:
-    """Raise for an index outside the plane, wherever the values can be looked at."""
-    if array_api_compat.is_dask_array(indices) or math.prod(indices.shape) == 0:
-        return
-    xp = array_api_compat.array_namespace(indices)
-    try:
-        lowest, highest = int(xp.min(indices)), int(xp.max(indices))
-    except (TypeError, RuntimeError):
-        if array_api_compat.is_cupy_array(indices):
-            raise  # the device's own error
-        return  # traced by jax.jit or torch.vmap: there are no values yet
-    if lowest < least or highest >= places:
-        worst = highest if highest >= places else lowest
-        raise ValueError(f"indices has {worst}, outside the plane of {places} elements that size gives")
 
 
 # --- out= -------------------------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from array_api_compat import array_namespace, is_cupy_array
+from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
-from xpconv.dispatch import arrays_of, check_inside
+from xpconv.dispatch import arrays_of
 from xpconv.dtypes import index_dtype, kind_of
+from xpconv.indices import check_inside
 from xpconv.request import Request
 from xpconv.spec import (
     Array,
@@ -488,12 +489,21 @@ def _scatter(
     sizes = per_axis("size", size, _axes(variant, values, size), least=0)
     shapes = tuple(values.shape), tuple(indices.shape)
     spec, form = scatter_spec(*shapes, name=variant.name, argument=argument, size=sizes, layout=checked_layout(layout))
-    looks = operation == "max_unpool" or not is_cupy_array(indices)  # a GPU's host would wait, at every training step
+    looks = operation == "max_unpool" or not _is_looked_at_later(indices)
     if looks:
         check_inside(indices, math.prod(sizes), least=0 if operation == "max_unpool" else -1)
     xp = array_namespace(indices)
     indices = xp.astype(indices, index_dtype(xp), copy=False)  # a narrow one cannot count the plane
     return Request(operation, (values, indices), spec, lift=(form.x, form.x), drop=form.y, by_value=looks)
+
+
+def _is_looked_at_later(indices: Array) -> bool:
+    """Whether an engine that adds gradients at them sees to indices outside the plane.
+
+    On a GPU, whose host would wait at every training step, it leaves them out. NumPy's raises as it adds; it does not
+    know of unsigned indices that wrap as they are cast.
+    """
+    return is_cupy_array(indices) or (is_numpy_array(indices) and indices.dtype.kind == "i")
 
 
 def _require_order(name: str, x: Array) -> None:

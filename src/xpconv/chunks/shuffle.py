@@ -9,7 +9,8 @@ from array_api_compat import array_namespace, device
 
 from xpconv.chunks.runs import Interval
 from xpconv.chunks.work import computed, zeros
-from xpconv.dispatch import agnostic_engine, check_inside
+from xpconv.dispatch import agnostic_engine
+from xpconv.indices import check_inside
 from xpconv.spec import Array, ScatterSpec, Sizes, in_layout
 
 # One entry per value: the chunk of the plane that it goes to, its position there, its rank among the values, itself.

@@ -38,6 +38,7 @@ from xpconv.engines.methods import (
 )
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
+from xpconv.indices import check_inside
 from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Sizes
@@ -349,10 +350,11 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
 
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
-    """Every gradient added at its index."""
+    """Every gradient added at its index; nobody has looked yet whether that is in the plane."""
     if pooled.by("max_pool_grad", gy, spec):
         return pooled.scattered(gy, indices, spec)
     dtype, places = gy.dtype, math.prod(spec.size)
+    check_inside(indices, places, least=-1)
     flat = (spec.batch, math.prod(spec.out_size), spec.channels)
     gy, indices = (channels_last(a, spec.layout).reshape(flat) for a in (widened(gy), indices))
     n, _, c = np.ogrid[: flat[0], : flat[1], : flat[2]]

@@ -114,6 +114,10 @@ class Value:
         compare = self.kernel.builder.fcmp_ordered if self.floating else self.kernel.builder.icmp_signed
         return Value(self.kernel, compare(sign, self.raw, self._other(other)))
 
+    def within(self, stop: Value) -> Value:
+        """Where an integer is at least 0 and below `stop`: one comparison, without signs."""
+        return Value(self.kernel, self.kernel.builder.icmp_unsigned("<", self.raw, stop.raw))
+
     def is_nan(self) -> Value:
         """Where it is not a number."""
         return Value(self.kernel, self.kernel.builder.fcmp_unordered("uno", self.raw, self.raw))
@@ -258,17 +262,27 @@ class Kernel:
             total = total | Value(self, self.builder.extract_element(words.raw, ir.Constant(I32, lane)))
         return total
 
+    def steps(self, step: int, lanes: int) -> Value:
+        """0, step, 2 step, ... as a vector."""
+        return Value(self, ir.Constant(ir.VectorType(I64, lanes), [step * lane for lane in range(lanes)]))
+
+    def any_lane(self, mask: Value) -> Value:
+        """Whether a condition holds in any lane."""
+        if not isinstance(mask.type, ir.VectorType):
+            return mask
+        bits = self.same_bits(mask, ir.IntType(mask.type.count))
+        return Value(self, self.builder.icmp_unsigned("!=", bits.raw, ir.Constant(bits.type, 0)))
+
     def lanes_below(self, count: Value, lanes: int) -> Value:
         """A mask: lane i holds where i < count."""
-        every = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
-        return Value(self, every) < self.splat(count, lanes)
+        return self.steps(1, lanes) < self.splat(count, lanes)
 
     def lanes_within(self, first: Value, stop: Value, lanes: int) -> Value:
         """A mask: lane i holds where first + i is at least 0 and below `stop`."""
         every = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
         place = Value(self, every) + self.splat(Value(self, self.builder.trunc(first.raw, I32)), lanes)
         end = self.splat(Value(self, self.builder.trunc(stop.raw, I32)), lanes)
-        return Value(self, self.builder.icmp_unsigned("<", place.raw, end.raw))
+        return place.within(end)
 
     def _value(self, operand: Operand) -> Value:
         return operand if isinstance(operand, Value) else self.constant(operand)
@@ -327,6 +341,27 @@ class Kernel:
             f"llvm.masked.store.{_suffix(kind)}.p0", ir.FunctionType(VOID, [kind, _POINTER, mask.type])
         )
         self.builder.call(store, [value.raw, pointer, mask.raw])
+
+    def gather(self, addresses: Value, kind: ir.Type, mask: Value) -> Value:
+        """What lies at each address, in the lanes of the mask, zeros in the others; nothing else is read."""
+        pointers, nothing = self._pointers(addresses), self.constant(0, kind)
+        function = self._declared(
+            f"llvm.masked.gather.{_suffix(kind)}.v{kind.count}p0",
+            ir.FunctionType(kind, [pointers.type, mask.type, kind]),
+        )
+        return Value(self, self.builder.call(function, [pointers, mask.raw, nothing.raw]))
+
+    def scatter(self, values: Value, addresses: Value, mask: Value) -> None:
+        """The lanes of the mask, each to its address; nothing else is written."""
+        kind, pointers = values.type, self._pointers(addresses)
+        function = self._declared(
+            f"llvm.masked.scatter.{_suffix(kind)}.v{kind.count}p0",
+            ir.FunctionType(VOID, [kind, pointers.type, mask.type]),
+        )
+        self.builder.call(function, [values.raw, pointers, mask.raw])
+
+    def _pointers(self, addresses: Value) -> ir.Value:
+        return self.builder.inttoptr(addresses.raw, ir.VectorType(_POINTER, addresses.type.count))
 
     def prefetch(self, address: Value) -> None:
         """Ask for the cache line of an address, which need not be one, to be read soon."""
