@@ -130,6 +130,41 @@ def test_means_that_are_all_divided_alike_are_divided_as_they_are_added(layout, 
     np.testing.assert_allclose(xpconv.avg_pool_grad(gy, (3, 2), **options), expected, rtol=1e-6)
 
 
+WINDOWS = [
+    ((3, 3), {"padding": 1}),
+    ((2, 2), {"ceil_mode": True}),
+    ((4, 5), {"stride": (3, 2), "padding": ((3, 0), (1, 4))}),
+    ((3, 4), {"stride": (1, 2), "dilation": (2, 3), "padding": (0, 6)}),
+    ((2, 3), {"stride": (4, 2), "dilation": (1, 2)}),
+    ((1, 1), {}),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [24, 31, 32, 33, 64, 79])
+@pytest.mark.parametrize(("window", "options"), WINDOWS)
+def test_means_two_columns_apart_share_out_plane_by_plane(dtype, width, window, options):
+    x = np.zeros((3, 5, 17, width), dtype)
+    options = {"stride": 2, "layout": "channels_first"} | options
+    spec = xpconv.avg_pool2d.request(x, window, **options).spec
+    gy = integers(np.random.default_rng(width), (3, 2 * 5, *spec.out_size), dtype)[:, ::2, ::-1]
+    assert pooled.by("avg_pool_grad", gy, replace(spec, batch=1 << 20)) == "spread"
+    expected = agnostic.avg_pool_grad(gy, spec, count_include_pad=True, divisor=3.0)
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(pooled.shared_out(gy, spec, 3.0), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_narrow_planes_and_rows_of_steps_are_turned_instead():
+    def kernel(gy, width):
+        options = {"size": (40, width), "stride": 2, "layout": "channels_first"}
+        return pooled.by("avg_pool_grad", gy, xpconv.avg_pool_grad.request(gy, (2, 2), **options).spec)
+
+    gy = np.zeros((8, 64, 20, 80), np.float32)
+    assert kernel(gy[..., :40], 80) == "spread"
+    assert kernel(gy[..., ::2], 80) == "channelwise"
+    assert kernel(gy[..., :4], 8) == "channelwise"
+
+
 @LAYOUTS
 @DTYPES
 @pytest.mark.parametrize("channels", [1, 3, 16, 17, 64, 100])

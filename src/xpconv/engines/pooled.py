@@ -56,6 +56,7 @@ def plan(operation: str, x: Array, spec: Any, *, indices: bool = False) -> Plan 
 
 _TILES = {
     "scatter": "compiled: channels of an image, zeros just ahead of what is added",
+    "spread": "compiled: vectors of columns in registers, the rows of windows first",
     "indexed": "compiled: results by a vector of channels in registers",
     "channelwise": "compiled: results by a vector of channels in registers",
     "plane": "compiled: vectors of columns in registers, the rows of windows first",
@@ -79,6 +80,8 @@ def _needed(operation: str, x: Array, spec: Any, indices: bool) -> tuple[str, li
         taken = present.pools_indexed(x.dtype, windows, current_limit())
         return ("indexed", [("indexed", windows)]) if taken else nothing
     if operation == "avg_pool_grad":
+        if present.spreads(channels_last(x, spec.layout), spec, current_limit()):
+            return "spread", [("spread", spec)]
         parts = [phase.spec for phase in _phases(windows) if phase.is_reached]
         taken = all(present.pools_by_channels(x.dtype, part, current_limit()) for part in parts)
         return ("channelwise", [("channelwise added", part) for part in parts]) if taken else nothing
@@ -146,11 +149,15 @@ def indexed(x: Array, spec: PoolSpec) -> tuple[Array, Array]:
 
 def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
     """Every element of `gy`, divided, added to all elements that its window had: sums over windows of `gy`, those of
-    each phase of the stride by themselves.
+    each phase of the stride by themselves; those of planes whose windows lie two columns apart at once.
     """
-    strided = set(spec.stride) != {1}
+    strided, last, present = set(spec.stride) != {1}, channels_last(gy, spec.layout), compiled.found()
+    if present.spreads(last, spec, current_limit()) and compiled.is_ready("spread", gy.dtype, spec):
+        gx = new(spec.x_shape, gy.dtype)
+        present.prepared_spread(last, spec, divisor)(gy, gx)
+        return gx
     layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
-    gx, gy = new(in_layout(layout, spec.batch, spec.size, spec.channels), gy.dtype), channels_last(gy, spec.layout)
+    gx, gy = new(in_layout(layout, spec.batch, spec.size, spec.channels), gy.dtype), last
     for phase in _phases(spec):
         here = channels_last(gx, layout)[(slice(None), *phase.places)]
         if phase.is_reached:

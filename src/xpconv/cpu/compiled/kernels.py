@@ -18,6 +18,7 @@ from xpconv.cpu.compiled import (
     plane,
     plane_pooling,
     scatter,
+    spread,
     threads,
     turn,
     weights,
@@ -39,7 +40,7 @@ _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
 _READY: dict[str, Callable[..., bool]] = {
     "direct": direct.is_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
     "winograd": winograd.is_ready, "gradient": gradients.is_ready, "winograd gradient": winograd_gradient.is_ready,
-    "indexed": indexed.is_ready, "scatter": scatter.is_ready,
+    "indexed": indexed.is_ready, "scatter": scatter.is_ready, "spread": spread.is_ready,
     **{
         f"{family} {reduction}": partial(part.is_ready, operation=reduction)
         for family, part in (("channelwise", channelwise), ("plane", plane_pooling))
@@ -159,6 +160,20 @@ def pools_by_channels(dtype: np.dtype, spec: ConvSpec, limit: int) -> bool:
 def scatters(dtype: np.dtype) -> bool:
     """Whether values of the dtype are added at their indices."""
     return _here(name_of(dtype))
+
+
+def spreads(gy: Array, spec: PoolSpec, limit: int) -> bool:
+    """Whether the gradient of such means is taken plane by plane, of a channels-last gy."""
+    dtype = name_of(gy.dtype)
+    return _here(dtype) and spread.takes(dtype, spec, strides_of(gy), limit)
+
+
+def prepared_spread(gy: Array, spec: PoolSpec, divisor: float) -> Callable[[Array, Array], None]:
+    """The gradient of sums over windows, divided, of arrays ``(gy, gx)`` of which the first lies as this one does."""
+    return _prepared_spread(spec, strides_of(gy), name_of(gy.dtype), threads.thread_count(), divisor)
+
+
+_prepared_spread = lru_cache(maxsize=128)(spread.Spread)
 
 
 def pools_indexed(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:
