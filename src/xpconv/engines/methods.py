@@ -128,7 +128,8 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
 
     Its result (N, *out, F) is None where it cannot be used.
     """
-    if spec.padding_mode not in ("zeros", "constant") or spec.input_dilation or dtype.char not in "fd":
+    surrounds = spec.padding_mode in ("zeros", "constant") and min(min(pads) for pads in spec.padding) >= 0
+    if not surrounds or spec.input_dilation or dtype.char not in "fd":
         return None
     if method == "direct" and direct_by(spec) == "bands" and small.is_plane(spec):
         return small.plane(spec, dtype, fill) if small.copied(spec) * dtype.itemsize <= current_limit() else None

@@ -24,7 +24,7 @@ from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
 
 _NAMES: tuple[str, ...] = (
-    "x", "x_item", "x_plane", "y", "channels", "planes", "share", "rows", "columns", "x_columns", "left", "held",
+    "x", "y", "x_item", "x_plane", "channels", "planes", "share", "rows", "columns", "x_columns", "left", "held",
     "zero", "divisor", "starts", "x_rows", "even", "even_count", "odd", "odd_count",
 )  # fmt: skip
 
@@ -49,14 +49,14 @@ class Spread:
             "even": np.array(even, np.int64) * size, "odd": np.array(odd, np.int64) * size,
         }  # fmt: skip
         self._items, self._scratch = -(-planes // share), held * size
-        self._arguments = Arguments(_NAMES, numbers, tables)
+        self._arguments = Arguments(_NAMES, 2, numbers, tables)
         compiled = _library(dtype)
         assert compiled is not None
         self._address = compiled.address("spread")
 
     def __call__(self, gy: Array, gx: Array) -> None:
         """Write the gradient to `gx`, whose planes are contiguous and follow each other."""
-        threads.run(self._address, self._arguments.of(x=gy, y=gx), self._items, self._scratch, self._team)
+        threads.run(self._address, self._arguments.of(gy, gx), self._items, self._scratch, self._team)
 
 
 def _taps(spec: PoolSpec, phase: int) -> list[int]:
