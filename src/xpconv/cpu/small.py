@@ -21,16 +21,18 @@ _ROWS = 8  # results of a plane's column that one product makes
 
 
 def padding(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array], Array]:
-    """A function of x (N, *size, C) that surrounds it with a constant."""
+    """A function of x (N, *size, C) that surrounds it with a constant, or crops it where that is negative."""
     shape = (spec.batch, *spec.padded_size, spec.channels)
-    inner = (slice(None), *(slice(lo, lo + n) for (lo, _), n in zip(spec.padding, spec.size, strict=True)))
+    axes = [(n, *pads) for n, pads in zip(spec.size, spec.padding, strict=True)]
+    kept = (slice(None), *(slice(max(-lo, 0), n + min(hi, 0)) for n, lo, hi in axes))
+    inner = (slice(None), *(slice(max(lo, 0), n + lo + min(hi, 0)) for n, lo, hi in axes))
 
     def padded(x: Array) -> Array:
         whole = np.zeros(shape, dtype) if fill == 0 else np.full(shape, fill, dtype)
-        whole[inner] = x
+        whole[inner] = x[kept]
         return whole
 
-    return padded if spec.padded_size != spec.size else lambda x: x
+    return padded if any(pads != (0, 0) for pads in spec.padding) else lambda x: x
 
 
 def product(spec: ConvSpec, dtype: np.dtype) -> Callable[[Array, Array], Array]:
