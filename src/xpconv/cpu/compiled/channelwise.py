@@ -8,6 +8,7 @@ several windows of a tile read is then loaded once.
 from __future__ import annotations
 
 import math
+import os
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ def _job(
     (x_strides, y_strides), size, lanes = strides, np.dtype(dtype).itemsize, lanes_of(dtype)
     read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
     team = threads_free if read > READ_SINGLE else 1
-    taps = _taps(spec)
+    taps = _taps(spec, operation == "multiplied")
     cut = blocks_of(spec, x_strides, dtype, team, sources, fill, limit // (2 * team), placed=taps.placed)
     turned = y_strides[-1] != size
     places = cut.places(
@@ -150,17 +151,17 @@ def _is_streamed(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> bool
 _STREAMED = 3 << 23  # bytes
 
 
-def _taps(spec: ConvSpec | PoolSpec) -> Taps:
+def _taps(spec: ConvSpec | PoolSpec, tall: bool) -> Taps:
     long = math.prod(spec.window) > SUMMED
     if spec.dilation[-1] > 1 or spec.stride[-1] not in _STEPS:
-        return Taps(1, 0, long, False)
+        return Taps(1, 0, long, False, False)
     run = next((n for n in _RUNS if spec.window[-1] % n == 0), 1)
-    taps = Taps(run, spec.stride[-1] if run > 1 else 0, long, False)
+    taps = Taps(run, spec.stride[-1] if run > 1 else 0, long, False, False)
     surrounded = any(pads != (0, 0) for pads in spec.padding)
-    count = math.prod(spec.window) // run
+    count = (spec.window[0] + 1) * spec.window[1] // run
     if run == 1 or not surrounded or spec.axes != 2 or count * placed.line(taps.span(_HIGHEST)) > placed.MOST:
         return taps
-    return replace(taps, placed=True)
+    return replace(taps, placed=True, tall=spec.stride[0] == spec.dilation[0] and tall and bool(os.environ.get('TALL', '1') == '1'))
 
 
 _HIGHEST = 7
@@ -171,11 +172,11 @@ _HIGHEST = 7
 
 def is_ready(dtype: str, spec: ConvSpec | PoolSpec, *, operation: str = "multiplied") -> bool:
     """Whether the kernels are there; if not, they are being compiled, where that can be done."""
-    return _library(dtype, operation, _taps(spec)) is not None
+    return _library(dtype, operation, _taps(spec, operation == "multiplied")) is not None
 
 
 def _library(dtype: str, operation: str, taps: Taps) -> Library | None:
-    name = f"channelwise-{dtype}-{operation}-{taps.run}-{taps.stride}-{taps.long:d}-{taps.placed:d}"
+    name = f"channelwise-{dtype}-{operation}-{taps.run}-{taps.stride}-{taps.long:d}-{taps.placed:d}-{taps.tall:d}"
     return library(name, partial(_make, dtype=dtype, operation=operation, taps=taps))
 
 
@@ -183,6 +184,7 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple
     """The task: one block of results."""
     heights = shapes(operation, taps.run)
     by_height = {height: tiles(module, dtype, operation, taps, height, vectors) for height, vectors in heights.items()}
+    tall = tiles(module, dtype, operation, taps, max(heights), (1,), 2) if taps.tall else None
     transpose = transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
     kernel = Kernel(module, operation, ("arguments", "item", "scratch"))
@@ -196,15 +198,24 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple
     others = given.channels, given.finish, given.bias, given.divisor, stream
     if taps.placed:
         top = given.gathered.equals(1).where(kernel.constant(0), block.row)
-        with kernel.loop(block.images) as image, kernel.loop(block.rows) as row:
-            here, first = source + image * given.image_step, (image * block.rows + row) * given.line
-            rows = given.row_places + (top + row) * given.row_step
+        with kernel.loop(block.images) as image:
+            here = source + image * given.image_step
 
-            def placed_arguments(pixel: Value) -> tuple[Operand, ...]:
+            def placed_arguments(row: Value, pixel: Value) -> tuple[Operand, ...]:
+                rows = given.row_places + (top + row) * given.row_step
                 columns = given.column_places + pixel * (8 * taps.stride)
-                return here, rows, columns, given.grid, *done, given.results + (first + pixel) * 8, *others
+                results = given.results + ((image * block.rows + row) * given.line + pixel) * 8
+                return here, rows, columns, given.grid, given.line * 8, *done, results, *others
 
-            each_tile(kernel, by_height, given.line, placed_arguments)
+            tall_rows, tall_columns = kernel.constant(0), kernel.constant(0)
+            if tall is not None:
+                most = max(heights)
+                tall_rows, tall_columns = block.rows - block.rows % 2, given.line - given.line % most
+                with kernel.loop(tall_rows, step=2) as row, kernel.loop(tall_columns, step=most) as pixel:
+                    kernel.call(tall, *placed_arguments(row, pixel))
+            with kernel.loop(block.rows) as row:
+                begin = (row < tall_rows).where(tall_columns, kernel.constant(0))
+                each_tile(kernel, by_height, given.line, partial(placed_arguments, row), begin)
     else:
         segment = given.segment.equals(0).where(block.pixels, given.segment)  # windows that follow each other
         with kernel.loop(block.count, step=segment) as first:

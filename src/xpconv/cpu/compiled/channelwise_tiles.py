@@ -7,8 +7,9 @@ that several windows of a tile read is then loaded once.
 from __future__ import annotations
 
 import math
+import os
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, product
@@ -32,6 +33,7 @@ class Taps:
     stride: int
     long: bool  # so many elements that sums are put aside on the way
     placed: bool  # whether a table tells where each element lies, and not one step from each to the next
+    tall: bool  # whether there are tiles of two rows
 
     def span(self, windows: int) -> int:
         """Elements of a tap that so many windows read together: each its own, where taps are single elements."""
@@ -61,68 +63,95 @@ def shapes(operation: str, run: int) -> dict[int, tuple[int, ...]]:
     return {7: (3, 2, 1), 3: (2, 1), 1: (4, 1)} if run <= 3 else eval(os.environ.get("SHAPES", "{7: (2, 1), 3: (2, 1), 1: (2, 1)}"))
 
 
-_STEPPING, _PLACED = ("x", "pixels", "taps", "step"), ("x", "rows", "columns", "grid")
+_STEPPING, _PLACED = ("x", "pixels", "taps", "step"), ("x", "rows", "columns", "grid", "below")
 _ARGUMENTS = (
     "tap_count", "w", "w_step", "y", "results", "channels", "finish", "bias", "divisor", "stream",
 )  # fmt: skip
 
 
-def tiles(module: ir.Module, dtype: str, operation: str, taps: Taps, height: int, shapes: tuple[int, ...]) -> Kernel:
-    """All channels of `height` results, by as many vectors at once as there are shapes for."""
+def tiles(
+    module: ir.Module, dtype: str, operation: str, taps: Taps, height: int, shapes: tuple[int, ...], rows: int = 1
+) -> Kernel:
+    """All channels of `height` results of so many rows, by as many vectors at once as there are shapes for."""
     names = (*(_PLACED if taps.placed else _STEPPING), *_ARGUMENTS)
-    kernel = Kernel(module, f"tiles{height}", names)
+    kernel = Kernel(module, f"tiles{rows}x{height}", names)
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     if taps.placed:
-        given.places = placed.found(kernel, given, taps.span(height), taps.run)
+        given.ahead = kernel.load(given.grid, offset=32)
+        given.across = kernel.load(given.grid, offset=16)
+        given.places = placed.found(kernel, given, taps.span(height), taps.run, rows - 1)
     lanes, channel = lanes_of(dtype), kernel.variable(0)
     for vectors in shapes:
         with kernel.while_(lambda width=vectors * lanes: channel.get() + width <= given.channels):
-            _tile(kernel, given, dtype, operation, taps, (height, vectors), channel.get(), None)
+            _tile(kernel, given, dtype, operation, taps, (rows, height, vectors), channel.get(), None)
             channel.set(channel.get() + vectors * lanes)
     with kernel.when(channel.get() < given.channels):
         mask = kernel.lanes_below(given.channels - channel.get(), lanes)
-        _tile(kernel, given, dtype, operation, taps, (height, 1), channel.get(), mask)
+        _tile(kernel, given, dtype, operation, taps, (rows, height, 1), channel.get(), mask)
     kernel.finish()
     return kernel
 
 
 def _tile(
-    kernel: Kernel, given: SimpleNamespace, dtype: str, operation: str, taps: Taps, shape: tuple[int, int],
+    kernel: Kernel, given: SimpleNamespace, dtype: str, operation: str, taps: Taps, shape: tuple[int, int, int],
     channel: Value, mask: Value | None,
 ) -> None:  # fmt: skip
     """Results times vectors of channels, from a channel on."""
     size, kind = np.dtype(dtype).itemsize, vector(FLOATS[dtype], lanes_of(dtype))
-    at, (height, vectors), join = channel * size, shape, kernel.maximum if operation == "largest" else operator.add
+    at, (rows, height, vectors), join = channel * size, shape, kernel.maximum if operation == "largest" else operator.add
     places = [lanes_of(dtype) * size * q for q in range(vectors)]
     read = (_placed if taps.placed else _stepping)(kernel, given, taps, height, at)
     nothing = kernel.constant(-math.inf if operation == "largest" else 0, kind)
 
+    def add(totals: list[list[Variable]], t: Value, which: Sequence[int]) -> None:
+        """A tap of the first row's windows, which is one down of the second's above it."""
+        weights = [given.w + at + (t - r * given.across) * taps.run * given.w_step for r in which]
+        factors = [
+            [[kernel.load(w + given.w_step * s, kind, place) for place in places] for s in range(taps.run)]
+            for w in (weights if operation == "multiplied" else [])
+        ]
+        tap, element = read(t)
+        for j in range(taps.span(height)):
+            values = [take(kernel, element(tap, j) + place, kind, mask) for place in places]
+            joins = list(product(enumerate(which), taps.read(j, height)))
+            for ((i, r), (p, s)), (q, value) in product(joins, enumerate(values)):
+                total = totals[r * height + p][q]
+                total.set(kernel.fma(value, factors[i][s][q], total.get()) if factors else join(total.get(), value))
+            if factors:
+                summed = [total.get() for (_, r), (p, _) in joins for total in totals[r * height + p]]
+                tap = kernel.after(tap, summed)
+
     def joined(first: Operand, stop: Operand) -> list[list[Variable]]:
-        totals = [[kernel.variable(nothing) for _ in places] for _ in range(height)]
-        with kernel.loop(stop, start=first) as t:
-            weight = given.w + at + t * taps.run * given.w_step
-            weights = [weight + given.w_step * s for s in range(taps.run)] if operation == "multiplied" else []
-            factors = [[kernel.load(w, kind, place) for place in places] for w in weights]
-            tap, element = read(t)
-            for j in range(taps.span(height)):
-                values = [take(kernel, element(tap, j) + place, kind, mask) for place in places]
-                joins = list(taps.read(j, height))
-                for (p, s), (q, value) in product(joins, enumerate(values)):
-                    total = totals[p][q]
-                    total.set(kernel.fma(value, factors[s][q], total.get()) if factors else join(total.get(), value))
-                if factors and ORDERED(taps, height, vectors):
-                    tap = kernel.after(tap, [total.get() for p, _ in joins for total in totals[p]])
+        totals = [[kernel.variable(nothing) for _ in places] for _ in range(rows * height)]
+        if rows == 1:
+            with kernel.loop(stop, start=first) as t:
+                add(totals, t, [0])
+            return totals
+        with kernel.loop(given.across) as t:
+            add(totals, t, [0])
+        with kernel.loop(given.tap_count, start=given.across) as t:
+            add(totals, t, [0, 1])
+        with kernel.loop(given.tap_count + given.across, start=given.tap_count) as t:
+            add(totals, t, [1])
         return totals
 
     if taps.long:
-        totals = [[kernel.variable(nothing) for _ in places] for _ in range(height)]
+        totals = [[kernel.variable(nothing) for _ in places] for _ in range(rows * height)]
         with kernel.loop(given.tap_count, step=SUMMED // taps.run) as first:
             part = joined(first, kernel.minimum(first + SUMMED // taps.run, given.tap_count))
             for total, more in zip(chain(*totals), chain(*part), strict=True):
                 total.set(join(total.get(), more.get()))
     else:
+        if taps.placed and os.environ.get("PF"):
+            last = given.places + (given.tap_count - 1 + (rows - 1) * given.across) * (8 * placed.line(taps.span(height)))
+            first = taps.span(height) - height * taps.stride
+            for j in range(max(first, 0), taps.span(height)):
+                line = kernel.load(last, offset=8 * j) + at + given.ahead
+                for place in places:
+                    kernel.prefetch(line + place)
         totals = joined(0, given.tap_count)
-    targets = [given.y + at + kernel.load(given.results, offset=8 * p) for p in range(height)]
+    below = [0] if rows == 1 else [0, given.below]
+    targets = [given.y + at + kernel.load(given.results + r, offset=8 * p) for r in below for p in range(height)]
 
     def store(q: int, done: Callable[[Value], Value]) -> None:
         found = [(done(row[q].get()), target + places[q]) for target, row in zip(targets, totals, strict=True)]
@@ -157,10 +186,6 @@ def _placed(
 ) -> Callable[[Value], tuple[Value, Callable[[Value, int], Value]]]:
     line = 8 * placed.line(taps.span(height))
     return lambda t: (given.places + t * line, lambda tap, j: kernel.load(tap, offset=8 * j) + at)
-
-
-import os
-ORDERED = lambda taps, height, vectors: eval(os.environ.get("ORDERED", "taps.run > 3 and vectors > 1"))
 
 
 def _stored(

@@ -42,7 +42,7 @@ def tables_of(
     rows, columns = positions
     lanes = lanes_of(dtype)
     outside = np.full(-(-spec.channels // lanes) * lanes, fill, dtype)
-    grid = [spec.window[0], 8 * spec.dilation[0], spec.window[1] // run, outside.ctypes.data]
+    grid = [spec.window[0], 8 * spec.dilation[0], spec.window[1] // run, outside.ctypes.data, x_strides[1] * spec.stride[0]]
     tables = {
         "row_places": rows,
         "column_places": np.append(columns, np.full(line(1), OUTSIDE)),  # vectors read beyond the last
@@ -53,7 +53,7 @@ def tables_of(
     return numbers, tables
 
 
-def found(kernel: Kernel, given: SimpleNamespace, elements: int, run: int) -> Value:
+def found(kernel: Kernel, given: SimpleNamespace, elements: int, run: int, more: int) -> Value:
     """Where, on the stack, the places of so many elements of every tap are now: of each tap as many as fill vectors.
 
     `rows` and `columns` are where the first tap's begin in their tables; taps follow each other by a run of columns.
@@ -61,7 +61,7 @@ def found(kernel: Kernel, given: SimpleNamespace, elements: int, run: int) -> Va
     down, down_step, across, outside = (kernel.load(given.grid, offset=8 * i) for i in range(4))
     lanes, table = line(1), kernel.memory(I64, MOST)
     start, nothing, target = kernel.splat(given.x, lanes), kernel.splat(outside, lanes), kernel.variable(table)
-    with kernel.loop(down) as i:
+    with kernel.loop(down + more) as i:
         row = kernel.splat(kernel.load(given.rows + i * down_step), lanes)
         with kernel.loop(across) as j:
             for first in range(0, elements, lanes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -55,7 +56,7 @@ class Packing:
 
     def __call__(self, w: Array, team: int = 1) -> Array:
         """The weight at the address of `w`, packed by as many threads as are worth it."""
-        packed, arguments = np.empty(self._shape, self._dtype), self.arguments.copy()
+        packed, arguments = _in_lines(self._shape, self._dtype), self.arguments.copy()
         arguments[:2] = address_of(w), address_of(packed)
         threads.run(self._address, arguments, self._items, 0, team if packed.size > _SINGLE else 1)
         return packed
@@ -72,6 +73,17 @@ class PackedBias:
     def __call__(self, bias: Array | None) -> Array:
         """The bias, packed."""
         return self._none if bias is None else self._pack(np.ascontiguousarray(bias, self._dtype))
+
+
+def _in_lines(shape: Sizes, dtype: np.dtype) -> Array:
+    """An array that begins with a line of the caches: vectors that lie in two lines take twice as long to load."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + _LINE, np.uint8)
+    start = -address_of(memory) % _LINE
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+_LINE = 64
 
 
 def _squares(sources: Array, size: int, lanes: int) -> Array:
