@@ -128,8 +128,9 @@ def blocks_of(
         rows = max(min(rows, _rows_held(spec, row_bytes, limit)), 1)
     strip = ((rows - 1) * spec.stride[0] + spec.reach[0]) * row_bytes
     numbers = {
-        "x_item": strides[0], "x_row": 0 if placed else strides[1] * spec.stride[0], "batch": spec.batch, "images": images,
-        "image_groups": -(-spec.batch // images), "rows": rows, "row_blocks": -(-first // rows), "out_rows": first,
+        "x_item": strides[0], "x_row": 0 if placed else strides[1] * spec.stride[0], "batch": spec.batch,
+        "images": images, "image_groups": -(-spec.batch // images), "rows": rows, "row_blocks": -(-first // rows),
+        "out_rows": first,
         "line": math.prod(spec.out_size[1:]), "stride": spec.stride[0], "reach": spec.reach[0],
         "gathered": int(gathered), "strip": strip,
     }  # fmt: skip

@@ -1,19 +1,13 @@
 """What every channel does by itself, lanes along the channels: depthwise convolution, max and sum pooling.
 
-A tile is some results times some vectors of channels. Tables say where windows and taps begin, as in `direct`; the
-elements that a window reads side by side are one tap, as long as there are kernels for so many, and an element that
-several windows of a tile read is then loaded once.
+Tables say where windows and taps begin, as in `direct`, or, of two padded axes, where each row and each column lies.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import operator
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,12 +15,12 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import blocks, placed, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
-from xpconv.cpu.compiled.build import Library, library, machine
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, in_lines, streamed_now
-from xpconv.cpu.compiled.channelwise_tiles import Taps, shapes, tiles
+from xpconv.cpu.compiled.channelwise_tiles import Taps, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
-from xpconv.cpu.compiled.tile import SUMMED, each_tile, finishing
+from xpconv.cpu.compiled.tile import each_tile, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
@@ -36,7 +30,6 @@ _OWN = (
     "divisor", "y_item", "y_row", "turned", "plane", "streams",
 )  # fmt: skip
 FIELDS = (*blocks.FIELDS, *_OWN, *placed.FIELDS)
-_RUNS, _STEPS = (7, 5, 3, 2), (1, 2)  # elements of a tap, and strides, that there are kernels for
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +106,7 @@ def _job(
     (x_strides, y_strides), size, lanes = strides, np.dtype(dtype).itemsize, lanes_of(dtype)
     read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
     team = threads_free if read > READ_SINGLE else 1
-    taps = _taps(spec, operation == "multiplied")
+    taps = taps_of(spec, operation)
     cut = blocks_of(spec, x_strides, dtype, team, sources, fill, limit // (2 * team), placed=taps.placed)
     turned = y_strides[-1] != size
     places = cut.places(
@@ -151,28 +144,12 @@ def _is_streamed(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> bool
 _STREAMED = 3 << 23  # bytes
 
 
-def _taps(spec: ConvSpec | PoolSpec, tall: bool) -> Taps:
-    long = math.prod(spec.window) > SUMMED
-    if spec.dilation[-1] > 1 or spec.stride[-1] not in _STEPS:
-        return Taps(1, 0, long, False, False)
-    run = next((n for n in _RUNS if spec.window[-1] % n == 0), 1)
-    taps = Taps(run, spec.stride[-1] if run > 1 else 0, long, False, False)
-    surrounded = any(pads != (0, 0) for pads in spec.padding)
-    count = (spec.window[0] + 1) * spec.window[1] // run
-    if run == 1 or not surrounded or spec.axes != 2 or count * placed.line(taps.span(_HIGHEST)) > placed.MOST:
-        return taps
-    return replace(taps, placed=True, tall=spec.stride[0] == spec.dilation[0] and tall and bool(os.environ.get('TALL', '1') == '1'))
-
-
-_HIGHEST = 7
-
-
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
 def is_ready(dtype: str, spec: ConvSpec | PoolSpec, *, operation: str = "multiplied") -> bool:
     """Whether the kernels are there; if not, they are being compiled, where that can be done."""
-    return _library(dtype, operation, _taps(spec, operation == "multiplied")) is not None
+    return _library(dtype, operation, taps_of(spec, operation)) is not None
 
 
 def _library(dtype: str, operation: str, taps: Taps) -> Library | None:
@@ -182,9 +159,9 @@ def _library(dtype: str, operation: str, taps: Taps) -> Library | None:
 
 def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple[str, ...]:
     """The task: one block of results."""
-    heights = shapes(operation, taps.run)
-    by_height = {height: tiles(module, dtype, operation, taps, height, vectors) for height, vectors in heights.items()}
-    tall = tiles(module, dtype, operation, taps, max(heights), (1,), 2) if taps.tall else None
+    made = partial(tiles, module, dtype, operation, taps)
+    by_height = {height: made((1, height), vectors) for height, vectors in shapes(operation, taps.run).items()}
+    tall = made((2, max(by_height)), (1,)) if taps.tall else None
     transpose = transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
     kernel = Kernel(module, operation, ("arguments", "item", "scratch"))
@@ -194,37 +171,10 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple
     source = blocks.read(kernel, given, block, scratch, gather)
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
     stream = streamed_now(kernel, given)
-    done = given.tap_count, given.w, given.w_step, y
-    others = given.channels, given.finish, given.bias, given.divisor, stream
     if taps.placed:
-        top = given.gathered.equals(1).where(kernel.constant(0), block.row)
-        with kernel.loop(block.images) as image:
-            here = source + image * given.image_step
-
-            def placed_arguments(row: Value, pixel: Value) -> tuple[Operand, ...]:
-                rows = given.row_places + (top + row) * given.row_step
-                columns = given.column_places + pixel * (8 * taps.stride)
-                results = given.results + ((image * block.rows + row) * given.line + pixel) * 8
-                return here, rows, columns, given.grid, given.line * 8, *done, results, *others
-
-            tall_rows, tall_columns = kernel.constant(0), kernel.constant(0)
-            if tall is not None:
-                most = max(heights)
-                tall_rows, tall_columns = block.rows - block.rows % 2, given.line - given.line % most
-                with kernel.loop(tall_rows, step=2) as row, kernel.loop(tall_columns, step=most) as pixel:
-                    kernel.call(tall, *placed_arguments(row, pixel))
-            with kernel.loop(block.rows) as row:
-                begin = (row < tall_rows).where(tall_columns, kernel.constant(0))
-                each_tile(kernel, by_height, given.line, partial(placed_arguments, row), begin)
+        _each_row(kernel, given, block, source, (y, stream), by_height, tall, taps)
     else:
-        segment = given.segment.equals(0).where(block.pixels, given.segment)  # windows that follow each other
-        with kernel.loop(block.count, step=segment) as first:
-
-            def arguments_of(pixel: Value) -> tuple[Operand, ...]:
-                pixels, results = (table + (first + pixel) * 8 for table in (given.pixels, given.results))
-                return source, pixels, given.taps, given.step, *done, results, *others
-
-            each_tile(kernel, by_height, segment, arguments_of)
+        _each_segment(kernel, given, block, source, (y, stream), by_height)
     with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
         step = given.channels * np.dtype(dtype).itemsize
         kernel.call(
@@ -236,3 +186,53 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple
         kernel.fence()
     kernel.finish()
     return (operation,)
+
+
+def _each_segment(
+    kernel: Kernel, given: SimpleNamespace, block: blocks.Block, source: Value, to: tuple[Value, Value],
+    by_height: dict[int, Kernel],
+) -> None:  # fmt: skip
+    """Windows whose elements lie a step apart, as far as they follow each other."""
+    segment = given.segment.equals(0).where(block.pixels, given.segment)
+    with kernel.loop(block.count, step=segment) as first:
+
+        def arguments(pixel: Value) -> tuple[Operand, ...]:
+            pixels = given.pixels + (first + pixel) * 8
+            return source, pixels, given.taps, given.step, *_others(given, first + pixel, to)
+
+        each_tile(kernel, by_height, segment, arguments)
+
+
+def _each_row(
+    kernel: Kernel, given: SimpleNamespace, block: blocks.Block, source: Value, to: tuple[Value, Value],
+    by_height: dict[int, Kernel], tall: Kernel | None, taps: Taps,
+) -> None:  # fmt: skip
+    """Windows whose elements are found by tables: two rows together as far as that goes."""
+    top = given.gathered.equals(1).where(kernel.constant(0), block.row)
+    with kernel.loop(block.images) as image:
+
+        def arguments(row: Value, pixel: Value) -> tuple[Operand, ...]:
+            rows = given.row_places + (top + row) * given.row_step
+            columns = given.column_places + pixel * (8 * taps.stride)
+            result = (image * block.rows + row) * given.line + pixel
+            x = source + image * given.image_step
+            return x, rows, columns, given.grid, given.line * 8, *_others(given, result, to)
+
+        tall_rows, tall_columns = kernel.constant(0), kernel.constant(0)
+        if tall is not None:
+            most = max(by_height)
+            tall_rows, tall_columns = block.rows - block.rows % 2, given.line - given.line % most
+            with kernel.loop(tall_rows, step=2) as row, kernel.loop(tall_columns, step=most) as pixel:
+                kernel.call(tall, *arguments(row, pixel))
+        with kernel.loop(block.rows) as row:
+            begin = (row < tall_rows).where(tall_columns, kernel.constant(0))
+            each_tile(kernel, by_height, given.line, partial(arguments, row), begin)
+
+
+def _others(given: SimpleNamespace, result: Value, to: tuple[Value, Value]) -> tuple[Operand, ...]:
+    """The arguments that all tiles have."""
+    y, stream = to
+    return (
+        given.tap_count, given.w, given.w_step, y, given.results + result * 8, given.channels, given.finish, given.bias,
+        given.divisor, stream,
+    )  # fmt: skip

@@ -1,19 +1,20 @@
 """The tiles of what every channel does by itself: some results times some vectors of channels.
 
 The elements that a window reads side by side are one tap, as long as there are kernels for so many, and an element
-that several windows of a tile read is then loaded once.
+that several windows of a tile read is then loaded once. Tiles of two rows load it for both: of 5x5 windows, a sixth
+less time than by one row, and as the input of a window's rows is more than the first cache holds, of 3x3 a tenth.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, product
 from types import SimpleNamespace
+from typing import TypeAlias
 
 import numpy as np
 from llvmlite import ir
@@ -23,6 +24,7 @@ from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
 from xpconv.cpu.compiled.moves import lanes_of, take
 from xpconv.cpu.compiled.tile import SUMMED, Finish
+from xpconv.spec import ConvSpec, PoolSpec
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Taps:
     run: int
     stride: int
     long: bool  # so many elements that sums are put aside on the way
-    placed: bool  # whether a table tells where each element lies, and not one step from each to the next
-    tall: bool  # whether there are tiles of two rows
+    placed: bool = False  # whether a table tells where each element lies, and not one step from each to the next
+    tall: bool = False  # whether windows of two rows read the same rows but one
 
     def span(self, windows: int) -> int:
         """Elements of a tap that so many windows read together: each its own, where taps are single elements."""
@@ -47,47 +49,64 @@ class Taps:
                 yield window, s
 
 
+_RUNS, _STEPS = (7, 5, 3, 2), (1, 2)  # elements of a tap, and strides, that there are kernels for
+
+
+def taps_of(spec: ConvSpec | PoolSpec, operation: str) -> Taps:
+    """What windows are read by. Those of two padded axes find their elements by tables, where they are few enough."""
+    long = math.prod(spec.window) > SUMMED
+    run = next((n for n in _RUNS if spec.window[-1] % n == 0), 1)
+    if spec.dilation[-1] > 1 or spec.stride[-1] not in _STEPS or run == 1:
+        return Taps(1, 0, long)
+    taps, most = Taps(run, spec.stride[-1], long), max(shapes(operation, run))
+    entries = (spec.window[0] + 1) * (spec.window[-1] // run) * placed.line(taps.span(most))
+    if spec.axes != 2 or all(pads == (0, 0) for pads in spec.padding) or entries > placed.MOST:
+        return taps
+    return replace(taps, placed=True, tall=operation == "multiplied" and spec.stride[0] == spec.dilation[0] and _many())
+
+
 def shapes(operation: str, run: int) -> dict[int, tuple[int, ...]]:
     """Results of a tile, and how many vectors of channels: many for a single one, whose sums would wait for another.
 
-    Weights take registers too: by two vectors, taps of 5 took half as long again as by one. Seven results divide the
-    rows of many a network evenly.
+    Weights take registers too. Seven results divide the rows of many a network evenly.
     """
-    here = machine()
-    assert here is not None
-    many = here.registers == 32
+    many = _many()
     if operation != "multiplied":
         return {4: (4, 2, 1), 1: (8, 4, 1)} if many else {4: (2, 1), 1: (8, 2, 1)}
     if not many:
         return {7: (1,), 3: (1,), 1: (2, 1)}
-    return {7: (3, 2, 1), 3: (2, 1), 1: (4, 1)} if run <= 3 else eval(os.environ.get("SHAPES", "{7: (2, 1), 3: (2, 1), 1: (2, 1)}"))
+    return {7: (3, 2, 1), 3: (2, 1), 1: (4, 1)} if run <= 3 else {7: (2, 1), 3: (2, 1), 1: (2, 1)}
+
+
+def _many() -> bool:
+    """Whether there are registers for the sums of two rows."""
+    here = machine()
+    assert here is not None
+    return here.registers == 32
 
 
 _STEPPING, _PLACED = ("x", "pixels", "taps", "step"), ("x", "rows", "columns", "grid", "below")
-_ARGUMENTS = (
-    "tap_count", "w", "w_step", "y", "results", "channels", "finish", "bias", "divisor", "stream",
-)  # fmt: skip
+_ARGUMENTS = "tap_count", "w", "w_step", "y", "results", "channels", "finish", "bias", "divisor", "stream"
 
 
 def tiles(
-    module: ir.Module, dtype: str, operation: str, taps: Taps, height: int, shapes: tuple[int, ...], rows: int = 1
+    module: ir.Module, dtype: str, operation: str, taps: Taps, shape: tuple[int, int], vectors: tuple[int, ...]
 ) -> Kernel:
-    """All channels of `height` results of so many rows, by as many vectors at once as there are shapes for."""
+    """All channels of some rows by some results of each, in tiles of so many vectors as far as there are so many."""
     names = (*(_PLACED if taps.placed else _STEPPING), *_ARGUMENTS)
-    kernel = Kernel(module, f"tiles{rows}x{height}", names)
+    kernel = Kernel(module, f"tiles{shape[0]}x{shape[1]}", names)
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     if taps.placed:
-        given.ahead = kernel.load(given.grid, offset=32)
-        given.across = kernel.load(given.grid, offset=16)
-        given.places = placed.found(kernel, given, taps.span(height), taps.run, rows - 1)
+        given.across = placed.across(kernel, given)
+        given.places = placed.found(kernel, given, taps.span(shape[1]), taps.run, more=shape[0] - 1)
     lanes, channel = lanes_of(dtype), kernel.variable(0)
-    for vectors in shapes:
-        with kernel.while_(lambda width=vectors * lanes: channel.get() + width <= given.channels):
-            _tile(kernel, given, dtype, operation, taps, (rows, height, vectors), channel.get(), None)
-            channel.set(channel.get() + vectors * lanes)
+    for count in vectors:
+        with kernel.while_(lambda width=count * lanes: channel.get() + width <= given.channels):
+            _tile(kernel, given, dtype, operation, taps, (*shape, count), channel.get(), None)
+            channel.set(channel.get() + count * lanes)
     with kernel.when(channel.get() < given.channels):
         mask = kernel.lanes_below(given.channels - channel.get(), lanes)
-        _tile(kernel, given, dtype, operation, taps, (rows, height, 1), channel.get(), mask)
+        _tile(kernel, given, dtype, operation, taps, (*shape, 1), channel.get(), mask)
     kernel.finish()
     return kernel
 
@@ -96,62 +115,33 @@ def _tile(
     kernel: Kernel, given: SimpleNamespace, dtype: str, operation: str, taps: Taps, shape: tuple[int, int, int],
     channel: Value, mask: Value | None,
 ) -> None:  # fmt: skip
-    """Results times vectors of channels, from a channel on."""
-    size, kind = np.dtype(dtype).itemsize, vector(FLOATS[dtype], lanes_of(dtype))
-    at, (rows, height, vectors), join = channel * size, shape, kernel.maximum if operation == "largest" else operator.add
-    places = [lanes_of(dtype) * size * q for q in range(vectors)]
-    read = (_placed if taps.placed else _stepping)(kernel, given, taps, height, at)
-    nothing = kernel.constant(-math.inf if operation == "largest" else 0, kind)
-
-    def add(totals: list[list[Variable]], t: Value, which: Sequence[int]) -> None:
-        """A tap of the first row's windows, which is one down of the second's above it."""
-        weights = [given.w + at + (t - r * given.across) * taps.run * given.w_step for r in which]
-        factors = [
-            [[kernel.load(w + given.w_step * s, kind, place) for place in places] for s in range(taps.run)]
-            for w in (weights if operation == "multiplied" else [])
-        ]
-        tap, element = read(t)
-        for j in range(taps.span(height)):
-            values = [take(kernel, element(tap, j) + place, kind, mask) for place in places]
-            joins = list(product(enumerate(which), taps.read(j, height)))
-            for ((i, r), (p, s)), (q, value) in product(joins, enumerate(values)):
-                total = totals[r * height + p][q]
-                total.set(kernel.fma(value, factors[i][s][q], total.get()) if factors else join(total.get(), value))
-            if factors:
-                summed = [total.get() for (_, r), (p, _) in joins for total in totals[r * height + p]]
-                tap = kernel.after(tap, summed)
+    """Rows times results times vectors of channels, from a channel on."""
+    size, kind, (rows, height, vectors) = np.dtype(dtype).itemsize, vector(FLOATS[dtype], lanes_of(dtype)), shape
+    at, places = channel * size, [lanes_of(dtype) * size * q for q in range(vectors)]
+    add = _adding(kernel, given, operation, taps, (height, kind, places), at, mask)
 
     def joined(first: Operand, stop: Operand) -> list[list[Variable]]:
-        totals = [[kernel.variable(nothing) for _ in places] for _ in range(rows * height)]
+        totals = _nothing(kernel, operation, kind, (rows * height, vectors))
         if rows == 1:
             with kernel.loop(stop, start=first) as t:
                 add(totals, t, [0])
             return totals
-        with kernel.loop(given.across) as t:
-            add(totals, t, [0])
-        with kernel.loop(given.tap_count, start=given.across) as t:
-            add(totals, t, [0, 1])
-        with kernel.loop(given.tap_count + given.across, start=given.tap_count) as t:
-            add(totals, t, [1])
+        count, across = given.tap_count, given.across
+        for begin, end, which in ((0, across, [0]), (across, count, [0, 1]), (count, count + across, [1])):
+            with kernel.loop(end, start=begin) as t:
+                add(totals, t, which)
         return totals
 
     if taps.long:
-        totals = [[kernel.variable(nothing) for _ in places] for _ in range(rows * height)]
+        totals = _nothing(kernel, operation, kind, (rows * height, vectors))
         with kernel.loop(given.tap_count, step=SUMMED // taps.run) as first:
             part = joined(first, kernel.minimum(first + SUMMED // taps.run, given.tap_count))
             for total, more in zip(chain(*totals), chain(*part), strict=True):
-                total.set(join(total.get(), more.get()))
+                total.set(_join(kernel, operation)(total.get(), more.get()))
     else:
-        if taps.placed and os.environ.get("PF"):
-            last = given.places + (given.tap_count - 1 + (rows - 1) * given.across) * (8 * placed.line(taps.span(height)))
-            first = taps.span(height) - height * taps.stride
-            for j in range(max(first, 0), taps.span(height)):
-                line = kernel.load(last, offset=8 * j) + at + given.ahead
-                for place in places:
-                    kernel.prefetch(line + place)
         totals = joined(0, given.tap_count)
-    below = [0] if rows == 1 else [0, given.below]
-    targets = [given.y + at + kernel.load(given.results + r, offset=8 * p) for r in below for p in range(height)]
+    lines = [given.results] if rows == 1 else [given.results, given.results + given.below]
+    targets = [given.y + at + kernel.load(line, offset=8 * p) for line in lines for p in range(height)]
 
     def store(q: int, done: Callable[[Value], Value]) -> None:
         found = [(done(row[q].get()), target + places[q]) for target, row in zip(targets, totals, strict=True)]
@@ -169,10 +159,53 @@ def _tile(
         _stored(kernel, given, operation, kind, at + place, partial(store, q))
 
 
-def _stepping(
-    kernel: Kernel, given: SimpleNamespace, taps: Taps, height: int, at: Value
-) -> Callable[[Value], tuple[Value, Callable[[Value, int], Value]]]:
-    """"""
+def _nothing(kernel: Kernel, operation: str, kind: ir.Type, shape: tuple[int, int]) -> list[list[Variable]]:
+    """Totals of no element."""
+    start = kernel.constant(-math.inf if operation == "largest" else 0, kind)
+    return [[kernel.variable(start) for _ in range(shape[1])] for _ in range(shape[0])]
+
+
+def _join(kernel: Kernel, operation: str) -> Callable[[Value, Value], Value]:
+    return kernel.maximum if operation == "largest" else operator.add
+
+
+def _adding(
+    kernel: Kernel, given: SimpleNamespace, operation: str, taps: Taps, vectors: tuple[int, ir.Type, list[int]],
+    at: Value, mask: Value | None,
+) -> Callable[[list[list[Variable]], Value, Sequence[int]], None]:  # fmt: skip
+    """What adds a tap, counted from the first row's first, to the totals of the first row, of the second, or of both.
+
+    The windows of the second row lie one tap down.
+    """
+    height, kind, places = vectors
+    read, join = (_placed if taps.placed else _stepping)(kernel, given, taps, height, at), _join(kernel, operation)
+
+    def factors_of(t: Value) -> list[list[Value]]:
+        weight = given.w + at + t * taps.run * given.w_step
+        return [[kernel.load(weight + given.w_step * s, kind, place) for place in places] for s in range(taps.run)]
+
+    def add(totals: list[list[Variable]], t: Value, which: Sequence[int]) -> None:
+        multiplied = operation == "multiplied"
+        factors = {r: factors_of(t - r * given.across if r else t) for r in which} if multiplied else {}
+        tap, element = read(t)
+        for j in range(taps.span(height)):
+            values, changed = [take(kernel, element(tap, j) + place, kind, mask) for place in places], []
+            for r, (p, s), (q, value) in product(which, taps.read(j, height), enumerate(values)):
+                total = totals[r * height + p][q]
+                total.set(kernel.fma(value, factors[r][s][q], total.get()) if factors else join(total.get(), value))
+                changed.append(total.get())
+            if factors:  # free to choose, LLVM loads more elements at once than there are registers for
+                tap = kernel.after(tap, changed)
+
+    return add
+
+
+_Reader: TypeAlias = Callable[[Value], tuple[Value, Callable[[Value, int], Value]]]
+"""Of a tap's number: an integer of the tap, and where, by that integer, each of its elements lies."""
+
+
+def _stepping(kernel: Kernel, given: SimpleNamespace, taps: Taps, height: int, at: Value) -> _Reader:
+    """From where the elements of the windows' first taps lie: each window's own, or all that follow the first one's."""
     if taps.run == 1:
         starts = [given.x + at + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
     else:
@@ -181,9 +214,8 @@ def _stepping(
     return lambda t: (kernel.load(given.taps, offset=t * 8), lambda tap, j: starts[j] + tap)
 
 
-def _placed(
-    kernel: Kernel, given: SimpleNamespace, taps: Taps, height: int, at: Value
-) -> Callable[[Value], tuple[Value, Callable[[Value, int], Value]]]:
+def _placed(kernel: Kernel, given: SimpleNamespace, taps: Taps, height: int, at: Value) -> _Reader:
+    """By the places that were found for the tile."""
     line = 8 * placed.line(taps.span(height))
     return lambda t: (given.places + t * line, lambda tap, j: kernel.load(tap, offset=8 * j) + at)
 
