@@ -3,7 +3,7 @@
 A block is some rows of the result along the first spatial axis, of one item of the batch or of several whole ones.
 Where the input is padded, or lies in memory otherwise than channels last, the rows that a block reads are gathered,
 padding and all, in the thread's own memory: a few hundred kilobytes that stay in its cache. No padded copy of the
-whole input is ever made.
+whole input is ever made. Kernels that find each element by a table (`placed`) gather no padding.
 """
 
 from __future__ import annotations
@@ -130,8 +130,7 @@ def blocks_of(
     numbers = {
         "x_item": strides[0], "x_row": 0 if placed else strides[1] * spec.stride[0], "batch": spec.batch,
         "images": images, "image_groups": -(-spec.batch // images), "rows": rows, "row_blocks": -(-first // rows),
-        "out_rows": first,
-        "line": math.prod(spec.out_size[1:]), "stride": spec.stride[0], "reach": spec.reach[0],
+        "out_rows": first, "line": math.prod(spec.out_size[1:]), "stride": spec.stride[0], "reach": spec.reach[0],
         "gathered": int(gathered), "strip": strip,
     }  # fmt: skip
     tables = _gathering(spec, strides, positions, position, dtype, sources, fill) if gathered else _nothing()
