@@ -1,6 +1,6 @@
 """What every channel does by itself, lanes along the channels: depthwise convolution, max and sum pooling.
 
-Tables say where windows and taps begin, as in `direct`, or, of two padded axes, where each row and each column lies.
+Tables say where windows and taps begin, as in `direct`, or, of two axes, where each row and each column lies.
 """
 
 from __future__ import annotations

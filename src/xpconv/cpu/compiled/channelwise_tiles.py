@@ -53,16 +53,20 @@ _RUNS, _STEPS = (7, 5, 3, 2), (1, 2)  # elements of a tap, and strides, that the
 
 
 def taps_of(spec: ConvSpec | PoolSpec, operation: str) -> Taps:
-    """What windows are read by. Those of two padded axes find their elements by tables, where they are few enough."""
+    """What windows are read by: those of two axes find few elements by tables, where that takes no longer.
+
+    Tables spare padded input its copy; filters, which take longer than finding places does, then share rows too.
+    """
     long = math.prod(spec.window) > SUMMED
     run = next((n for n in _RUNS if spec.window[-1] % n == 0), 1)
     if spec.dilation[-1] > 1 or spec.stride[-1] not in _STEPS or run == 1:
         return Taps(1, 0, long)
     taps, most = Taps(run, spec.stride[-1], long), max(shapes(operation, run))
     entries = (spec.window[0] + 1) * (spec.window[-1] // run) * placed.line(taps.span(most))
-    if spec.axes != 2 or all(pads == (0, 0) for pads in spec.padding) or entries > placed.MOST:
+    multiplied = operation == "multiplied"
+    if spec.axes != 2 or entries > placed.MOST or not (multiplied or any(pads != (0, 0) for pads in spec.padding)):
         return taps
-    return replace(taps, placed=True, tall=operation == "multiplied" and spec.stride[0] == spec.dilation[0] and _many())
+    return replace(taps, placed=True, tall=multiplied and spec.stride[0] == spec.dilation[0] and _many())
 
 
 def shapes(operation: str, run: int) -> dict[int, tuple[int, ...]]:
