@@ -75,6 +75,32 @@ def test_depthwise_agrees_with_the_definition(dtype, layout, channels, batch, si
 
 
 @LAYOUTS
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("columns", [6, 7, 17])
+@pytest.mark.parametrize(("window", "dilation"), [((3, 3), 1), ((5, 5), 1), ((2, 10), 1), ((3, 7), (2, 1))])
+def test_rows_of_results_that_are_computed_together(layout, rows, columns, window, dilation):
+    rng = np.random.default_rng(rows)
+    x, w = integers(rng, (2, rows, columns, 37), "float32"), integers(rng, (*window, 1, 37), "float32")
+    x, w = in_layout(x, w, layout)
+    options = {"groups": 37, "layout": layout, "padding": "same", "dilation": dilation}
+    for more in ({}, {"stride": (np.max(dilation), 1)}, {"padding_mode": "constant", "fill_value": 3}):
+        expected = reference(xpconv.corr, x, w, **options, **more)
+        np.testing.assert_array_equal(depthwise(xpconv.corr, x, w, **options, **more), expected)
+
+
+@pytest.mark.parametrize("window", [3, 5])
+def test_padding_is_multiplied_as_well(window):
+    x, w = np.ones((1, 8, 15, 20), np.float32), np.ones((window, window, 1, 20), np.float32)
+    w[0, -1, 0, 3] = np.inf
+    options = {"groups": 20, "padding": window // 2}
+    with np.errstate(invalid="ignore"):
+        expected = reference(xpconv.corr, x, w, **options)
+    assert np.isnan(expected).any()
+    assert np.isinf(expected).any()
+    np.testing.assert_array_equal(depthwise(xpconv.corr, x, w, **options), expected)
+
+
+@LAYOUTS
 @pytest.mark.parametrize(
     ("size", "window"), [((70,), (3,)), ((70,), (10,)), ((5, 6, 9), (2, 3, 3)), ((4, 5, 6), (1, 1, 5))]
 )

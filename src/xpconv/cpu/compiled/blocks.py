@@ -3,7 +3,7 @@
 A block is some rows of the result along the first spatial axis, of one item of the batch or of several whole ones.
 Where the input is padded, or lies in memory otherwise than channels last, the rows that a block reads are gathered,
 padding and all, in the thread's own memory: a few hundred kilobytes that stay in its cache. No padded copy of the
-whole input is ever made.
+whole input is ever made. Kernels that find each element by a table (`placed`) gather no padding.
 """
 
 from __future__ import annotations
@@ -109,15 +109,16 @@ def grid(counts: Sizes, steps: list[int]) -> Array:
 @lru_cache(maxsize=128)
 def blocks_of(
     spec: ConvSpec | PoolSpec, strides: Sizes, dtype: str, team: int, sources: Sources, fill: float, limit: int,
-    shape: tuple[int, int] | None = None, gap: int = 0,
+    shape: tuple[int, int] | None = None, gap: int = 0, placed: bool = False,
 ) -> Blocks:  # fmt: skip
     """Blocks for channels-last `strides`, at least one for each of a team; or those of a `shape`, rows and images.
 
     What one gathers stays below `limit` bytes, unless a single window's rows do not. With a `gap` all input is
-    gathered, with so many bytes between positions.
+    gathered, with so many bytes between positions. What is `placed` is read by tables of places from wherever channels
+    are last, padded or not, and a block's input is then all of its images'.
     """
     size, first = np.dtype(dtype).itemsize, spec.out_size[0]
-    gathered = gap > 0 or not _in_place(spec, strides, size)
+    gathered = gap > 0 or (strides[-1] != size if placed else not _in_place(spec, strides, size))
     positions, position = math.prod(spec.padded_size[1:]), spec.channels * size + gap
     row_bytes = positions * position
     rows, images = shape or _shape(spec, row_bytes, team, min(limit, BLOCK_BYTES))
@@ -125,9 +126,9 @@ def blocks_of(
         rows = max(min(rows, _rows_held(spec, row_bytes, limit)), 1)
     strip = ((rows - 1) * spec.stride[0] + spec.reach[0]) * row_bytes
     numbers = {
-        "x_item": strides[0], "x_row": strides[1] * spec.stride[0], "batch": spec.batch, "images": images,
-        "image_groups": -(-spec.batch // images), "rows": rows, "row_blocks": -(-first // rows), "out_rows": first,
-        "line": math.prod(spec.out_size[1:]), "stride": spec.stride[0], "reach": spec.reach[0],
+        "x_item": strides[0], "x_row": 0 if placed else strides[1] * spec.stride[0], "batch": spec.batch,
+        "images": images, "image_groups": -(-spec.batch // images), "rows": rows, "row_blocks": -(-first // rows),
+        "out_rows": first, "line": math.prod(spec.out_size[1:]), "stride": spec.stride[0], "reach": spec.reach[0],
         "gathered": int(gathered), "strip": strip,
     }  # fmt: skip
     tables = _gathering(spec, strides, positions, position, dtype, sources, fill) if gathered else _nothing()
