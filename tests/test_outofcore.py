@@ -155,6 +155,7 @@ def test_a_process_that_is_killed_is_gone_on_with(tmp_path, written, number, sch
     arguments = ["in.npy", "-k", "gaussian", "--size", 5, "-o", written, "--chunks", 32]
     command = [sys.executable, "-m", "xpconv", "filter", *map(str, arguments), "--scheduler", scheduler]
     how = {"cwd": tmp_path, "start_new_session": True, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
     part = Part(tmp_path / written)
     with subprocess.Popen(command, env=HERE, text=True, **how) as process:
         while len(part.finished()) < 5:
