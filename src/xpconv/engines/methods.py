@@ -139,7 +139,8 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
     if method == "direct" and direct_by(spec) == "loop":
         if fill == 0 and spec.size[0] > small.COPIED:
             return lambda x, w: small.correlation(x, w, spec)
-        return lambda x, w: small.correlation(pad(x), w, spec.valid)
+        valid = spec.valid
+        return lambda x, w: small.correlation(pad(x), w, valid)
     patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
     if method != "gemm" or spec.groups > 1 or patches > current_limit():
         return None
