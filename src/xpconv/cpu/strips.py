@@ -21,7 +21,7 @@ from xpconv.cpu import products, team
 from xpconv.cpu.products import Memory
 from xpconv.cpu.results import new
 from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec
+from xpconv.spec import Array, ConvSpec, Windows
 
 _STRIP_BYTES = 1 << 21  # of a strip, its copies and its results: with a quarter, twice as long
 _SHARED_BYTES = 1 << 23  # where BLAS shares the product of a strip: with a quarter, a fifth to a third longer
@@ -299,12 +299,12 @@ def _patches(w: Array, spec: ConvSpec) -> Filtered:
     panels = [] if whole else [(columns, panel[0]) for columns, panel in _panels(weight[np.newaxis])]
 
     def filtered(source: Array, out: Array, memory: Memory) -> None:
-        windows = _windows(source, out.shape[1], spec)
-        if windows.flags.c_contiguous:
-            patches = windows
+        read = windows(source, spec, out.shape[1])
+        if read.flags.c_contiguous:
+            patches = read
         else:
-            patches = memory.take("patches", windows.shape, source.dtype)
-            patches[...] = windows
+            patches = memory.take("patches", read.shape, source.dtype)
+            patches[...] = read
         patches, out = patches.reshape(-1, length), out.reshape(-1, spec.filters)
         if whole:
             np.matmul(patches, weight, out=out)
@@ -314,17 +314,18 @@ def _patches(w: Array, spec: ConvSpec) -> Filtered:
     return filtered
 
 
-def _windows(source: Array, rows: int, spec: ConvSpec) -> Array:
-    """A view of a strip as (images, rows, *columns, *window, C)."""
-    steps = source.strides[1:-1]
+def windows(x: Array, spec: Windows, rows: int | None = None) -> Array:
+    """A view of padded `x`, or of a strip that so many rows of results read, as (N, *out, *window, C)."""
+    steps = x.strides[1:-1]
     strides = (
-        source.strides[0],
+        x.strides[0],
         *(step * s for step, s in zip(steps, spec.stride, strict=True)),
         *(step * d for step, d in zip(steps, spec.dilation, strict=True)),
-        source.strides[-1],
+        x.strides[-1],
     )
-    shape = (len(source), rows, *spec.out_size[1:], *spec.window, source.shape[-1])
-    return np.lib.stride_tricks.as_strided(source, shape, strides)
+    out_rows = spec.out_size[0] if rows is None else rows
+    shape = (len(x), out_rows, *spec.out_size[1:], *spec.window, x.shape[-1])
+    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
 
 
 def _depthwise(w: Array, spec: ConvSpec) -> Filtered:
@@ -334,12 +335,12 @@ def _depthwise(w: Array, spec: ConvSpec) -> Filtered:
         weight = np.tile(weight, spec.out_size[-1])
 
     def filtered(source: Array, out: Array, _: Memory) -> None:
-        windows = _windows(source, out.shape[1], spec)
+        read = windows(source, spec, out.shape[1])
         n, axes = len(source), spec.axes
         order = (*range(axes + 1, 2 * axes + 1), *range(axes + 1), 2 * axes + 1)
-        windows = windows.transpose(order)  # (*window, images, rows, *columns, C)
+        read = read.transpose(order)  # (*window, images, rows, *columns, C)
         for image in range(n):
-            _summed(windows[(slice(None),) * axes + (image,)], weight, out[image], joined)
+            _summed(read[(slice(None),) * axes + (image,)], weight, out[image], joined)
 
     return filtered
 

@@ -16,7 +16,7 @@ from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
 from xpconv.plan import Plan, conv_operations
-from xpconv.spec import Array, ConvSpec, Windows
+from xpconv.spec import Array, ConvSpec
 from xpconv.workspace import current_limit
 
 
@@ -83,19 +83,6 @@ def patches_of(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array
     """The patches of one tile, copied side by side: (positions, length)."""
     block = columns[tile.images, tile.rows]
     return block.reshape(math.prod(block.shape[: spec.axes + 1]), length)
-
-
-def windows(x: Array, spec: Windows) -> Array:
-    """A view of padded `x` as (N, *out, *window, C), without a copy."""
-    steps = x.strides[1:-1]
-    strides = (
-        x.strides[0],
-        *(step * s for step, s in zip(steps, spec.stride, strict=True)),
-        *(step * d for step, d in zip(steps, spec.dilation, strict=True)),
-        x.strides[-1],
-    )
-    shape = (x.shape[0], *spec.out_size, *spec.window, x.shape[-1])
-    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
 
 
 def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:

@@ -13,6 +13,7 @@ from xpconv.cpu import running
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.plan import row_bytes, spectra_plan, tiles, tiling
 from xpconv.cpu.results import new
+from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
 from xpconv.engines import agnostic, compiled, fft, pooled
 from xpconv.engines.agnostic import (
@@ -34,7 +35,6 @@ from xpconv.engines.methods import (
     planned,
     small_sums,
     summed,
-    windows,
 )
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into

@@ -255,13 +255,6 @@ class Kernel:
         kind = vector(I64, numbers.type.count)
         return numbers if numbers.type == kind else Value(self, self.builder.sext(numbers.raw, kind))
 
-    def any_bit(self, words: Value) -> Value:
-        """All bits that are set in any lane of a vector of integers."""
-        total = Value(self, self.builder.extract_element(words.raw, ir.Constant(I32, 0)))
-        for lane in range(1, words.type.count):
-            total = total | Value(self, self.builder.extract_element(words.raw, ir.Constant(I32, lane)))
-        return total
-
     def steps(self, step: int, lanes: int) -> Value:
         """0, step, 2 step, ... as a vector."""
         return Value(self, ir.Constant(ir.VectorType(I64, lanes), [step * lane for lane in range(lanes)]))
@@ -305,10 +298,6 @@ class Kernel:
         loaded = self.builder.load(self._pointer(address, offset), typ=kind)
         loaded.align = _size(kind.element if isinstance(kind, ir.VectorType) else kind)
         return Value(self, loaded)
-
-    def load_small(self, address: Value) -> Value:
-        """Four bytes as an integer."""
-        return Value(self, self.builder.zext(self.load(address, I32).raw, I64))
 
     def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
         """The lanes of the mask, zeros in the others; nothing beyond them is read."""
