@@ -18,7 +18,7 @@ from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu import processors
+from xpconv.cpu import blas, processors
 from xpconv.cpu.compiled import call, threads, tile
 from xpconv.cpu.compiled.address import words
 from xpconv.cpu.compiled.build import library, machine
@@ -279,7 +279,7 @@ def test_helpers_leave_the_callers_processor_to_the_caller():
 def test_compiled_threads_keep_to_the_limit_of_threadpoolctl(tells, monkeypatch):
     threadpoolctl = pytest.importorskip("threadpoolctl")
     if not tells:
-        monkeypatch.setattr(processors, "blas_threads", lambda: None)
+        monkeypatch.setattr(blas, "library", lambda: None)
     with threadpoolctl.threadpool_limits(1):
         assert threads.thread_count() == 1
 

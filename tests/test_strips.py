@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xpconv
-from xpconv.cpu import processors, products, strips, team
+from xpconv.cpu import blas, memory, processors, strips, team
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
 
@@ -77,24 +77,6 @@ def assert_read_as_it_is(x, w, method, groups):
     np.testing.assert_allclose(xpconv.corr(x, w, method=method, groups=groups), expected, atol=1e-10)
 
 
-@pytest.mark.parametrize(("rows", "length", "filters"), [(70, 300, 130), (1, 5000, 70), (500, 8, 3), (9, 600, 64)])
-def test_no_product_is_larger_than_blas_leaves_to_one_thread(rows, length, filters, monkeypatch):
-    rng = np.random.default_rng(2)
-    a, w, y = rng.standard_normal((rows, length)), rng.standard_normal((length, filters)), np.empty((rows, filters))
-    widths = products.panel_widths(length, filters)
-    panels = [(some, w[:, some].reshape(length, -1, width).swapaxes(0, 1)) for some, width in widths]
-    sizes, multiply = [], np.matmul
-
-    def counted(a, b, out):
-        sizes.append(a.shape[-2] * a.shape[-1] * b.shape[-1])
-        return multiply(a, b, out=out)
-
-    monkeypatch.setattr(np, "matmul", counted)
-    products.multiply(a, panels, y)
-    assert max(sizes) <= products.SINGLE
-    np.testing.assert_allclose(y, multiply(a, w), atol=1e-10)
-
-
 def spec_of(size, window, channels, filters, batch=1, **options):
     shape, options = (batch, *size, channels), {"padding": "same"} | options
     weight = (*window, channels // options.get("groups", 1), filters)
@@ -110,14 +92,14 @@ def test_strips_take_no_more_than_the_limit(window, channels, limit, monkeypatch
     w = np.ones((*window, channels, 32), np.float32)
     taken = []
 
-    class Measured(products.Memory):
+    class Measured(memory.Memory):
         def take(self, *arguments):
             array = super().take(*arguments)
             taken.append(self.nbytes)
             return array
 
-    monkeypatch.setattr(products, "Memory", Measured)
-    monkeypatch.setattr(products, "_kept", threading.local())
+    monkeypatch.setattr(memory, "Memory", Measured)
+    monkeypatch.setattr(memory, "_kept", threading.local())
     strips.conv(x, w, spec_of((40, 44), window, channels, 32), limit)
     assert max(taken, default=0) <= limit
 
@@ -144,12 +126,12 @@ def test_threads_share_what_takes_longer_than_waking_them_and_blas_does_not(
 
 
 def test_memory_is_kept_for_the_next_call_and_shared_by_none():
-    with products.memory("test") as outer, products.memory("test") as inner:
+    with memory.borrowed("test") as outer, memory.borrowed("test") as inner:
         assert outer is not inner
-    with products.memory("test") as again:
+    with memory.borrowed("test") as again:
         assert again is outer
-        again.take("large", (products.KEPT_BYTES + 8,), np.dtype("u1"))
-    with products.memory("test") as fresh:
+        again.take("large", (memory.KEPT_BYTES + 8,), np.dtype("u1"))
+    with memory.borrowed("test") as fresh:
         assert fresh.nbytes == 0
 
 
@@ -254,7 +236,7 @@ def test_numpys_settings_are_those_of_the_call_in_every_thread():
 
 def test_as_many_threads_as_blas_has_are_taken():
     threadpoolctl = pytest.importorskip("threadpoolctl")
-    if processors.blas_threads() is None:
+    if blas.library() is None:
         assert team.thread_count() == 1
         return
     with threadpoolctl.threadpool_limits(1, user_api="blas"):

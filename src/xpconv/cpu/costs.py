@@ -6,7 +6,7 @@ import math
 from functools import lru_cache
 
 from xpconv.cpu import overlap, small, strips, winograd
-from xpconv.cpu.products import KEPT_BYTES
+from xpconv.cpu.memory import KEPT_BYTES
 from xpconv.plan import conv_operations
 from xpconv.spec import ConvSpec
 from xpconv.workspace import DEFAULT_LIMIT

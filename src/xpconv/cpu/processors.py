@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 CAN_CHOOSE = hasattr(os, "sched_setaffinity")  # whether a thread can be told which ones to run on
@@ -46,14 +45,6 @@ def _is_worker() -> bool:
     """Whether `multiprocessing` started this process."""
     process = sys.modules.get("multiprocessing.process")
     return process is not None and process.parent_process() is not None
-
-
-@cache
-def blas_threads() -> Callable[[], int] | None:
-    """OpenBLAS's function that tells its threads, found through the part of NumPy that is linked with it."""
-    library = ctypes.CDLL(import_module("numpy._core._multiarray_umath").__file__)
-    names = (f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "_64", ""))
-    return next((found for name in names if (found := getattr(library, name, None)) is not None), None)
 
 
 if hasattr(os, "register_at_fork"):

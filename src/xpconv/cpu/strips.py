@@ -17,8 +17,8 @@ from itertools import product
 
 import numpy as np
 
-from xpconv.cpu import products, team
-from xpconv.cpu.products import Memory
+from xpconv.cpu import team
+from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.results import new
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec, Windows
@@ -31,8 +31,6 @@ _JOINED = 32  # channels of groups that are joined
 _SIGNAL = 16  # results of a signal, one after another, that make a row
 _SHARED = 4_000_000  # multiplications that take longer than waking a thread, and for every piece as long again
 _SHARED_PASSES = 2_000_000  # of depthwise filters, which no product makes
-
-Panels = list[tuple[slice, Array]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     strips, threads = _strips(spec, x.dtype.itemsize, limit, team.thread_count())
 
     def work(strips: Iterator[Strip]) -> None:
-        with products.memory("blocks") as memory:
+        with borrowed("blocks") as memory:
             for strip in strips:
                 source = surrounded(x, spec, strip, memory)
                 filtered(source, y[strip.images, strip.rows.start : strip.rows.stop], memory)
@@ -197,14 +195,14 @@ def _dense(w: Array, spec: ConvSpec) -> Filtered:
     """A product for every piece of the window, added up."""
     parts = _pieces(spec)
     count, weights = _joined_groups(w, spec)
-    panels = [_panels(weights[:, *piece.taps].reshape(count, -1, weights.shape[-1])) for piece in parts]
+    panels = [weights[:, *piece.taps].reshape(count, -1, weights.shape[-1]) for piece in parts]
 
     def filtered(source: Array, out: Array, memory: Memory) -> None:
         more = memory.take("more", out.shape, out.dtype) if len(parts) > 1 else out
         for number, (piece, panel) in enumerate(zip(parts, panels, strict=True)):
             into = more if number else out
             for a, b in _operands(source, into, piece, spec, count):
-                products.multiply(a, panel, b)
+                np.matmul(a, panel, out=b)
             if number:
                 np.add(out, more, out=out)
 
@@ -282,21 +280,10 @@ def _joined_groups(w: Array, spec: ConvSpec) -> tuple[int, Array]:
     return blocks, made.reshape(blocks, *spec.window, joined * per_group, joined * filters)
 
 
-def _panels(weight: Array) -> Panels:
-    """A weight (blocks, k, filters) as panels (blocks, panels, k, width) and the filters that they make."""
-    made = []
-    for columns, width in products.panel_widths(*weight.shape[-2:]):
-        some = weight[..., columns]
-        some = some.reshape(*some.shape[:2], -1, width).swapaxes(-3, -2)
-        made.append((columns, np.ascontiguousarray(some)))
-    return made
-
-
 def _patches(w: Array, spec: ConvSpec) -> Filtered:
     """The patches, copied side by side, times the weight."""
     length = math.prod(spec.window) * spec.channels
-    weight, whole = w.reshape(length, spec.filters), by_blas(spec)
-    panels = [] if whole else [(columns, panel[0]) for columns, panel in _panels(weight[np.newaxis])]
+    weight = w.reshape(length, spec.filters)
 
     def filtered(source: Array, out: Array, memory: Memory) -> None:
         read = windows(source, spec, out.shape[1])
@@ -306,10 +293,7 @@ def _patches(w: Array, spec: ConvSpec) -> Filtered:
             patches = memory.take("patches", read.shape, source.dtype)
             patches[...] = read
         patches, out = patches.reshape(-1, length), out.reshape(-1, spec.filters)
-        if whole:
-            np.matmul(patches, weight, out=out)
-        else:
-            products.multiply(patches, panels, out)
+        np.matmul(patches, weight, out=out)
 
     return filtered
 

@@ -16,8 +16,8 @@ from itertools import product
 
 import numpy as np
 
-from xpconv.cpu import products, team
-from xpconv.cpu.products import Memory
+from xpconv.cpu import team
+from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.results import new
 from xpconv.cpu.winograd import SPACE, Transform, as_images, taps_of, transform_for
 from xpconv.spec import Array, ConvSpec, Sizes
@@ -64,11 +64,11 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     images, results = (x[:, :, np.newaxis], y[:, :, np.newaxis]) if spec.axes == 1 else (x, y)
 
     def work(blocks: Iterator[_Block]) -> None:
-        with products.memory("blocks") as memory:
+        with borrowed("blocks") as memory:
             for block in blocks:
                 _filter(images, weight, plan, block, results, memory, matrices)
 
-    with products.memory("weight") as held:
+    with borrowed("weight") as held:
         weight = _weight(w, plan.transform, plan.terms, held)
         team.share(work, plan.blocks, plan.threads)
     return y
@@ -81,28 +81,24 @@ def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
     return 2 * weight + plan.block_bytes * plan.threads
 
 
-def _weight(w: Array, transform: Transform, terms: int, held: Memory) -> list[tuple[slice, Array]]:
-    """The weight transformed, as panels of (points, 1, terms C, F): the same for all slices."""
+def _weight(w: Array, transform: Transform, terms: int, held: Memory) -> Array:
+    """The weight transformed, (points, 1, terms C, F): the same for all slices."""
     taps, matrix = taps_of(w, transform), transform.flattened(transform.filter, w.dtype)
     *_, channels, filters = taps.shape
-    made, parts = [], []
-    for columns, width in products.panel_widths(terms * channels, filters):
-        count = (columns.stop - columns.start) // width
-        panels = held.take(f"{width}", (transform.points, 1, count, terms * channels, width), w.dtype)
-        for panel, term in np.ndindex(count, terms):
-            begin = columns.start + panel * width
-            into = panels[:, 0, panel, term * channels : (term + 1) * channels]
-            parts.append((taps[term, ..., begin : begin + width], into.reshape(len(panels), -1)))
-        made.append((columns, panels))
+    made = held.take("weight", (transform.points, 1, terms * channels, filters), w.dtype)
+    some = max(1, _PART // filters)  # channels of a part
+    parts = [(term, slice(c, min(c + some, channels))) for term in range(terms) for c in range(0, channels, some)]
 
-    def work(parts: Iterator[tuple[Array, Array]]) -> None:
-        for some, into in parts:
-            products.transform(matrix, some.reshape(len(some), -1), into)
+    def work(parts: Iterator[tuple[int, slice]]) -> None:
+        for term, part in parts:
+            into = made[:, 0, term * channels : (term + 1) * channels][:, part].reshape(len(made), -1)
+            np.matmul(matrix, taps[term][:, part].reshape(taps.shape[1], -1), out=into)
 
     team.share(work, parts, team.thread_count() if w.size > _SHARED else 1)
     return made
 
 
+_PART = 16_384  # elements of a weight that are transformed in one product
 _SHARED = 50_000  # elements of a weight that take longer than waking a thread
 
 
@@ -192,7 +188,7 @@ def _rows(batch: int, per_image: int, rows: int) -> Iterator[tuple[slice, range]
 
 
 def _filter(
-    x: Array, weight: list[tuple[slice, Array]], plan: _Plan, block: _Block, y: Array, memory: Memory,
+    x: Array, weight: Array, plan: _Plan, block: _Block, y: Array, memory: Memory,
     matrices: list[Array],
 ) -> None:  # fmt: skip
     """A block's results, from the images to where they belong."""
@@ -203,12 +199,12 @@ def _filter(
     cut = memory.take("cut", (count, sources, points, channels), x.dtype)
     cut.reshape(tiles.shape)[...] = tiles
     spectrum = _apart(memory, "spectrum", count, (points, sources, channels), x.dtype)
-    products.transform(forward, cut, spectrum.swapaxes(1, 2))
+    np.matmul(forward, cut, out=spectrum.swapaxes(1, 2))
     made = sources - plan.terms + 1
     total = _apart(memory, "total", count, (points, made, filters), x.dtype)
-    products.multiply(_windows(spectrum, plan.terms), weight, total.transpose(1, 2, 0, 3))
+    np.matmul(_windows(spectrum, plan.terms), weight, out=total.transpose(1, 2, 0, 3))
     parts = memory.take("cut", (count, made, len(back), filters), x.dtype)  # whose tiles are not needed any more
-    products.transform(back, total.swapaxes(1, 2), parts)
+    np.matmul(back, total.swapaxes(1, 2), out=parts)
     _untile(parts.reshape(*lead, made, *plan.transform.tile, filters), plan, block, y)
 
 

@@ -14,7 +14,6 @@ late never takes an item of the next job by what it knows of the last.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from threading import Event, Lock, Thread
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu import processors
+from xpconv.cpu import blas, processors
 from xpconv.cpu.compiled.address import address_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel, Value
@@ -290,16 +289,21 @@ def thread_count() -> int:
     `multiprocessing`, which has siblings for the other processors, takes one unless a variable is set.
     """
     most = processors.most_threads()
-    told = processors.blas_threads() or _told()
-    return most if told is None else max(1, min(most, told()))
+    told = blas.threads() or _told()
+    return most if told is None else max(1, min(most, told))
+
+
+def _told() -> int | None:
+    """What threadpoolctl tells of a BLAS that is not OpenBLAS; None where it knows none of NumPy's."""
+    library = _other_blas()
+    return None if library is None else library.num_threads
 
 
 @cache
-def _told() -> Callable[[], int] | None:
-    """What threadpoolctl tells of a BLAS that is not OpenBLAS; None where it knows none of NumPy's."""
+def _other_blas() -> Any:
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
         return None
-    blas = [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas" and "numpy" in lib.filepath]
-    return (lambda: blas[0].num_threads) if blas else None
+    found = (lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas")
+    return next((lib for lib in found if "numpy" in lib.filepath), None)
