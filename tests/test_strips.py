@@ -36,9 +36,9 @@ def numpy_alone(monkeypatch):
     ((17, 23), (3, 3), 24, 24, {"groups": 24, "stride": 2, "dilation": 2}),
     ((40,), (5,), 24, 24, {"groups": 24}),
     ((28, 28), (5, 5), 1, 6, {"padding": 2}),
-    ((18, 25), (3, 4), 3, 5, {"padding": 1, "stride": 2}),
-    ((18, 24), (3, 4), 3, 5, {"padding": ((1, 0), (0, 2)), "stride": (1, 3)}),
-    ((60,), (5,), 2, 3, {"padding": 2, "stride": 2}),
+    ((38, 48), (3, 4), 3, 5, {"padding": 1, "stride": 2}),
+    ((38, 49), (3, 4), 3, 5, {"padding": ((1, 0), (0, 2)), "stride": (1, 3)}),
+    ((160,), (5,), 2, 3, {"padding": 2, "stride": 2}),
     ((17, 18), (3, 3), 12, 6, {"groups": 6}),
     ((7, 8, 9), (3, 2, 3), 20, 5, {"padding": 1}),
 ])  # fmt: skip
@@ -153,7 +153,8 @@ def test_what_blas_shares_is_one_product_and_threads_take_as_many_strips_each(ro
 
 @pytest.mark.parametrize(("size", "window", "channels", "filters", "options", "count"), [
     ((28, 28), (5, 5), 1, 6, {}, 4),
-    ((14, 14), (5, 5), 6, 16, {"padding": 0}, 2),
+    ((14, 14), (5, 5), 6, 16, {"padding": 0, "batch": 8}, 2),
+    ((14, 14), (5, 5), 6, 16, {"padding": 0}, 1),  # fewer patches than weights with zeros
     ((56, 56), (3, 3), 64, 3, {}, 4),
     ((56, 56), (3, 3), 64, 64, {}, 1),
     ((28, 27), (5, 5), 1, 6, {}, 3),

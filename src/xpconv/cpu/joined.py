@@ -7,6 +7,7 @@ whoever joins results looks at them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ import numpy as np
 from xpconv.spec import Array, ConvSpec
 
 _FILTERS = 32  # of all results that are joined: of 64->16 on 56x56, two took 0.84 of the time of one, four 0.94
+_COPIES = 8  # elements of patches for each of the weight, at least: 6->16 on 14x14, N = 1, took twice as long joined
 
 
 @lru_cache(maxsize=1024)
@@ -24,7 +26,9 @@ def results(spec: ConvSpec) -> int:
     if spec.groups > 1 or spec.filters_planes or spec.dilation[-1] > 1 or spec.window[-1] == 1:
         return 1
     most = min(_FILTERS // max(spec.filters, 1), 1 + spec.window[-1] // spec.stride[-1], spec.out_size[-1])
-    return next((n for n in range(most, 1, -1) if spec.out_size[-1] % n == 0), 1)
+    count = next((n for n in range(most, 1, -1) if spec.out_size[-1] % n == 0), 1)
+    row = ((count - 1) * spec.stride[-1] + spec.window[-1]) * count * spec.filters  # of the weight, of every channel
+    return count if spec.batch * math.prod(spec.out_size) * spec.window[-1] > _COPIES * row else 1
 
 
 @lru_cache(maxsize=1024)

@@ -132,13 +132,10 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
     patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
     if method != "gemm" or spec.groups > 1 or patches > current_limit():
         return None
-    if joined.results(spec) > 1 and conv_operations(spec) > _LONE:
+    if joined.results(spec) > 1:
         return _small_joined(spec, small.product(joined.wide(spec), dtype), pad)
     multiply = small.product(spec, dtype)
     return lambda x, w: multiply(pad(x), w)
-
-
-_LONE = 100_000  # operations of results that are not joined, because the wide weight takes longer than it saves
 
 
 def _small_joined(
