@@ -1,5 +1,6 @@
 """Sums of products in NumPy, strip by strip, and the threads that share the strips."""
 
+import math
 import os
 import signal
 import threading
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 import xpconv
-from xpconv.cpu import blas, memory, processors, strips, team
+from xpconv.cpu import blas, joined, memory, processors, strips, team
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
+from xpconv.plan import conv_operations
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,11 @@ def numpy_alone(monkeypatch):
     ((17, 23), (3, 5), 24, 24, {"groups": 24, "padding": 2}),
     ((17, 23), (3, 3), 24, 24, {"groups": 24, "stride": 2, "dilation": 2}),
     ((40,), (5,), 24, 24, {"groups": 24}),
+    ((28, 28), (5, 5), 1, 6, {"padding": 2}),
+    ((38, 48), (3, 4), 3, 5, {"padding": 1, "stride": 2}),
+    ((38, 49), (3, 4), 3, 5, {"padding": ((1, 0), (0, 2)), "stride": (1, 3)}),
+    ((160,), (5,), 2, 3, {"padding": 2, "stride": 2}),
+    ((17, 18), (3, 3), 12, 6, {"groups": 6}),
     ((7, 8, 9), (3, 2, 3), 20, 5, {"padding": 1}),
 ])  # fmt: skip
 def test_strips_agree_with_the_definition(size, window, channels, filters, options, layout, limit):
@@ -112,7 +119,9 @@ def test_strips_take_no_more_than_the_limit(window, channels, limit, monkeypatch
     (True, (14, 14), (3, 3), 256, 8, 32),
     (False, (14, 14), (3, 3), 256, 1, 32),
     (False, (56, 56), (1, 1), 64, 1, 1),
-    (False, (14, 14), (3, 3), 256, 8, 1),
+    (True, (56, 56), (1, 1), 64, 8, 1),
+    (False, (14, 14), (3, 3), 256, 1, 1),
+    (True, (14, 14), (3, 3), 256, 8, 1),
 ])  # fmt: skip
 def test_threads_share_what_takes_longer_than_waking_them_and_blas_does_not(
     shared, size, window, channels, batch, groups, monkeypatch
@@ -135,8 +144,75 @@ def test_memory_is_kept_for_the_next_call_and_shared_by_none():
         assert fresh.nbytes == 0
 
 
-def test_a_product_that_blas_shares_reads_its_weight_once():
-    assert strips.told(spec_of((14, 14), (3, 3), 256, 256), 4, 1 << 26) == "1 of 1 images, 14 of 14 rows"
+@pytest.mark.parametrize(("rows", "batch"), [(14, 1), (14, 2)])
+def test_what_blas_shares_is_one_product_and_threads_take_as_many_strips_each(rows, batch, monkeypatch):
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    told = strips.told(spec_of((14, 14), (3, 3), 256, 256, batch), 4, 1 << 26)
+    assert told == f"1 of {batch} images, {rows} of 14 rows"
+
+
+@pytest.mark.parametrize(("size", "window", "channels", "filters", "options", "count"), [
+    ((28, 28), (5, 5), 1, 6, {}, 4),
+    ((14, 14), (5, 5), 6, 16, {"padding": 0, "batch": 8}, 2),
+    ((14, 14), (5, 5), 6, 16, {"padding": 0}, 1),  # fewer patches than weights with zeros
+    ((56, 56), (3, 3), 64, 3, {}, 4),
+    ((56, 56), (3, 3), 64, 64, {}, 1),
+    ((28, 27), (5, 5), 1, 6, {}, 3),
+    ((28, 23), (5, 5), 1, 6, {}, 1),  # no divisor
+    ((28, 28), (5, 5), 1, 6, {"dilation": 2}, 1),
+    ((28, 28), (1, 1), 64, 4, {}, 1),
+    ((28, 28), (3, 3), 8, 8, {"groups": 2}, 1),
+])  # fmt: skip
+def test_results_of_few_filters_are_joined_and_half_of_what_is_multiplied_is_theirs(
+    size, window, channels, filters, options, count
+):
+    spec = spec_of(size, window, channels, filters, **options)
+    wide = joined.wide(spec)
+    assert joined.results(spec) == count
+    assert math.prod(wide.out_size) * wide.filters == math.prod(spec.out_size) * spec.filters
+    assert conv_operations(wide) <= 2 * conv_operations(spec)
+
+
+def test_an_equal_spec_is_the_same_convolution():
+    for _ in range(2):  # whose wide spec is remembered
+        x, w = np.ones((1, 6, 8, 4)), np.ones((1, 1, 2, 2))
+        np.testing.assert_array_equal(xpconv.corr2d(x, w, groups=2, method="gemm"), np.full((1, 6, 8, 2), 2))
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("batch", [1, 40])  # small, and by strips
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_what_is_not_finite_does_not_spread_to_results_that_are_joined(value, batch, repeated):
+    x, w = np.ones((batch, 28, 28, 1), np.float32), np.full((5, 5, 1, 6), 2, np.float32)
+    if repeated:
+        xpconv.corr2d(x, w, padding=2, method="gemm")
+    x[0, 10, 10] = value
+    with np.errstate(over="ignore"):
+        y = xpconv.corr2d(x, w, padding=2, method="gemm")
+    touched = np.zeros(y.shape[:3], bool)
+    touched[0, 8:13, 8:13] = True
+    assert not np.isfinite(y[touched]).any()
+    assert np.isfinite(y[~touched]).all()
+    np.testing.assert_array_equal(y[0, 4:6, 4:24], 50)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_does_not_spread_to_other_groups():
+    x, w = np.ones((2, 9, 9, 8), np.float32), np.ones((3, 3, 2, 8), np.float32)
+    x[..., 3] = np.nan
+    y = xpconv.corr2d(x, w, groups=4, method="gemm")
+    assert np.isnan(y[..., 2:4]).all()
+    assert (y[..., [0, 1, 4, 5, 6, 7]] == 18).all()
+
+
+def test_planes_share_a_product_of_positions_or_of_images(monkeypatch):
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    monkeypatch.setattr(strips, "is_shared", lambda _: True)
+    rng = np.random.default_rng(3)
+    for batch in (1, 2, 3):
+        x, w = rng.standard_normal((batch, 5, 9, 7)), rng.standard_normal((4, 5, 1, 1))
+        y = xpconv.corr2d(x, w, layout="channels_first", method="gemm")
+        np.testing.assert_allclose(y, np.einsum("nchw,fc->nfhw", x, w[..., 0, 0]), atol=1e-12)
 
 
 # --- Threads ----------------------------------------------------------------------------------------------------------

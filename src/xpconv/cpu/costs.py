@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from xpconv.cpu import overlap, small, strips, winograd
+from xpconv.cpu import joined, overlap, small, strips, winograd
 from xpconv.cpu.memory import KEPT_BYTES
 from xpconv.plan import conv_operations
 from xpconv.spec import ConvSpec
@@ -13,10 +13,11 @@ from xpconv.workspace import DEFAULT_LIMIT
 
 # Per second; only ratios matter. Fitted with NumPy 2.4 to two cores of an AMD Zen 3, and where products and copies are
 # shared among threads, to two cores of a Zen 5, whose times are a fifth of these; right within a factor of two.
-_COPIES = 1.0e9  # elements of patches, in long runs
+_PATCHES = 3.0e9  # elements copied side by side, in long runs
+_PATCH_PRODUCTS = 125e9  # operations of their products
 _PRODUCTS = 85e9  # operations of a matrix product
 _READ_ONCE = 1.5e9  # elements of a weight that BLAS reads
-_SMALL_PRODUCTS = 76e9  # of those that BLAS leaves to one thread
+_SMALL_PRODUCTS = 110e9  # of those that BLAS leaves to one thread
 _TILES = 1.8e9  # elements of Winograd's tiles, before and after their transforms
 _WEIGHTS = 0.4e9  # elements of a weight transformed
 _FRESH_WEIGHTS = 0.25e9  # of those, where they are too many to be kept from call to call
@@ -31,7 +32,7 @@ _TURNED = 0.2e9  # elements of channels that are brought together in planes, and
 # Seconds, of one array operation.
 _TAP = 4.5e-6
 CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
-_SMALL = 0.3e-6  # one small product of many
+_HANDED = 100e-6  # strips to another thread
 _WOKEN = 250e-6  # another thread
 _SPECTRUM = 50e-6
 _BANDS = 80e-6
@@ -100,20 +101,17 @@ _DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_
 
 
 def gemm_seconds(spec: ConvSpec) -> float:
-    """The products, and what is copied for them: patches, the slower the shorter their runs, or sums of pieces."""
-    results, taps = spec.batch * math.prod(spec.out_size), math.prod(spec.window)
-    patches = results * taps * spec.channels
-    if strips.by_blas(spec):
-        copied = patches * (1 + 6 / max(spec.window[-1] * spec.channels, 1)) / _COPIES if taps > 1 else 0
-        return conv_operations(spec) / _PRODUCTS + copied + taps * spec.channels * spec.filters / _READ_ONCE + CALL
-    shared = _WOKEN if strips.is_shared(spec) else 0
-    if strips.copies(spec):
-        run = max(spec.window[-1] * spec.channels, 1)
-        return conv_operations(spec) / _SMALL_PRODUCTS + patches * (1 + 6 / run) / _COPIES + shared + CALL
-    blocks, pieces = strips.blocks(spec), strips.pieces(spec)
-    products = 2 * patches * spec.filters // blocks
-    calls = pieces * (results // max(spec.out_size[0], 1) + 1) * blocks
-    return products / _SMALL_PRODUCTS + pieces * results * spec.filters / _SUMS + calls * _SMALL + shared + CALL
+    """The patches, which take the longer the shorter their runs, and their products, those with zeros included."""
+    wide = joined.wide(spec)
+    results, taps = wide.batch * math.prod(wide.out_size), math.prod(wide.window)
+    run, filters = wide.window[-1] * wide.channels // wide.groups, wide.filters // wide.groups
+    copied = results * taps * wide.channels * (1 + 6 / max(run, 1)) / _PATCHES if taps > 1 else 0
+    products = conv_operations(wide) * (1 + 12 / max(filters, 1)) / _PATCH_PRODUCTS
+    weight = math.prod(spec.w_shape) / _READ_ONCE
+    if strips.is_shared(wide):
+        return copied + products + weight + _HANDED + CALL
+    alone = 2 if wide.groups > 1 else 1  # BLAS shares one product, but not many small ones
+    return 2 * copied + alone * products + weight + CALL
 
 
 def _fft_seconds(spec: ConvSpec) -> float:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
+from xpconv.cpu import joined, overlap, separable, signals, small, strips, winograd_blocks
+from xpconv.cpu.banded import finite
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
 from xpconv.cpu.plan import Tile, conv_plan, kernel_for, row_bytes
 from xpconv.dtypes import kind_of
@@ -131,5 +132,21 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
     patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
     if method != "gemm" or spec.groups > 1 or patches > current_limit():
         return None
+    if joined.results(spec) > 1:
+        return _small_joined(spec, small.product(joined.wide(spec), dtype), pad)
     multiply = small.product(spec, dtype)
     return lambda x, w: multiply(pad(x), w)
+
+
+def _small_joined(
+    spec: ConvSpec, multiply: Callable[[Array, Array], Array], pad: Callable[[Array], Array]
+) -> Callable[[Array, Array], Array | None]:
+    """A function of x and w: a product of results beside each other, or None if one is not finite."""
+    weight, shape = joined.wide_weight(spec), (spec.batch, *spec.out_size, spec.filters)
+
+    def summed(x: Array, w: Array) -> Array | None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = multiply(pad(x), weight(w))
+        return y.reshape(shape) if finite(y) else None
+
+    return summed

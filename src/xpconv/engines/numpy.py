@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import running
+from xpconv.cpu import running, strips
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.plan import row_bytes, spectra_plan, tiles, tiling
 from xpconv.cpu.results import new
@@ -201,7 +201,7 @@ def _is_product(spec: ConvSpec) -> bool:
 def _products_of_planes(x: Array, w: Array, spec: ConvSpec) -> Array:
     """A product of channels-first planes as they lie, without a transpose: (F, C) times (N, C, positions)."""
     planes = x.reshape(spec.batch, spec.channels, math.prod(spec.size))
-    y = w.reshape(spec.filters, spec.channels) @ planes
+    y = strips.products_of_planes(w.reshape(spec.filters, spec.channels), planes, spec)
     return channels_last(y.reshape(spec.batch, spec.filters, *spec.size), spec.layout)
 
 

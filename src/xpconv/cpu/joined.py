@@ -1,0 +1,61 @@
+"""Results of few filters beside each other, joined until a product of them is worth its call.
+
+They are one product of the elements that they span with all their weights, of which those that a result does not read
+are zero: a product of few filters is slow, and so is a copy of short runs. A zero makes NaN of what is not finite, so
+whoever joins results looks at them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from xpconv.spec import Array, ConvSpec
+
+_FILTERS = 32  # of all results that are joined: of 64->16 on 56x56, two took 0.84 of the time of one, four 0.94
+_COPIES = 8  # elements of patches for each of the weight, at least: 6->16 on 14x14, N = 1, took twice as long joined
+
+
+@lru_cache(maxsize=1024)
+def results(spec: ConvSpec) -> int:
+    """How many one product makes: a divisor of those of a row, and no more than half of what it multiplies is zero."""
+    if spec.groups > 1 or spec.filters_planes or spec.dilation[-1] > 1 or spec.window[-1] == 1:
+        return 1
+    most = min(_FILTERS // max(spec.filters, 1), 1 + spec.window[-1] // spec.stride[-1], spec.out_size[-1])
+    count = next((n for n in range(most, 1, -1) if spec.out_size[-1] % n == 0), 1)
+    row = ((count - 1) * spec.stride[-1] + spec.window[-1]) * count * spec.filters  # of the weight, of every channel
+    return count if spec.batch * math.prod(spec.out_size) * spec.window[-1] > _COPIES * row else 1
+
+
+@lru_cache(maxsize=1024)
+def wide(spec: ConvSpec) -> ConvSpec:
+    """The correlation whose results are those that are joined, of a `wide_weight`: (N, *out, results * F)."""
+    count = results(spec)
+    if count == 1:
+        return spec
+    span = (count - 1) * spec.stride[-1] + spec.window[-1]
+    return replace(
+        spec, window=(*spec.window[:-1], span), stride=(*spec.stride[:-1], count * spec.stride[-1]),
+        filters=count * spec.filters, flip=False,
+    )  # fmt: skip
+
+
+def wide_weight(spec: ConvSpec) -> Callable[[Array], Array]:
+    """A function of w (*window, C, F): every result's, one below and beside the other, (*window, C, results * F)."""
+    count, turns = results(spec), (slice(None, None, -1),) * spec.axes
+    window, filters = wide(spec).window, wide(spec).filters
+    shape = (*window, spec.channels, count, spec.filters)
+    places = (count, *spec.window, spec.channels, spec.filters)
+    further = spec.stride[-1] * spec.channels * filters + spec.filters  # elements from one result's weights to the next
+
+    def widened(w: Array) -> Array:
+        made = np.zeros(shape, w.dtype)
+        strides = (further * w.itemsize, *made.strides[:-2], made.strides[-1])
+        np.ndarray(places, w.dtype, made, 0, strides)[...] = w[turns] if spec.flip else w
+        return made.reshape(*window, spec.channels, filters)
+
+    return widened
