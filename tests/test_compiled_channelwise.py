@@ -2,6 +2,7 @@
 
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from kernel_calls import LIMIT, by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import channelwise, threads
+from xpconv.cpu.compiled import ahead, channelwise, threads
 from xpconv.cpu.compiled.build import machine
 from xpconv.engines import agnostic
 from xpconv.engines import pooled as pooled_calls
@@ -251,3 +252,32 @@ def test_large_results_are_the_same_wherever_they_begin(dtype, channels, start):
     np.testing.assert_array_equal(out, sums)
     np.testing.assert_array_equal(xpconv.corr2d(x, w, bias, groups=channels, method="direct"), sums)
     np.testing.assert_array_equal(pooled("max_pool", x, (2, 1)), np.maximum(x[:, :-1:2], x[:, 1::2]))
+
+
+@DTYPES
+@POOLINGS
+@pytest.mark.parametrize("channels", [32, 64, 107])
+@pytest.mark.parametrize("way", [np.s_[:], np.s_[:, ::2, ::2], np.s_[::-1, ::-1, ::-1], np.s_[..., 1:]])
+def test_windows_one_by_one_of_maps_beyond_the_caches(monkeypatch, dtype, operation, channels, way):
+    monkeypatch.setattr(channelwise, "_STREAMED", 0)
+    x = integers(np.random.default_rng(channels), (3, 41, 37, channels + 1), dtype)[way]
+    x[1, 3, 5, ::3] = np.nan
+    cases = [((2, 2), {}), ((3, 3), {"padding": 1}), ((1, 3), {"dilation": 2}), ((5, 4), {"padding": (0, 2)})]
+    for window, options in cases:
+        y, expected = (pool(operation, x, window, stride=2, **options) for pool in (pooled, defined))
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(("window", "stride"), [((3, 3), 2), ((2, 2), 2), ((2, 3), (3, 1)), ((5, 2), (1, 2))])
+def test_rows_are_asked_for_that_the_next_windows_read_first(window, stride):
+    x = np.empty((2, 30, 26, 8), np.float32)
+    spec = xpconv.max_pool.request(x, window, stride=stride, padding=((1, 0), (1, 1))).spec
+    numbers, tables = ahead.tables_of(spec, SimpleNamespace(strip=0), x.strides, far=True)
+    for row, column in np.ndindex(spec.out_size[0] - 1, spec.out_size[1]):
+        read, soon = ({*range(r * spec.stride[0] - 1, r * spec.stride[0] - 1 + window[0])} for r in (row, row + 1))
+        first, left = min(soon - read), column * spec.stride[1] - 1
+        begin = numbers["ahead"] + row * numbers["ahead_row"] + column * numbers["ahead_column"]
+        assert begin == first * x.strides[1] + left * x.strides[2]
+        assert tables["asking"].tolist() == [len(soon - read), x.strides[1], x.strides[2]]
+    for cut, far in ((SimpleNamespace(strip=0), False), (SimpleNamespace(strip=4096), True)):
+        assert ahead.tables_of(spec, cut, x.strides, far=far)[1]["asking"][0] == 0

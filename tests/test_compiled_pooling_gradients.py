@@ -14,7 +14,7 @@ from kernel_calls import LIMIT
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import threads
+from xpconv.cpu.compiled import spread_channels, threads
 from xpconv.cpu.compiled.build import machine
 from xpconv.engines import agnostic, compiled, pooled
 from xpconv.spec import ScatterSpec
@@ -152,6 +152,29 @@ def test_means_two_columns_apart_share_out_plane_by_plane(dtype, width, window, 
     expected = agnostic.avg_pool_grad(gy, spec, count_include_pad=True, divisor=3.0)
     tolerance = 1e-5 if dtype == "float32" else 1e-13
     np.testing.assert_allclose(pooled.shared_out(gy, spec, 3.0), expected, rtol=tolerance, atol=tolerance)
+
+
+@DTYPES
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("channels", [5, 16, 37, 64, 107])
+@pytest.mark.parametrize(("window", "options"), WINDOWS)
+def test_means_of_channels_share_out_row_by_row(monkeypatch, dtype, streamed, channels, window, options):
+    monkeypatch.setattr(spread_channels, "TOGETHER", 0 if streamed else 1 << 40)
+    spec = xpconv.avg_pool2d.request(np.zeros((3, 17, 14, channels), dtype), window, **{"stride": 2} | options).spec
+    rows, columns = spec.out_size
+    gy = integers(np.random.default_rng(channels), (3, rows, 2 * columns, channels), dtype)[::-1, ::-1, ::2]
+    assert pooled.by("avg_pool_grad", gy, replace(spec, batch=1 << 20)) == "spread"
+    expected = agnostic.avg_pool_grad(gy, spec, count_include_pad=True, divisor=3.0)
+    compiled.found()._prepared_spread.cache_clear()  # what is streamed is decided once
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(pooled.shared_out(gy, spec, 3.0), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_means_that_are_not_finite_stay_within_their_windows():
+    gy = np.ones((1, 20, 20, 16), np.float32)
+    gy[0, 3, 4, 5], gy[0, 7, 8, 9] = np.nan, np.inf
+    gx = xpconv.avg_pool_grad(gy, 3, size=41, stride=2)
+    assert np.isnan(gx).sum() == np.isinf(gx).sum() == 9
 
 
 def test_narrow_planes_and_rows_of_steps_are_turned_instead():

@@ -56,7 +56,7 @@ def plan(operation: str, x: Array, spec: Any, *, indices: bool = False) -> Plan 
 
 _TILES = {
     "scatter": "compiled: channels of an image, zeros just ahead of what is added",
-    "spread": "compiled: vectors of columns in registers, the rows of windows first",
+    "spread": "compiled: vectors of columns or of channels in registers, the rows of windows first",
     "indexed": "compiled: results by a vector of channels in registers",
     "channelwise": "compiled: results by a vector of channels in registers",
     "plane": "compiled: vectors of columns in registers, the rows of windows first",
@@ -149,7 +149,7 @@ def indexed(x: Array, spec: PoolSpec) -> tuple[Array, Array]:
 
 def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
     """Every element of `gy`, divided, added to all elements that its window had: sums over windows of `gy`, those of
-    each phase of the stride by themselves; those of planes whose windows lie two columns apart at once.
+    each phase of the stride by themselves, or row by row at once.
     """
     strided, last, present = set(spec.stride) != {1}, channels_last(gy, spec.layout), compiled.found()
     if present.spreads(last, spec, current_limit()) and compiled.is_ready("spread", gy.dtype, spec):

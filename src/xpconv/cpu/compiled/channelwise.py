@@ -6,6 +6,7 @@ Tables say where windows and taps begin, as in `direct`, or, of two axes, where 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -13,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled import blocks, placed, threads
+from xpconv.cpu.compiled import ahead, blocks, placed, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, in_lines, streamed_now
-from xpconv.cpu.compiled.channelwise_tiles import Taps, shapes, taps_of, tiles
+from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import each_tile, finishing
@@ -28,9 +29,9 @@ from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 _ARRAYS = ("x", "y", "w", "bias")
 _OWN = (
     "pixels", "results", "taps", "tap_count", "step", "segment", "channels", "w_step", "finish", "divisor", "y_item",
-    "y_row", "turned", "plane", "streams",
+    "y_row", "turned", "plane", "streams", "alone",
 )  # fmt: skip
-FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN, *placed.FIELDS)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN, *placed.FIELDS, *ahead.FIELDS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,7 @@ def _job(
         "tap_count": len(places), "step": cut.steps[spec.axes - 1], "channels": spec.channels,
         "segment": spec.out_size[-1] if spec.axes > 1 else 0, "w_step": -(-spec.channels // lanes) * lanes * size,
         "y_item": y_strides[0], "y_row": y_strides[1], "turned": int(turned), "plane": y_strides[-1],
-        "streams": int(_is_streamed(spec, y_strides, size)),
+        "streams": int(_is_streamed(spec, y_strides, size)), "alone": int(go_alone(spec, operation, dtype)),
     }  # fmt: skip
     tables = {
         "pixels": cut.starts(spec),
@@ -125,9 +126,11 @@ def _job(
         "results": cut.results(spec, y_strides, spec.channels * size, turned),
         **ending,
     }
+    more = [ahead.tables_of(spec, cut, x_strides, far=_bytes(spec, size) >= _STREAMED)]
     if taps.placed:
-        more = placed.tables_of(spec, cut, x_strides, dtype, sources, fill, taps.run)
-        numbers, tables = numbers | more[0], tables | more[1]
+        more.append(placed.tables_of(spec, cut, x_strides, dtype, sources, fill, taps.run))
+    for more_numbers, more_tables in more:
+        numbers, tables = numbers | more_numbers, tables | more_tables
     arrays = len(_ARRAYS) if operation == "multiplied" else 2  # no weight, no bias
     scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * size
     compiled = _library(dtype, operation, taps)
@@ -140,11 +143,15 @@ def _is_streamed(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> bool
 
     Depthwise 3x3 144@56, N=8, of 29 MB together: 0.63 ms before, 0.49 after; N=4, of 14 MB: 0.24 before, 0.25 after.
     """
-    together = spec.batch * spec.channels * (math.prod(spec.size) + math.prod(spec.out_size)) * size
-    return together >= _STREAMED and in_lines(y_strides, spec.channels * size, size)
+    return _bytes(spec, size) >= _STREAMED and in_lines(y_strides, spec.channels * size, size)
 
 
-_STREAMED = 3 << 23  # bytes
+def _bytes(spec: ConvSpec | PoolSpec, size: int) -> int:
+    """Bytes of input and result together."""
+    return spec.batch * spec.channels * (math.prod(spec.size) + math.prod(spec.out_size)) * size
+
+
+_STREAMED = 3 << 23
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
@@ -201,9 +208,10 @@ def _each_segment(
 
         def arguments(pixel: Value) -> tuple[Operand, ...]:
             pixels = given.pixels + (first + pixel) * 8
-            return source, pixels, given.taps, given.step, *_others(given, first + pixel, to)
+            soon = source + kernel.load(pixels) + given.ahead
+            return source, pixels, given.taps, given.step, *_others(given, first + pixel, to, soon)
 
-        each_tile(kernel, by_height, segment, arguments)
+        _each_result(kernel, given, by_height, segment, arguments)
 
 
 def _each_row(
@@ -219,7 +227,8 @@ def _each_row(
             columns = given.column_places + pixel * (8 * taps.stride)
             result = (image * block.rows + row) * given.line + pixel
             x = source + image * given.image_step
-            return x, rows, columns, given.grid, given.line * 8, *_others(given, result, to)
+            soon = x + given.ahead + (block.row + row) * given.ahead_row + pixel * given.ahead_column
+            return x, rows, columns, given.grid, given.line * 8, *_others(given, result, to, soon)
 
         tall_rows, tall_columns = kernel.constant(0), kernel.constant(0)
         if tall is not None:
@@ -229,13 +238,25 @@ def _each_row(
                 kernel.call(tall, *arguments(row, pixel))
         with kernel.loop(block.rows) as row:
             begin = (row < tall_rows).where(tall_columns, kernel.constant(0))
-            each_tile(kernel, by_height, given.line, partial(arguments, row), begin)
+            _each_result(kernel, given, by_height, given.line, partial(arguments, row), begin)
 
 
-def _others(given: SimpleNamespace, result: Value, to: tuple[Value, Value]) -> tuple[Operand, ...]:
+def _each_result(
+    kernel: Kernel, given: SimpleNamespace, by_height: dict[int, Kernel], count: Value,
+    arguments: Callable[[Value], tuple[Operand, ...]], start: Operand = 0,
+) -> None:  # fmt: skip
+    """All results of a row, from one on, each alone or as many together as there are tiles for."""
+    with kernel.either(given.alone > 0) as (alone, together):
+        with alone:
+            each_tile(kernel, {1: by_height[1]}, count, arguments, start)
+        with together:
+            each_tile(kernel, by_height, count, arguments, start)
+
+
+def _others(given: SimpleNamespace, result: Value, to: tuple[Value, Value], soon: Value) -> tuple[Operand, ...]:
     """The arguments that all tiles have."""
     y, stream = to
     return (
         given.tap_count, given.w, given.w_step, y, given.results + result * 8, given.channels, given.finish, given.bias,
-        given.divisor, stream,
+        given.divisor, stream, soon, given.asking,
     )  # fmt: skip

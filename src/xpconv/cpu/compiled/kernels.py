@@ -19,6 +19,7 @@ from xpconv.cpu.compiled import (
     plane_pooling,
     scatter,
     spread,
+    spread_channels,
     threads,
     turn,
     weights,
@@ -40,7 +41,8 @@ _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
 _READY: dict[str, Callable[..., bool]] = {
     "direct": direct.is_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
     "winograd": winograd.is_ready, "gradient": gradients.is_ready, "winograd gradient": winograd_gradient.is_ready,
-    "indexed": indexed.is_ready, "scatter": scatter.is_ready, "spread": spread.is_ready,
+    "indexed": indexed.is_ready, "scatter": scatter.is_ready,
+    "spread": lambda dtype, spec: _SPREADS[spec.layout].is_ready(dtype, spec),
     **{
         f"{family} {reduction}": partial(part.is_ready, operation=reduction)
         for family, part in (("channelwise", channelwise), ("plane", plane_pooling))
@@ -50,6 +52,7 @@ _READY: dict[str, Callable[..., bool]] = {
 _POOLINGS: dict[str, Callable[..., Callable[[Array, Array], None]]] = {
     "channelwise": channelwise.Pooling, "plane": plane_pooling.Pooling,
 }  # fmt: skip
+_SPREADS: dict[str, Any] = {"channels_first": spread, "channels_last": spread_channels}
 grad_weight, winograd_grad_weight = gradients.grad_weight, winograd_gradient.grad_weight
 all_finite, thread_count, turned = finite.finite, threads.thread_count, turn.turned
 scattered = scatter.scattered
@@ -163,9 +166,9 @@ def scatters(dtype: np.dtype) -> bool:
 
 
 def spreads(gy: Array, spec: PoolSpec, limit: int) -> bool:
-    """Whether the gradient of such means is taken plane by plane, of a channels-last gy."""
+    """Whether the gradient of such means is taken row by row, of a channels-last gy."""
     dtype = name_of(gy.dtype)
-    return _here(dtype) and spread.takes(dtype, spec, strides_of(gy), limit)
+    return _here(dtype) and _SPREADS[spec.layout].takes(dtype, spec, strides_of(gy), limit)
 
 
 def prepared_spread(gy: Array, spec: PoolSpec, divisor: float) -> Callable[[Array, Array], None]:
@@ -173,7 +176,10 @@ def prepared_spread(gy: Array, spec: PoolSpec, divisor: float) -> Callable[[Arra
     return _prepared_spread(spec, strides_of(gy), name_of(gy.dtype), threads.thread_count(), divisor)
 
 
-_prepared_spread = lru_cache(maxsize=128)(spread.Spread)
+@lru_cache(maxsize=128)
+def _prepared_spread(spec: PoolSpec, *geometry: Any) -> Callable[[Array, Array], None]:
+    made = spread.Spread if spec.layout == "channels_first" else spread_channels.SpreadChannels
+    return made(spec, *geometry)
 
 
 def pools_indexed(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:

@@ -60,7 +60,7 @@ def _task_for(values: Array, indices: Array, planes: Array) -> str:
     if planes.shape[-1] == 1 or planes.strides[-1] != planes.itemsize:
         return "planes"
     dense = all(a.strides[-1] == a.itemsize for a in (values, indices))
-    return "vectors" if dense and _scatters_vectors() else "elements"
+    return "vectors" if dense else "elements"
 
 
 def is_ready(dtype: str, _: ScatterSpec) -> bool:
@@ -83,10 +83,8 @@ def _scatters_vectors() -> bool:
 
 def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     """The tasks: one channel at a time, and channels side by side, one by one or by vectors of them."""
-    fill = fill_kernel(module, dtype)
-    tasks: dict[str, _Add] = {"planes": _add_element, "elements": _add_elements}
-    if _scatters_vectors():
-        tasks["vectors"] = _add_vectors
+    fill, vectors = fill_kernel(module, dtype), _add_vectors if _scatters_vectors() else _add_lanes
+    tasks: dict[str, _Add] = {"planes": _add_element, "elements": _add_elements, "vectors": vectors}
     for name, add in tasks.items():
         _task(module, name, dtype, add, fill)
     return tuple(tasks)
@@ -166,6 +164,35 @@ def _add_elements(plane: _Plane, values: Value, indices: Value) -> None:
     with plane.kernel.loop(plane.width) as channel:
         value, index_at = values + channel * given.value_channel, indices + channel * given.index_channel
         _add_element(plane, value, index_at, channel * plane.size)
+
+
+def _add_lanes(plane: _Plane, values: Value, indices: Value) -> None:
+    """As many at once as a vector of indices, which is compared as one, and whose values are added one by one."""
+    kernel, lanes, size = plane.kernel, lanes_of(plane.dtype), plane.size
+    kind, each = FLOATS[plane.dtype], 8 // size
+
+    def add(at: Value, mask: Value | None) -> None:
+        count = kernel.constant(lanes) if mask is None else plane.width % lanes
+
+        def one_by_one() -> None:
+            with kernel.loop(count) as lane:
+                here = at + lane * size
+                _add_element(plane, values + here, indices + here * each, here)
+
+        if mask is not None:
+            return one_by_one()
+        index = kernel.load(indices + at * each, vector(I64, lanes))
+        with kernel.either(kernel.any_lane(plane.takes(index) ^ True)) as (some_wait, all_go):
+            with some_wait:
+                one_by_one()
+            with all_go:
+                for lane in range(lanes):
+                    here = at + lane * size
+                    place = plane.address + kernel.load(indices + here * each) * plane.given.step + here
+                    kernel.store(kernel.load(place, kind) + kernel.load(values + here, kind), place)
+        return None
+
+    in_vectors(kernel, plane.dtype, plane.width, add)
 
 
 def _add_vectors(plane: _Plane, values: Value, indices: Value) -> None:

@@ -37,7 +37,7 @@ class Spread:
         self._team = threads_free if read * math.prod(spec.window) > READ_SINGLE else 1
         share, lanes, size = -(-planes // (4 * self._team)), lanes_of(dtype), np.dtype(dtype).itemsize
         even, odd, (left, held) = _taps(spec, 0), _taps(spec, 1), _held(spec, lanes)
-        rows = [[i * strides[1] for i in _rows(spec, row)] for row in range(spec.size[0])]
+        rows = [[i * strides[1] for i in windows_over(spec, 0, row)] for row in range(spec.size[0])]
         numbers = {
             "x_item": strides[0], "x_plane": strides[-1], "channels": spec.channels, "planes": planes, "share": share,
             "rows": spec.size[0], "columns": spec.size[1], "x_columns": spec.out_size[1], "left": left * size,
@@ -65,11 +65,12 @@ def _taps(spec: PoolSpec, phase: int) -> list[int]:
     return [place // 2 for place in places if place % 2 == 0]
 
 
-def _rows(spec: PoolSpec, row: int) -> list[int]:
-    """The rows of windows that cover a row."""
-    places = (row + spec.padding[0][0] - tap * spec.dilation[0] for tap in range(spec.window[0]))
-    rows = (place // spec.stride[0] for place in places if place % spec.stride[0] == 0)
-    return [i for i in rows if 0 <= i < spec.out_size[0]]
+def windows_over(spec: PoolSpec, axis: int, place: int) -> list[int]:
+    """The windows that cover a place, along an axis."""
+    stride, (before, _) = spec.stride[axis], spec.padding[axis]
+    begins = (place + before - tap * spec.dilation[axis] for tap in range(spec.window[axis]))
+    windows = (begin // stride for begin in begins if begin % stride == 0)
+    return [i for i in windows if 0 <= i < spec.out_size[axis]]
 
 
 def _held(spec: PoolSpec, lanes: int) -> tuple[int, int]:
