@@ -404,3 +404,12 @@ def test_narrow_vectors_are_fewer_products_in_the_time_that_a_weight_is_read(wid
     taken = Compiled(filters=512, winograd=True, wide=wide)
     assert conv_plan(spec, 4, True, "auto", DEFAULT_LIMIT, taken).method == method
     assert kernels.takes("float32", spec, DEFAULT_LIMIT).wide == (machine().vector_bytes == 64)
+
+
+@pytest.mark.parametrize(("registers", "images"), [(32, 2), (16, 1)])
+def test_blocks_have_fewer_tiles_beside_narrow_vectors(registers, images, monkeypatch):
+    monkeypatch.setattr(winograd, "machine", lambda: replace(machine(), registers=registers))
+    x, w = np.empty((8, 14, 14, 256), "f"), np.empty((3, 3, 256, 256), "f")
+    spec = xpconv.corr2d.request(x, w, padding=1).spec
+    whole = winograd.whole_of(spec, winograd.FORMS[transforms.F4])
+    assert winograd._shape(whole, winograd.FORMS[transforms.F4], 2) == (16, images)
