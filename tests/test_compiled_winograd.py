@@ -16,9 +16,11 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import winograd as transforms
-from xpconv.cpu.compiled import threads, winograd
+from xpconv.cpu.compiled import kernels, threads, winograd
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
+from xpconv.cpu.plan import Compiled, conv_plan
+from xpconv.workspace import DEFAULT_LIMIT
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
@@ -388,9 +390,26 @@ def test_calls_from_many_threads_are_right():
 
 
 @pytest.mark.parametrize(("batch", "size", "channels", "method"), [
-    (1, 56, 64, "winograd"), (1, 14, 256, "winograd"), (8, 7, 512, "winograd"), (1, 7, 512, "direct"),
-    (1, 6, 8, "direct"),
+    (1, 56, 64, "winograd"), (1, 14, 256, "winograd"), (8, 7, 512, "winograd"), (1, 6, 8, "direct"),
 ])  # fmt: skip
 def test_the_plan_weighs_the_products_against_the_weight_that_is_read(batch, size, channels, method):
     x, w = np.empty((batch, size, size, channels), "f"), np.empty((3, 3, channels, channels), "f")
     assert xpconv.explain(xpconv.corr2d, x, w, padding=1).method == method
+
+
+@pytest.mark.parametrize(("wide", "method"), [(True, "direct"), (False, "winograd")])
+def test_narrow_vectors_are_fewer_products_in_the_time_that_a_weight_is_read(wide, method):
+    x, w = np.empty((1, 7, 7, 512), "f"), np.empty((3, 3, 512, 512), "f")
+    spec = xpconv.corr2d.request(x, w, padding=1).spec
+    taken = Compiled(filters=512, winograd=True, wide=wide)
+    assert conv_plan(spec, 4, True, "auto", DEFAULT_LIMIT, taken).method == method
+    assert kernels.takes("float32", spec, DEFAULT_LIMIT).wide == (machine().vector_bytes == 64)
+
+
+@pytest.mark.parametrize(("registers", "images"), [(32, 2), (16, 1)])
+def test_blocks_have_fewer_tiles_beside_narrow_vectors(registers, images, monkeypatch):
+    monkeypatch.setattr(winograd, "machine", lambda: replace(machine(), registers=registers))
+    x, w = np.empty((8, 14, 14, 256), "f"), np.empty((3, 3, 256, 256), "f")
+    spec = xpconv.corr2d.request(x, w, padding=1).spec
+    whole = winograd.whole_of(spec, winograd.FORMS[transforms.F4])
+    assert winograd._shape(whole, winograd.FORMS[transforms.F4], 2) == (16, images)

@@ -132,11 +132,13 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
 
 @lru_cache(maxsize=1024)
 def _takes(dtype: str, spec: ConvSpec, limit: int, free: int) -> Compiled:
-    if not _here(dtype):
+    here = machine()
+    if here is None or not _here(dtype):
         return Compiled()
     return Compiled(
         direct.computed(dtype, spec, limit), spec.filters_planes and channelwise.takes(dtype, spec, limit),
         plane.takes(dtype, spec, limit), winograd.takes(dtype, spec, limit), free,
+        here.vector_bytes >= 64,
     )  # fmt: skip
 
 
