@@ -76,17 +76,63 @@ def test_what_is_large_or_read_by_other_rules_takes_the_long_way():
         assert not check(xpconv.conv2d, (x, w))  # the patches of all results at once
 
 
-def test_a_small_plane_that_is_not_finite_takes_the_long_way():
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_what_is_not_finite_stays_within_the_windows_of_a_small_plane(value):
+    x, w = np.ones((40, 40), np.float32), np.arange(1, 26, dtype=np.float32).reshape(5, 5)
+    x[20, 20] = value
+    w[1, 1] = 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = sum(w[4 - i, 4 - j] * x[i : i + 36, j : j + 36] for i in range(5) for j in range(5))
+    request = xpconv.conv2d.request(x, w)
+    np.testing.assert_allclose(engine.replay(request)(x, w, None), expected, rtol=1e-6)
+    for _ in range(2):
+        np.testing.assert_allclose(xpconv.conv2d(x, w), expected, rtol=1e-6)
+
+
+def test_a_plane_whose_sums_are_more_than_the_limit_takes_the_long_way():
     x, w = np.ones((40, 40), np.float32), np.ones((5, 5), np.float32)
     request = xpconv.conv2d.request(x, w, padding="same")
-    repeat = engine.replay(request)
-    assert repeat(x, w, None) is not NotImplemented
-    x[20, 20] = np.inf
-    assert repeat(x, w, None) is NotImplemented
-    for _ in range(2):
-        assert np.isinf(xpconv.conv2d(x, w, padding="same")).sum() == 25
-    with xpconv.workspace_limit(44 * 5 * 40 * 4 - 1):
-        assert engine.replay(request) is None  # its copies at once
+    with xpconv.workspace_limit(40 * 5 * 44 * 4):
+        assert engine.replay(request) is not None
+    with xpconv.workspace_limit(40 * 5 * 44 * 4 - 1):
+        assert engine.replay(request) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("size", "window", "options"), [
+    ((1000,), (31,), {}), ((1001,), (40,), {"padding": "same", "dilation": 3}), ((5000,), (90,), {"stride": 3}),
+    ((900,), (33,), {"padding": ((5, 40),), "padding_mode": "constant", "fill_value": 2}),
+])  # fmt: skip
+def test_rows_of_a_short_signal_are_multiplied_at_once(size, window, options, dtype):
+    assert_once(small.signal, size, window, options, dtype, 2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("size", "window", "options"), [
+    ((3000,), (801,), {"padding": "same"}), ((90, 80), (31, 30), {}), ((64, 64), (31, 31), {"padding": "same"}),
+    ((90, 81), (30, 31), {"stride": (2, 3), "padding": ((3, 9), (0, 4)), "padding_mode": "constant", "fill_value": 7}),
+])  # fmt: skip
+def test_the_spectrum_of_a_small_plane_is_taken_at_once(size, window, options, dtype):
+    assert_once(small.spectrum, size, window, options, dtype, 2e-6)
+
+
+def assert_once(prepare, size, window, options, dtype, bound):
+    """That what is prepared is the definition, finite or not, with a mean that cancels."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(size) + 100).astype(dtype), rng.standard_normal(window)
+    w = (w - w.mean()).astype(dtype)
+    for function in (xpconv.conv, xpconv.corr):
+        arrays = x[None, ..., None], w[..., None, None]
+        request = function.request(*arrays, **options)
+        fill = request.options["fill_value"]
+        y = prepare(request.spec, x.dtype, fill)(*arrays)
+        assert y.dtype == dtype
+        wide = (a.astype("longdouble") for a in arrays)
+        expected = function(*wide, **options)
+        assert np.abs(y - expected).max() <= bound * max(np.abs(expected).max(), 1) * (1 if dtype == "float64" else 10)
+        spoilt = x.copy()
+        spoilt[(len(x) // 2,) * x.ndim] = np.inf
+        assert prepare(request.spec, x.dtype, fill)(spoilt[None, ..., None], arrays[1]) is None
 
 
 def test_one_signal_is_left_to_numpys_loop_where_that_is_quickest():

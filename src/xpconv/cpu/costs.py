@@ -15,6 +15,7 @@ from xpconv.workspace import DEFAULT_LIMIT
 # shared among threads, to two cores of a Zen 5, whose times are a fifth of these; right within a factor of two.
 _PATCHES = 3.0e9  # elements copied side by side, in long runs
 _PATCH_PRODUCTS = 125e9  # operations of their products
+_SINGLE = 0.5e9  # elements of windows of a single channel, which a product makes one result of
 _PRODUCTS = 85e9  # operations of a matrix product
 _READ_ONCE = 1.5e9  # elements of a weight that BLAS reads
 _SMALL_PRODUCTS = 110e9  # of those that BLAS leaves to one thread
@@ -23,10 +24,12 @@ _WEIGHTS = 0.4e9  # elements of a weight transformed
 _FRESH_WEIGHTS = 0.25e9  # of those, where they are too many to be kept from call to call
 _PASSES = 2.6e9  # elements multiplied and added to the result
 _SUMS = 0.9e9  # elements of a product added to others
+_TRANSFORMED = 0.09e9  # elements of a plane whose spectrum is taken at once
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 _TILED = 11e9  # of those of tiles that stay in the cache, in single precision
-_BANDED = 1.0e9  # elements of signals, or rows of planes, given to products with a band
-_SHIFTED = 3.3e9  # elements of planes copied side by side
+_BANDED = 0.8e9  # elements of signals, or rows of planes, given to products
+_PACKED_BAND = 1.5e9  # elements of a band, which BLAS copies for every piece of a row
+_STORED_SUMS = 1.2e9  # sums of a plane that a product stores, and that are added
 _TURNED = 0.2e9  # elements of channels that are brought together in planes, and back
 
 # Seconds, of one array operation.
@@ -35,11 +38,13 @@ CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
 _HANDED = 100e-6  # strips to another thread
 _WOKEN = 250e-6  # another thread
 _SPECTRUM = 50e-6
-_BANDS = 80e-6
+_CUT = 300e-6  # into tiles
+_BANDS = 200e-6
+_ONCE = 30e-6  # what is small, all at once
 _LOOP = 3e-6
 
 _FEW_TAPS = 11  # of a signal, which NumPy's own loop reads quickly
-_SEPARATED = 2_000_000  # operations that take as long as to look for products
+_SEPARATED = 8_000_000  # operations that take as long as to look for products
 
 
 def direct_seconds(spec: ConvSpec) -> float:
@@ -57,23 +62,25 @@ def _loop_seconds(spec: ConvSpec) -> float:
     """Of one signal, by `numpy.correlate`, which is quick for few taps; infinite for anything else."""
     if spec.axes > 1 or (spec.batch, spec.channels, spec.filters, *spec.stride, *spec.dilation) != (1, 1, 1, 1, 1):
         return math.inf
-    return spec.out_size[0] * (0.3e-9 * spec.window[0] if spec.window[0] <= _FEW_TAPS else 18e-9) + _LOOP
+    taps = spec.window[0]
+    return spec.out_size[0] * (0.3e-9 * taps if taps <= _FEW_TAPS else 25e-9 + 0.08e-9 * taps) + _LOOP
 
 
 def _banded_seconds(spec: ConvSpec) -> float:
-    """Elements given to the products, and the products, most of which are with zeros; infinite where groups are wide.
+    """Elements given to the products, and the products; infinite where groups are wide.
 
-    A signal's rows are read where they lie, a plane's are copied once for every place that a window has in a row.
+    Most products of a signal are with zeros; of a plane a sum is stored, and added, for every column of the kernel.
     """
     if not spec.filters_planes:
         return math.inf
     results = spec.batch * math.prod(spec.out_size) * spec.channels
     if spec.axes == 1:
-        return results * (1 / _BANDED + 2 * (spec.reach[0] + 16) / _PRODUCTS) + _BANDS
-    places = math.prod(spec.window[1:])
-    products = 2 * places * (7 + spec.reach[0]) / _PRODUCTS
-    calls = CALL if small.is_plane(spec) else _BANDS
-    return results * (1 / _BANDED + places / _SHIFTED + products) + _turned_seconds(spec) + calls
+        calls = _ONCE if small.is_signal(spec) else _BANDS
+        products = results * 2 * (spec.reach[0] + 31) / _PRODUCTS
+        return results / _BANDED + products + spec.reach[0] ** 2 / _PACKED_BAND + calls
+    columns, calls = math.prod(spec.window[1:]), _ONCE if small.is_plane(spec) else _BANDS
+    stored = results * (1 / _BANDED + columns / _STORED_SUMS)
+    return stored + 2 * results * math.prod(spec.window) / _PRODUCTS + _turned_seconds(spec) + calls
 
 
 def _turned_seconds(spec: ConvSpec) -> float:
@@ -102,6 +109,8 @@ _DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_
 
 def gemm_seconds(spec: ConvSpec) -> float:
     """The patches, which take the longer the shorter their runs, and their products, those with zeros included."""
+    if spec.filters_planes:
+        return spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels / _SINGLE + CALL
     wide = joined.wide(spec)
     results, taps = wide.batch * math.prod(wide.out_size), math.prod(wide.window)
     run, filters = wide.window[-1] * wide.channels // wide.groups, wide.filters // wide.groups
@@ -128,7 +137,9 @@ def is_cut(spec: ConvSpec) -> bool:
 def _cut_fft_seconds(spec: ConvSpec) -> float:
     if not spec.filters_planes:
         return math.inf
-    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _turned_seconds(spec) + _SPECTRUM
+    if small.is_spectrum(spec):
+        return math.prod(spec.padded_size) / _TRANSFORMED + _ONCE
+    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _turned_seconds(spec) + _CUT
 
 
 def whole_fft_seconds(spec: ConvSpec) -> float:

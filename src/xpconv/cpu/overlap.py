@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 
 import numpy as np
 from scipy import fft
 
-from xpconv.cpu import banded, signals
+from xpconv.cpu import planes, signals, team
+from xpconv.cpu.memory import borrowed
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = 4  # of a tile in double precision, held at a time
-_BLOCK_BYTES = 1 << 21  # of tiles that are transformed at once
+_BLOCK_BYTES = 1 << 21  # of tiles that a thread transforms at once
+_SHARED = 20_000  # elements whose transforms take longer than waking a thread
 _WORK = {"float32": np.float32, "complex64": np.complex64, "complex128": np.complex128}
 _SAMPLES = 16  # elements along an axis that tell a tile's mean
 _LENGTHS = (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of transforms, in reaches of the window
@@ -40,66 +42,81 @@ class _Run:
     length: int
 
 
-def conv(x: Array, w: Array, spec: ConvSpec, limit: int, threads: int = 1) -> Array:
+def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     """The result (N, *out, C) of padded `x` (N, *padded, C) and `w` (*window, 1, C): each channel by itself.
 
     Tiles that hold what is not finite, which spreads over all of them, are computed again by `signals.conv`.
     """
-    y, is_complex = banded.empty(spec, x.dtype), x.dtype.kind == "c"
-    planes, results = (np.moveaxis(a, (-1, 0), (0, 1)) for a in (x, y))
+    y, is_complex = planes.empty(spec, x.dtype), x.dtype.kind == "c"
+    source, results = (np.moveaxis(a, (-1, 0), (0, 1)) for a in (x, y))
     lengths = tile_lengths(spec, limit, is_complex)
-    most = _tiles_at_once(lengths, limit, is_complex)
-    channels_at_once = max(1, most // (spec.batch * math.prod(_tile_counts(spec, lengths)) + 1))
-    for (channels,) in _chunks((spec.channels,), channels_at_once):
-        transforms = _Transforms(w[..., channels], spec, lengths, threads)
-        for runs in product(*_runs(spec, lengths)):
-            source, out = _tiles(planes[channels], runs, spec), _result_tiles(results[channels], runs)
-            for chunk in _chunks(source.shape[1 : 2 + spec.axes], max(1, most // channels_at_once - 1)):
-                _filter(source[:, *chunk], w[..., channels], transforms, spec, limit, out[:, *chunk])
+    most, threads = _at_once(spec, lengths, limit, is_complex)
+    for (channels,) in _chunks(
+        (spec.channels,), max(1, most // (spec.batch * math.prod(_tile_counts(spec, lengths)) + 1))
+    ):
+        kernel = w[..., channels]
+        at_once = max(1, most // kernel.shape[-1] - 1)
+        parts = [
+            (tiles[:, *chunk], out[:, *chunk])
+            for runs in product(*_runs(spec, lengths))
+            for tiles, out in [(_tiles(source[channels], runs, spec), _result_tiles(results[channels], runs))]
+            for chunk in _chunks(tiles.shape[1 : 2 + spec.axes], at_once)
+        ]
+        transforms = _Transforms(kernel, spec, lengths, threads if len(parts) == 1 else 1)
+
+        team.share(partial(_filter_parts, kernel, transforms, spec, limit), parts, threads)
     return y
 
 
+def _filter_parts(w: Array, transforms: _Transforms, spec: ConvSpec, limit: int, parts: Iterator) -> None:
+    for tiles, out in parts:
+        _filter(tiles, w, transforms, spec, limit, out)
+
+
 class _Transforms:
-    """Tiles to the products of their spectra and the kernels', and back."""
+    """Tiles to the products of their spectra and the kernels', and back; each by some threads."""
 
     def __init__(self, w: Array, spec: ConvSpec, lengths: Sizes, threads: int) -> None:
-        kernel = banded.offsets_first(w, spec)
+        kernel = planes.offsets_first(w, spec)
         self._lengths, self._axes, self._is_complex = lengths, tuple(range(-spec.axes, 0)), kernel.dtype.kind == "c"
         self._work, self._threads = _WORK.get(kernel.dtype.name, np.float64), threads
         spread: Array = np.zeros((len(kernel), *(1,) * (spec.axes + 1), *lengths), self._work)
         taps = tuple(slice(0, reach, d) for reach, d in zip(spec.reach, spec.dilation, strict=True))
-        spread[..., *taps] = np.conj(kernel.reshape(*spread.shape[: spec.axes + 2], *spec.window))
+        spread[..., *taps] = kernel.conj().reshape(*spread.shape[: spec.axes + 2], *spec.window)
         self._total = kernel.sum(axis=tuple(range(1, kernel.ndim)), dtype=np.result_type(self._work, np.float64))
-        self._spectrum = np.conj(self._forward(spread))  # of the kernel turned: a correlation is what windows are
+        self._spectrum = self._forward(spread)
+        np.conj(self._spectrum, out=self._spectrum)  # of the kernel turned: a correlation is what windows are
 
-    def __call__(self, tiles: Array) -> Array:
-        """Filtered tiles (C, ..., *lengths), of which those results are right that have their window in the tile."""
-        whole: Array = np.zeros((*tiles.shape[: -len(self._lengths)], *self._lengths), self._work)
-        elements = tiles.shape[-len(self._lengths) :]
-        some = tiles[..., *(slice(None, None, -(-n // _SAMPLES)) for n in elements)]
-        mean = some.mean(axis=self._axes, keepdims=True, dtype=self._work)
-        mean[~np.isfinite(mean)] = 0
-        np.subtract(tiles, mean, out=whole[..., *map(slice, elements)])
-        spectrum = self._forward(whole)
+    def __call__(self, tiles: Array, steps: Sizes, out: Array) -> None:
+        """Filter tiles (C, ..., *elements); those results are written that have their window in the tile."""
+        with borrowed("tiles") as memory:
+            whole = memory.take("whole", (*tiles.shape[: -len(self._lengths)], *self._lengths), np.dtype(self._work))
+            elements = tiles.shape[-len(self._lengths) :]
+            for axis, n in zip(self._axes, elements, strict=True):
+                whole[(..., slice(n, None), *(slice(None),) * (-1 - axis))] = 0
+            some = tiles[..., *(slice(None, None, -(-n // _SAMPLES)) for n in elements)]
+            mean = some.mean(axis=self._axes, keepdims=True, dtype=self._work)
+            mean[~np.isfinite(mean)] = 0
+            np.subtract(tiles, mean, out=whole[..., *map(slice, elements)])
+            spectrum = self._forward(whole)
         spectrum *= self._spectrum
         back = fft.ifftn if self._is_complex else fft.irfftn
         filtered = back(spectrum, self._lengths, self._axes, overwrite_x=True, workers=self._threads)
-        filtered += (mean * self._total.reshape(-1, *(1,) * (mean.ndim - 1))).astype(self._work)
-        return filtered
+        taken_off = (mean * self._total.reshape(-1, *(1,) * (mean.ndim - 1))).astype(self._work)
+        sizes = zip(out.shape[-len(steps) :], steps, strict=True)
+        results = filtered[..., *(slice(0, (n - 1) * s + 1, s) for n, s in sizes)]
+        np.add(results, taken_off, out=out, casting="same_kind")
 
     def _forward(self, tiles: Array) -> Array:
         forward = fft.fftn if self._is_complex else fft.rfftn
-        return forward(tiles, axes=self._axes, overwrite_x=True, workers=self._threads)
+        return forward(tiles, axes=self._axes, workers=self._threads)
 
 
 def _filter(source: Array, w: Array, transforms: _Transforms, spec: ConvSpec, limit: int, out: Array) -> None:
     """Some tiles (C, N, *tiles, *elements) into (C, N, *tiles, *results)."""
     with np.errstate(over="ignore", invalid="ignore"):
-        filtered = transforms(source)
-        sizes = zip(out.shape[-spec.axes :], spec.stride, strict=True)
-        out[...] = filtered[..., *(slice(0, (n - 1) * s + 1, s) for n, s in sizes)]
-    del filtered
-    if banded.finite(out):
+        transforms(source, spec.stride, out)
+    if planes.finite(out):
         return
     elements = source.shape[-spec.axes :]
     exact = replace(
@@ -107,7 +124,7 @@ def _filter(source: Array, w: Array, transforms: _Transforms, spec: ConvSpec, li
         size=elements, padding=((0, 0),) * spec.axes, padding_mode="zeros", input_dilation=(),
     )  # fmt: skip
     for place in np.ndindex(source.shape[1 : -spec.axes]):
-        if not banded.finite(out[:, *place]):
+        if not planes.finite(out[:, *place]):
             y = signals.conv(np.moveaxis(source[:, *place], 0, -1)[np.newaxis], w, exact, limit)
             out[:, *place] = np.moveaxis(y[0], -1, 0)
 
@@ -180,7 +197,8 @@ def workspace(spec: ConvSpec, limit: int, is_complex: bool = False) -> int:
     """Bytes of the tiles and kernels that are transformed at once."""
     lengths = tile_lengths(spec, limit, is_complex)
     tiles = spec.channels * (spec.batch * math.prod(_tile_counts(spec, lengths)) + 1)
-    return _tile_bytes(lengths, is_complex) * min(max(_tiles_at_once(lengths, limit, is_complex), 2), tiles)
+    most, threads = _at_once(spec, lengths, limit, is_complex)
+    return _tile_bytes(lengths, is_complex) * min(max(most, 2) * threads, tiles)
 
 
 def _results(spec: ConvSpec, lengths: Sizes) -> Sizes:
@@ -191,6 +209,14 @@ def _results(spec: ConvSpec, lengths: Sizes) -> Sizes:
 def _tile_counts(spec: ConvSpec, lengths: Sizes) -> Sizes:
     """Tiles on every axis."""
     return tuple(-(-n // results) for n, results in zip(spec.out_size, _results(spec, lengths), strict=True))
+
+
+def _at_once(spec: ConvSpec, lengths: Sizes, limit: int, is_complex: bool) -> tuple[int, int]:
+    """Tiles, or kernels, that a thread transforms, and how many threads the limit and the work are enough for."""
+    most = _tiles_at_once(lengths, limit, is_complex)
+    elements = math.prod(lengths) * math.prod(_tile_counts(spec, lengths)) * spec.batch * spec.channels
+    enough = limit // (max(most, 2) * _tile_bytes(lengths, is_complex)) if elements > _SHARED else 1
+    return most, max(1, min(team.thread_count(), enough))
 
 
 def _tiles_at_once(lengths: Sizes, limit: int, is_complex: bool) -> int:

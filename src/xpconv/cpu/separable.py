@@ -11,11 +11,13 @@ from typing import TypeAlias
 
 import numpy as np
 
-from xpconv.cpu import banded
+from xpconv.cpu import banded, planes
+from xpconv.cpu.memory import Memory
 from xpconv.spec import Array, ConvSpec
 
 Factors: TypeAlias = list[tuple[Array, ...]]  # of every product the taps (C, m) of each axis
 
+_FEWEST_ROWS = 32  # of a block, where the limit of memory lets it: products of few rows take twice as long
 _CANCELLED = 4  # times the kernel's absolute sum that the products' may be: their rounding grows with it
 _FRACTIONS = 2.0**20  # kernels of whole multiples of its reciprocal have exact factors
 
@@ -27,7 +29,7 @@ def factors(w: Array, spec: ConvSpec) -> Factors | None:
     """
     if spec.axes < 2 or w.dtype.char not in "fdFD" or not np.isfinite(w).all():
         return None
-    kernel = banded.offsets_first(w, spec).astype(np.result_type(w.dtype, np.float64))
+    kernel = planes.offsets_first(w, spec).astype(np.result_type(w.dtype, np.float64))
     most, left_out = most_products(spec), float(2 * np.finfo(w.dtype).eps + 16 * np.finfo(np.float64).eps)
     if _products(kernel[:1], most, left_out) is None:  # most kernels have none, which the first channel tells
         return None
@@ -92,18 +94,19 @@ def _mild(products: Factors, kernel: Array) -> bool:
 
 
 def conv(x: Array, w: Array, factors: Factors, spec: ConvSpec, limit: int) -> Array:
-    """The result (N, *out, C) of padded `x` (N, *padded, C) and the weight's factors; `w` where not all is finite."""
+    """The result (N, *out, C) of `x` (N, *size, C), around which there are zeros; `w` where not all is finite."""
     bands = [_bands(product, spec) for product in factors]
 
-    def filtered(source: Array, channels: slice, out: Array) -> None:
+    def filtered(source: Array, channels: slice, out: Array, memory: Memory) -> None:
         source = source.reshape(*source.shape[:3], math.prod(source.shape[3:]))
         for k, product in enumerate(bands):
-            part = out if k == 0 else np.empty_like(out)
-            _passes(source, [band[channels] for band in product], spec, part)
+            part = memory.take("part", out.shape, out.dtype) if k else out
+            _passes(source, [band[channels] for band in product], spec, part, memory)
             if k:
                 out += part
 
-    return banded.by_blocks(x, w, spec, limit, row_bytes(spec, x.dtype.itemsize, len(factors)), filtered)
+    rows = _rows(spec, x.dtype.itemsize, len(factors))
+    return planes.by_blocks(x, w, spec, limit, rows, filtered)
 
 
 def _bands(product: tuple[Array, ...], spec: ConvSpec) -> list[Array]:
@@ -113,20 +116,20 @@ def _bands(product: tuple[Array, ...], spec: ConvSpec) -> list[Array]:
     return [band(*geometry) for band, geometry in zip(kinds, axes, strict=True)]
 
 
-def _passes(x: Array, bands: list[Array], spec: ConvSpec, out: Array) -> None:
+def _passes(x: Array, bands: list[Array], spec: ConvSpec, out: Array, memory: Memory) -> None:
     """A block of rows (N, C, n, elements of a row) filtered along every axis in turn."""
     images, channels, *sizes = out.shape
     for axis, band in enumerate(bands[:-1]):
         before, after = math.prod(sizes[:axis]), math.prod(spec.padded_size[axis + 1 :])
-        y = np.empty((images, channels, before, sizes[axis], after), out.dtype)
+        y = memory.take(f"pass {axis}", (images, channels, before, sizes[axis], after), out.dtype)
         banded.down(x.reshape(images, channels, before, -1, after), band, spec.stride[axis], y)
         x = y
     rows = images, channels, math.prod(sizes[:-1])
     banded.across(x.reshape(*rows, -1), bands[-1], spec.stride[-1], out.reshape(*rows, sizes[-1]))
 
 
-def row_bytes(spec: ConvSpec, itemsize: int, products: int) -> tuple[int, int]:
-    """Of a block a row of the input, and a row of what the passes leave and of results."""
-    read = math.prod(spec.padded_size[1:])
+def _rows(spec: ConvSpec, itemsize: int, products: int) -> planes.Rows:
+    """Of a block a row of the input, and a row of what the passes leave, of results and of a tap's products."""
+    read, results = math.prod(spec.padded_size[1:]), math.prod(spec.out_size[1:])
     passes = sum(math.prod(spec.out_size[1:axis] + spec.padded_size[axis:]) for axis in range(1, spec.axes + 1))
-    return read * itemsize, (passes + (products > 1) * math.prod(spec.out_size[1:])) * itemsize
+    return planes.Rows(read * itemsize, (passes + results * (1 + (products > 1))) * itemsize, _FEWEST_ROWS)

@@ -16,8 +16,8 @@ from itertools import product
 import numpy as np
 
 from xpconv.cpu import joined, team
-from xpconv.cpu.banded import finite
 from xpconv.cpu.memory import Memory, borrowed
+from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec, Windows

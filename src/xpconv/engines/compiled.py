@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu import banded, separable, winograd
+from xpconv.cpu import planes, separable, winograd
 from xpconv.cpu.plan import SINGLE, Compiled, kernel_for, passes_pay, winograd_gradient_pays
 from xpconv.cpu.results import new
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
@@ -246,7 +246,7 @@ def finite(y: Array) -> bool:
     present = kernels()
     if present is not None and y.dtype.char in "fd" and present.are_shared_ready(y.dtype.name) and _is_contiguous(y):
         return present.all_finite(y)
-    return banded.finite(y)
+    return planes.finite(y)
 
 
 def _is_contiguous(y: Array) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import joined, overlap, separable, signals, small, strips, winograd_blocks
-from xpconv.cpu.banded import finite
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
 from xpconv.cpu.plan import Tile, conv_plan, kernel_for, row_bytes
+from xpconv.cpu.planes import finite
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
@@ -66,7 +66,7 @@ _IN_BLAS = "fdFD"  # dtypes that it multiplies
 
 def _fft(x: Array, w: Array, spec: ConvSpec) -> Array:
     if in_tiles(x, spec):
-        return overlap.conv(x, w, spec, current_limit(), max(compiled.thread_count(), 1))
+        return overlap.conv(x, w, spec, current_limit())
     return fft.conv(x, w, spec)
 
 
@@ -96,14 +96,16 @@ ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _ff
 def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array:
     """The sums of products (N, *out, F) of `x` (N, *size, C), surrounded as the spec says, by one of the methods."""
     zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
-    if not (zeros and not spec.input_dilation and _in_blocks(method, spec)):
+    if not (zeros and not spec.input_dilation and _in_blocks(method, spec, x.dtype)):
         x, spec = agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
     return ALGORITHMS[method](x, w, spec)
 
 
-def _in_blocks(method: str, spec: ConvSpec) -> bool:
+def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether zeros are put around a block of the input at a time, or around nothing, and not around the whole."""
-    return method in ("gemm", "winograd") or (method == "direct" and (_by_passes(spec) or direct_by(spec) == "loop"))
+    if method != "direct":
+        return method in ("gemm", "winograd")
+    return _by_passes(spec) or direct_by(spec) == "loop" or (dtype.char in _IN_BLAS and direct_by(spec) == "bands")
 
 
 def _by_passes(spec: ConvSpec) -> bool:
@@ -120,7 +122,12 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
     if not surrounds or spec.input_dilation or dtype.char not in "fd":
         return None
     if method == "direct" and direct_by(spec) == "bands" and small.is_plane(spec):
-        return small.plane(spec, dtype, fill) if small.copied(spec) * dtype.itemsize <= current_limit() else None
+        return small.plane(spec, dtype, fill) if small.sums(spec) * dtype.itemsize <= current_limit() else None
+    if method == "direct" and direct_by(spec) == "bands" and small.is_signal(spec):
+        return small.signal(spec, dtype, fill) if 4 * spec.padded_size[0] * dtype.itemsize <= current_limit() else None
+    if method == "fft" and small.is_spectrum(spec):
+        held = 8 * math.prod(spec.padded_size) * dtype.itemsize
+        return small.spectrum(spec, dtype, fill) if held <= current_limit() else None
     if conv_operations(spec) >= 2 * small.MOST:
         return None
     pad = small.padding(spec, dtype, fill)
