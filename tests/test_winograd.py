@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xpconv
-from xpconv.cpu import winograd, winograd_blocks
+from xpconv.cpu import blas, kept, winograd, winograd_blocks
 from xpconv.engines import compiled as compiled_calls
 
 
@@ -159,8 +159,9 @@ def test_winograd_refuses_integers():
 def test_the_workspace_of_a_block_keeps_to_the_limit(limit):
     spec = xpconv.corr.request(np.ones((8, 56, 56, 16)), np.ones((3, 3, 16, 8))).spec
     weight = 2 * 36 * 16 * 8 * 8
-    row = 14 * (36 * (2 * 16 + 2 * 8) + 6 * 4 * 16) * 8 + 128  # tiles, before and after, and what they are cut from
-    assert winograd_blocks.workspace(spec, 8, limit) - weight <= max(limit, row)
+    ends = 36 * 64  # of rows that begin at an odd number of cache lines
+    row = (14 * 36 * 2 * 16 + 6 * 58 * 16) * 8 + 4 * ends  # tiles, before and after, and what they are cut from
+    assert winograd_blocks.workspace(spec, 8, limit) - weight - 2 * ends <= max(limit, row)
 
 
 @pytest.mark.usefixtures("alone")
@@ -175,6 +176,36 @@ def test_a_block_of_a_signal_takes_the_memory_that_the_plan_says(limit):
     tracemalloc.stop()
     padded = x.nbytes  # once more where the last tile ends beyond it
     assert peak - y.nbytes <= winograd_blocks.workspace(spec, 4, limit) + padded
+
+
+@pytest.mark.usefixtures("alone")
+def test_every_product_of_a_call_is_left_to_the_thread_that_asks(monkeypatch):
+    shared, multiply = [], np.matmul
+    x, w = np.ones((2, 56, 56, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
+    spec = xpconv.corr.request(x, w).spec
+    openblas = blas.library()
+    if openblas is None:
+        pytest.skip("NumPy has another BLAS")
+
+    def seen(*operands, **options):
+        shared.append(openblas.threads())
+        return multiply(*operands, **options)
+
+    monkeypatch.setattr(np, "matmul", seen)
+    winograd_blocks.conv(x, w, spec, 2**26)
+    assert set(shared) == {1}
+
+
+@pytest.mark.parametrize("transform", [winograd.F2, winograd.F3, winograd.F4, winograd.F9])
+def test_the_matrix_of_a_tile_s_elements_is_that_of_its_values(transform):
+    rng = np.random.default_rng(9)
+    tile, taps = rng.standard_normal(transform.edges), rng.standard_normal(transform.taps**transform.axes)
+    points = transform.of_elements(np.dtype(float)) @ tile.reshape(-1)
+    points *= transform.flattened(transform.filter, np.dtype(float)) @ taps
+    y = transform.flattened(transform.output, np.dtype(float)) @ points
+    window = (transform.taps,) * transform.axes + (1,) * (2 - transform.axes)
+    windows = np.lib.stride_tricks.sliding_window_view(tile, window)
+    np.testing.assert_allclose(y, (windows * taps.reshape(window)).sum((-2, -1)).reshape(-1), rtol=1e-11)
 
 
 @pytest.mark.parametrize("transform", [winograd.F2, winograd.F3, winograd.F4])
@@ -218,8 +249,8 @@ def test_a_weight_changed_in_place_is_seen():
 
 
 def test_what_is_kept_of_weights_is_bounded_and_keeps_no_array_alive():
-    kept = pytest.importorskip("xpconv.cpu.compiled.kept", reason="the extra fast is not installed")
-    cache, made = kept.Kept(most_bytes=10_000), []
+    compiled_kept = pytest.importorskip("xpconv.cpu.compiled.kept", reason="the extra fast is not installed")
+    cache, made = compiled_kept.Kept(most_bytes=10_000), []
 
     def of(array):
         return cache.of(array, "twice", lambda copy: made.append(1) or copy * 2)
@@ -239,14 +270,57 @@ def test_what_is_kept_of_weights_is_bounded_and_keeps_no_array_alive():
 
 @pytest.mark.parametrize("change", [(0, 1.0), (-1, 1.0), (7, np.nan), (5, -0.0)])
 def test_any_change_of_a_kept_array_is_seen(change):
-    kept = pytest.importorskip("xpconv.cpu.compiled.kept", reason="the extra fast is not installed")
-    cache, array = kept.Kept(), np.zeros(37, np.float32)
+    compiled_kept = pytest.importorskip("xpconv.cpu.compiled.kept", reason="the extra fast is not installed")
+    cache, array = compiled_kept.Kept(), np.zeros(37, np.float32)
     for place in (slice(None), slice(None, None, -2)):
         array[...] = 0
         cache.of(array[place], "", np.copy)
         array[place][change[0]] = change[1]
         made = cache.of(array[place], "", np.copy)
         assert made.tobytes() == array[place].tobytes()
+
+
+def test_what_numpy_keeps_of_weights_is_bounded_and_keeps_no_array_alive():
+    cache, made = kept.Kept(most_bytes=10_000), []
+
+    def of(array):
+        return cache.of(array, "twice", lambda copy: made.append(1) or copy * 2)
+
+    arrays = [np.full(300, i, np.float32) for i in range(10)]
+    for array in arrays:
+        assert of(array) is None
+        np.testing.assert_array_equal(of(array), array * 2)
+        assert cache.nbytes <= 10_000
+    of(arrays[-1])
+    assert len(made) == 10
+    of(arrays[0])
+    of(arrays[0])
+    assert len(made) == 11
+    dead = [weakref.ref(array) for array in arrays]
+    del array, arrays
+    assert all(reference() is None for reference in dead)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("change", [(0, 1.0), (-1, 1.0), (7, np.nan), (5, -0.0)])
+def test_any_change_of_an_array_that_numpy_keeps_is_seen(change, dtype):
+    cache, array = kept.Kept(), np.zeros((37, 37), dtype)
+    for place in (np.s_[:, 3], np.s_[::-2, 3], np.s_[3]):
+        array[...] = 0
+        for _ in range(3):
+            cache.of(array[place], "", np.copy)
+        array[place][change[0]] = change[1]
+        for _ in range(3):
+            made = cache.of(array[place], "", np.copy)
+            assert made is None or made.tobytes() == array[place].tobytes()
+
+
+def test_a_weight_that_changes_from_call_to_call_is_not_kept():
+    cache, array = kept.Kept(), np.zeros(1000, np.float32)
+    for i in range(5):
+        array[...] = i
+        assert cache.of(array, "", np.copy) is None
+    assert cache.nbytes < array.nbytes
 
 
 def test_winograd_from_many_threads_is_right():

@@ -6,7 +6,7 @@ import math
 from functools import lru_cache
 
 from xpconv.cpu import joined, overlap, small, strips, winograd
-from xpconv.cpu.memory import KEPT_BYTES
+from xpconv.cpu.kept import MOST_BYTES
 from xpconv.plan import conv_operations
 from xpconv.spec import ConvSpec
 from xpconv.workspace import DEFAULT_LIMIT
@@ -18,10 +18,12 @@ _PATCH_PRODUCTS = 125e9  # operations of their products
 _SINGLE = 0.5e9  # elements of windows of a single channel, which a product makes one result of
 _PRODUCTS = 85e9  # operations of a matrix product
 _READ_ONCE = 1.5e9  # elements of a weight that BLAS reads
-_SMALL_PRODUCTS = 110e9  # of those that BLAS leaves to one thread
-_TILES = 1.8e9  # elements of Winograd's tiles, before and after their transforms
-_WEIGHTS = 0.4e9  # elements of a weight transformed
-_FRESH_WEIGHTS = 0.25e9  # of those, where they are too many to be kept from call to call
+_TILE_PRODUCTS = 120e9  # operations of Winograd's products
+_TILES = 2.5e9  # elements of its tiles, before and after their transforms
+_WEIGHTS = 4.5e9  # elements of a transformed weight that a block reads
+_FAR_WEIGHTS = 2.5e9  # of those, from memory
+_COMPARED = 2e9  # elements of a weight beside those that what is kept was made of
+_FRESH_WEIGHTS = 0.25e9  # elements of a weight transformed, where they are too many to be kept from call to call
 _PASSES = 2.6e9  # elements multiplied and added to the result
 _SUMS = 0.9e9  # elements of a product added to others
 _TRANSFORMED = 0.09e9  # elements of a plane whose spectrum is taken at once
@@ -37,6 +39,7 @@ _TAP = 4.5e-6
 CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
 _HANDED = 100e-6  # strips to another thread
 _WOKEN = 250e-6  # another thread
+_BLOCKS = 100e-6
 _SPECTRUM = 50e-6
 _CUT = 300e-6  # into tiles
 _BANDS = 200e-6
@@ -152,17 +155,20 @@ def whole_fft_seconds(spec: ConvSpec) -> float:
 
 
 def winograd_seconds(spec: ConvSpec) -> float:
-    """Tiles copied and transformed, one product for each of their points, and the weight transformed."""
+    """Tiles copied and transformed, one product for each of their points, and the weight read for every block."""
     if not winograd.fits(spec):
         return math.inf
     transform = winograd.transform_for(spec)
     products, transforms = winograd.operations(spec, transform)
-    points, terms = transform.points, transform.terms(spec.window)
-    tiles = products // (2 * points * terms * spec.channels * spec.filters or 1)
-    moved = points * tiles * (2 * spec.channels + 1.5 * spec.filters)
-    weight = points * terms * spec.channels * spec.filters
-    transformed = weight / (_WEIGHTS if 4 * weight <= KEPT_BYTES else _FRESH_WEIGHTS)
-    return (products + transforms) / _SMALL_PRODUCTS + moved / _TILES + transformed + _WOKEN
+    points, terms, channels, filters = transform.points, transform.terms(spec.window), spec.channels, spec.filters
+    tiles = products // (2 * points * terms * channels * filters or 1)
+    moved = tiles * (math.prod(transform.edges) * (channels + 6) + math.prod(transform.tile) * filters)
+    short = 1 + 16 / max(channels, 1) + 4 / max(filters, 1)  # sums and rows of a product
+    multiplied = products * short + transforms * (1 + (16 / points) ** 2)
+    weight, given = points * terms * channels * filters, math.prod(spec.window) * channels * filters
+    read = max(2, tiles / winograd.BLOCK_ROWS) * weight / (_WEIGHTS if weight <= winograd.FAR else _FAR_WEIGHTS)
+    made = given / _COMPARED if 4 * (weight + given) <= MOST_BYTES else weight / _FRESH_WEIGHTS
+    return multiplied / _TILE_PRODUCTS + moved / _TILES + read + made + _WOKEN + _BLOCKS
 
 
 COSTS = {"direct": direct_seconds, "gemm": gemm_seconds, "winograd": winograd_seconds, "fft": _fft_seconds}

@@ -4,8 +4,8 @@
 16 results of a channel, where the definition takes 144. The transforms are one matrix product each over all tiles of
 a block, with the Kronecker square of their matrix: one redundant product takes less time than forty passes.
 
-Signals are images one element wide, whose tiles have one axis: 5 products make 3 results of 3 taps. Longer windows are
-sums of windows of three, which read one tile further each; the compiled kernels take nine taps at a time.
+Signals are images one element wide, whose tiles have one axis: 5 products make 3 results of 3 taps, or 25 products 9
+results of 9 taps. Longer windows are sums of windows of nine, which read one tile further each.
 """
 
 from __future__ import annotations
@@ -49,6 +49,15 @@ class Transform:
     def flattened(self, matrix: Array, dtype: np.dtype) -> Array:
         """For tiles whose axes are one."""
         return (np.kron(matrix, matrix) if self.squared else matrix).astype(dtype)
+
+    def of_elements(self, dtype: np.dtype) -> Array:
+        """The input's matrix, for a tile's elements in order, each of which a folded signal's rows share."""
+        matrix = self.flattened(self.input, np.dtype(np.float64))
+        if self.fold:
+            rows, columns = self.values
+            places = np.add.outer(self.fold * np.arange(rows), np.arange(columns)).reshape(-1)
+            matrix = matrix @ np.eye(self.edges[0])[places]
+        return matrix.astype(dtype)
 
     def terms(self, window: Sizes) -> int:
         """Windows of three taps, three by three or nine, that a window is the sum of."""
@@ -95,28 +104,32 @@ def as_images(spec: ConvSpec) -> ConvSpec:
 
 
 def transform_for(spec: ConvSpec) -> Transform:
-    """F(3, 3) of signals; F(4x4, 3x3), or F(2x2, 3x3) of maps so small that most of a larger tile would be cut off."""
+    """Of signals F(3, 3), folded where there are more taps; of images F(4x4, 3x3), or F(2x2, 3x3).
+
+    That is for maps so small that most of a larger tile would be cut off.
+    """
     if spec.axes == 1:
-        return F3
+        return F3 if spec.window[0] <= TAPS else F9
     across = (-(-n // d) for n, d in zip(spec.out_size[-SPACE:], spec.dilation[-SPACE:], strict=True))
     return F2 if min(across) <= F2.results else F4
 
 
 @lru_cache(maxsize=4096)
 def compiled_for(spec: ConvSpec) -> Transform:
-    """That of the compiled kernels: of signals F(3, 3), folded where there are more taps, of images F(4x4, 3x3).
+    """That of the compiled kernels: of signals as NumPy's, of images F(4x4, 3x3).
 
     Where so few tiles share a weight that reading it takes longer than to multiply it, F(2x2, 3x3), whose transformed
     weight is less than half as large.
     """
     if spec.axes == 1:
-        return F3 if spec.window[0] <= TAPS else F9
+        return transform_for(spec)
     weight = F4.points * F4.terms(spec.window) * spec.channels * spec.filters
     products, _ = operations(spec, F4)
-    return F2 if weight > _FAR and products < 2 * _SHARED * weight else F4
+    return F2 if weight > FAR and products < 2 * _SHARED * weight else F4
 
 
-_FAR = 1 << 22  # elements of a weight that are read from memory at every call
+FAR = 1 << 22  # elements of a weight that are read from memory at every call
+BLOCK_ROWS = 96  # of the products of NumPy's blocks, at least: they share what is read of the weight
 _SHARED = 8  # tiles
 
 
@@ -148,5 +161,6 @@ def operations(spec: ConvSpec, transform: Transform) -> tuple[int, int]:
     tiles = spec.batch * lead * math.prod(math.ceil(n / (d * transform.results)) * d for n, d in pairs)
     terms, points = transform.terms(spec.window), transform.points
     products = 2 * points * tiles * terms * spec.channels * spec.filters
-    transforms = 2 * points * tiles * (points * spec.channels + math.prod(transform.tile) * spec.filters)
+    elements = math.prod(transform.edges) * spec.channels + math.prod(transform.tile) * spec.filters
+    transforms = 2 * points * tiles * elements
     return products, transforms
