@@ -2,7 +2,7 @@
 
 The taps of the last axis and the channels of each are one run where the dilation leaves them side by side. Blocks of
 rows are shared among threads, and the filters of a block where there are too few of them. Where all is one block, a
-panel of the weight is packed where it is used, in the thread's own cache.
+panel of the weight is packed where it is used, in the thread's own cache, or in chunks of several panels (`deep`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled import blocks, threads
+from xpconv.cpu.compiled import blocks, deep, threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import LINE, Call, streamed_now
@@ -28,6 +28,7 @@ _ARRAYS = ("x", "w", "y", "bias")
 _OWN = (
     "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "x_group", "y_item",
     "y_row", "turned", "filters", "plane", "packing", "packs", "panel_bytes", "own", "streams", "w_start", "w_step",
+    "chunks", "chunk",
 )  # fmt: skip
 FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
 
@@ -41,27 +42,34 @@ class Direct:
         group = replace(spec, channels=spec.channels // groups, filters=spec.filters // groups, groups=1)
         maps = group.filters
         panels, held = -(-maps // shape.filters), call.limit // (2 * call.team)
-        together = (spec.out_size[0], spec.batch) if _is_for_all(call, groups * panels, held) else None
-        turned, gap = call.y_strides[-1] != size, _gap(group, size)
+        turned, gap, order = call.y_strides[-1] != size, _gap(group, size), taps_order(spec, call.w_strides)
+        step = _step(order, maps, shape, call)
+        may_be_deep = step > 0 and not turned and spec.groups == 1 and deep.is_for(shape)
+        together = _is_for_all(call, groups * panels, held, may_be_deep)
+        is_deep = may_be_deep and together
         most = min(held, BLOCK_BYTES) // groups if turned else held  # then all groups' results are held too
-        cut = blocks_of(group, call.x_strides, call.dtype, call.team, call.sources, call.fill, most, together, gap)
+        whole = (spec.out_size[0], spec.batch) if together else None
+        cut = blocks_of(group, call.x_strides, call.dtype, call.team, call.sources, call.fill, most, whole, gap)
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(groups * panels, call.team)
-        (windows, run_elements), order = _taps(group, gap), taps_order(spec, call.w_strides)
-        whole_run = run_elements // shape.groups
-        run = next(n for n in range(min(whole_run, 2 * SUMMED), 0, -1) if whole_run % n == 0)
+        windows, run_elements = _taps(group, gap)
+        whole_run, most_run = run_elements // shape.groups, deep.ROWS if is_deep else 2 * SUMMED
+        run = next(n for n in range(min(whole_run, most_run), 0, -1) if whole_run % n == 0)
         runs = np.arange(0, whole_run, run)
         self._pack = Packing(call.dtype, groups, maps, shape.filters, order, call.w_strides[-1])
         self._bias = PackedBias(call.dtype, groups, maps, shape.filters)
         self._items, self._packs = cut.count * parts, cut.count <= call.team
-        panel_bytes = len(order) * shape.filters * size
+        tap_count, panel_bytes = math.prod(windows) * (whole_run // run), len(order) * shape.filters * size
+        chunk = max(deep.ROWS // run, 1)
         scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
-        self._scratch = scratch + int(self._packs) * panel_bytes
+        own_bytes = chunk * run * deep.PANELS * shape.filters * size if is_deep else panel_bytes
+        self._scratch = scratch + int(self._packs) * own_bytes
         numbers = {
-            "tap_count": math.prod(windows) * (whole_run // run), "run": run, "groups": groups, "maps": maps,
+            "tap_count": tap_count, "run": run, "groups": groups, "maps": maps,
             "panels": panels, "parts": parts, "x_group": group.channels * call.x_strides[-1],
             "y_item": call.y_strides[0], "y_row": call.y_strides[1], "turned": int(turned), "filters": spec.filters,
             "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
-            "streams": int(call.is_streamed), "w_start": order[0], "w_step": _step(order, maps, shape, call),
+            "streams": int(call.is_streamed), "w_start": order[0], "w_step": step,
+            "chunk": chunk, "chunks": -(-tap_count // chunk),
         }  # fmt: skip
         tables = {
             "pixels": cut.starts(group),
@@ -74,7 +82,7 @@ class Direct:
         self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
         compiled = _library(call.dtype, shape)
         assert compiled is not None
-        self._address = compiled.address("conv")
+        self._address = compiled.address("deep" if is_deep else "conv")
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`, where no value reaches further than its windows."""
@@ -92,7 +100,7 @@ def _step(order: Array, maps: int, shape: Shape, call: Call) -> int:
     return int(steps[0]) if len(steps) == 1 and maps % shape.filters == 0 and call.w_strides[-1] == call.itemsize else 0
 
 
-def _is_for_all(call: Call, panels: int, held: int) -> bool:
+def _is_for_all(call: Call, panels: int, held: int, may_be_deep: bool) -> bool:
     """Whether all threads read all of a small input, each for some panels of a large weight, which is then read once.
 
     3x3 512@7, N=1 took as long on two threads as on one when each read the whole weight for half of the rows.
@@ -100,7 +108,9 @@ def _is_for_all(call: Call, panels: int, held: int) -> bool:
     spec = call.spec
     x_bytes = spec.batch * math.prod(spec.padded_size) * spec.channels * call.itemsize
     w_bytes = math.prod(spec.window) * spec.channels // spec.groups * spec.filters * call.itemsize
-    return call.team > 1 and panels >= call.team and x_bytes <= min(_SMALL, held) and w_bytes > x_bytes
+    most = max(_SMALL, min(deep.MOST_INPUT, w_bytes // 2)) if may_be_deep else _SMALL
+    shared = (call.team > 1 or may_be_deep) and panels >= call.team
+    return shared and x_bytes <= min(most, held) and w_bytes > x_bytes
 
 
 _SMALL = 1 << 19  # bytes of input that stay in a level 2 cache beside a panel
@@ -216,6 +226,9 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     with kernel.when(stream > 0):
         kernel.fence()
     kernel.finish()
+    if deep.is_for(shape):
+        deep.make(module, dtype, shape, FIELDS, gather, tiles)
+        return ("conv", "deep")
     return ("conv",)
 
 

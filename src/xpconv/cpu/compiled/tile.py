@@ -90,14 +90,18 @@ def shape_for(filters: int, dtype: str) -> Shape:
 
 
 def tile_kernels(
-    module: ir.Module, dtype: str, shape: Shape, heights: tuple[int, ...] | None = None, *, foresees: bool = False
+    module: ir.Module, dtype: str, shape: Shape, heights: tuple[int, ...] | None = None, *, foresees: bool = False,
+    adds: bool = False,
 ) -> dict[int, Kernel]:  # fmt: skip
     """A kernel for each height; the first `width` filters of a tile are stored.
+
+    One that `adds` takes the results that are there, of all filters of a tile, for its bias.
 
     One that `foresees` has two more arguments: an address that is to be read soon, and how many bytes more of what
     lies there are asked for with each channel, two lines of the cache at most.
     """
-    return {height: _tile(module, dtype, shape, height, foresees=foresees) for height in heights or shape.heights}
+    heights = heights or shape.heights
+    return {height: _tile(module, dtype, shape, height, foresees=foresees, adds=adds) for height in heights}
 
 
 def packing_tile(module: ir.Module, dtype: str, shape: Shape) -> Kernel:
@@ -109,10 +113,11 @@ def packing_tile(module: ir.Module, dtype: str, shape: Shape) -> Kernel:
 
 
 def _tile(
-    module: ir.Module, dtype: str, shape: Shape, height: int, *, foresees: bool = False, packs: bool = False
-) -> Kernel:
+    module: ir.Module, dtype: str, shape: Shape, height: int, *, foresees: bool = False, packs: bool = False,
+    adds: bool = False,
+) -> Kernel:  # fmt: skip
     names = (*ARGUMENTS, *(("soon", "soon_step") if foresees else ()), *(("packed",) if packs else ()))
-    kernel = Kernel(module, f"packing{height}" if packs else f"tile{height}", names)
+    kernel = Kernel(module, f"{'packing' if packs else 'adding' if adds else 'tile'}{height}", names)
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
     kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
@@ -153,14 +158,19 @@ def _tile(
     if shape.groups > 1:
         for total in itertools.chain(*sums):
             total.set(kernel.shuffled(total.get(), shape.one_by_one))
-    biases = [kernel.load(given.bias, kind, place) for place in places]
     targets = [given.y + kernel.load(given.results, offset=8 * p) for p in range(height)]
+    added_to = targets if adds else [given.bias]
+    biases = [[kernel.load(there, kind, place) for place in places] for there in added_to] * (height // len(added_to))
+
+    def store(done: Callable[[Value, Value], Value]) -> None:
+        results = [[done(a.get(), b) for a, b in zip(*rows, strict=True)] for rows in zip(sums, biases, strict=True)]
+        _store(kernel, given, shape, targets, results)
+
     with kernel.either(given.finish.equals(0)) as (plain, other):
         with plain:
-            _store(kernel, given, shape, targets, sums, lambda total, q: total + biases[q])
+            store(lambda total, bias: total + bias)
         with other:
-            finished = Finish(kernel, given.finish, element, shape.lanes)
-            _store(kernel, given, shape, targets, sums, lambda total, q: finished(total, biases[q]))
+            store(Finish(kernel, given.finish, element, shape.lanes))
     kernel.finish()
     return kernel
 
@@ -209,12 +219,10 @@ def _size(kind: ir.Type) -> int:
 
 
 def _store(
-    kernel: Kernel, given: SimpleNamespace, shape: Shape, targets: list[Value], sums: list[list[Variable]],
-    done: Callable[[Value, int], Value],
-) -> None:  # fmt: skip
+    kernel: Kernel, given: SimpleNamespace, shape: Shape, targets: list[Value], results: list[list[Value]]
+) -> None:
     """The results, of which the first `width` filters count."""
-    lane_bytes = shape.lanes * _size(sums[0][0].get().type)
-    results = [[done(total.get(), q) for q, total in enumerate(row)] for row in sums]
+    lane_bytes = shape.lanes * _size(results[0][0].type)
     with kernel.either(given.width >= shape.filters) as (whole, part):
         with whole, kernel.either(given.stream > 0) as (streamed, kept):
             for where, store in ((streamed, kernel.stream), (kept, kernel.store)):

@@ -1,0 +1,89 @@
+"""Convolutions of a large weight that few results share: every part of it is packed, and all parts are added up."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+import xpconv
+from cases import integers
+from engine_cases import reference
+from kernel_calls import by_kernels
+
+pytest.importorskip("llvmlite", reason="the extra fast is not installed")
+
+from xpconv.cpu.compiled import deep, direct, threads
+from xpconv.cpu.compiled.build import machine
+from xpconv.cpu.compiled.moves import lanes_of
+from xpconv.cpu.compiled.tile import Shape
+
+if machine() is None:
+    pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
+
+compiled = partial(by_kernels, "direct", xpconv.corr)
+
+CASES = [
+    ((1, 7, 7, 520), (3, 3, 520, 80), {"padding": 1}),
+    ((1, 7, 7, 512), (1, 1, 512, 256), {}),
+    ((5, 1, 1, 1031), (1, 1, 1031, 144), {}),
+    ((2, 9, 10, 96), (3, 3, 96, 208), {"padding": 1, "stride": 2}),
+    ((1, 9, 11, 64), (3, 3, 64, 128), {"padding": 2, "dilation": 2}),
+    ((3, 11, 320), (5, 320, 64), {}),
+]
+
+
+def _taken(monkeypatch):
+    """The addresses of the tasks that are run from here on."""
+    taken, run = [], threads.run
+    monkeypatch.setattr(threads, "run", lambda task, *rest: (taken.append(task), run(task, *rest)))
+    return taken
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("x_shape", "w_shape", "options"), CASES)
+def test_large_weights_are_multiplied_whole(x_shape, w_shape, options, dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, w, bias = (integers(rng, shape, dtype) for shape in (x_shape, w_shape, w_shape[-1:]))
+    shape, taken = Shape(lanes_of(dtype), 2), _taken(monkeypatch)
+    y = compiled(x, w, bias=bias, activation="relu", **options)
+    np.testing.assert_array_equal(y, reference(xpconv.corr, x, w, bias, activation="relu", **options))
+    if deep.is_for(shape):
+        assert direct._library(dtype, shape).address("deep") in taken
+
+
+@pytest.mark.parametrize("arranged", [
+    lambda w: w[::-1], lambda w: np.asarray(w, order="F"), lambda w: w[..., ::2], lambda w: w[::2],
+])  # fmt: skip
+def test_large_weights_of_any_strides(arranged):
+    rng = np.random.default_rng(1)
+    x, w = integers(rng, (1, 8, 8, 256), "float32"), arranged(integers(rng, (3, 3, 256, 96), "float32"))
+    for function in (xpconv.corr, xpconv.conv):
+        y = by_kernels("direct", function, x, w, padding=1)
+        np.testing.assert_array_equal(y, reference(function, x, w, padding=1))
+
+
+def test_a_nan_stays_in_the_windows_that_hold_it():
+    x, w = np.ones((1, 9, 9, 600), np.float32), np.ones((3, 3, 600, 64), np.float32)
+    x[0, 4, 5, 599] = np.nan
+    touched = np.zeros((7, 7), bool)
+    touched[2:5, 3:6] = True
+    np.testing.assert_array_equal(np.isnan(compiled(x, w)), np.broadcast_to(touched[None, :, :, None], (1, 7, 7, 64)))
+
+
+@pytest.mark.parametrize("channels", [512, 1031, 4096])
+def test_the_error_stays_within_the_bound_of_direct(channels):
+    rng = np.random.default_rng(2)
+    x, w = (rng.standard_normal(shape).astype("float32") for shape in ((1, 5, 5, channels), (3, 3, channels, 48)))
+    exact = xpconv.corr2d(x.astype(float), w.astype(float), method="gemm")
+    assert np.abs(compiled(x, w) - exact).max() < 2e-6 * np.abs(exact).max()
+
+
+def test_threads_do_not_change_a_result(monkeypatch):
+    rng = np.random.default_rng(3)
+    x, w = (rng.standard_normal(shape, np.float32) for shape in ((1, 14, 14, 512), (3, 3, 512, 96)))
+    results = []
+    for count in (1, 2, 3, 5):
+        monkeypatch.setattr(threads, "thread_count", lambda count=count: count)
+        results.append(compiled(x, w, stride=2, padding=1))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
