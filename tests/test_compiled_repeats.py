@@ -80,8 +80,20 @@ def test_poolings(pool, layout):
         expected = run(function.request(x, window, stride=2, layout=layout))
         np.testing.assert_array_equal(function(x, window, stride=2, layout=layout), expected)
     assert engine.replay(function.request(*arrays[0], stride=2, layout=layout)) is not None
-    padded = xpconv.avg_pool2d.request(arrays[0][0], 3, padding=1, count_include_pad=False)
-    assert engine.replay(padded) is None  # windows are divided by different numbers
+
+
+@pytest.mark.parametrize(("shape", "layout"), [
+    ((2, 32, 30, 16), "channels_last"), ((2, 16, 32, 30), "channels_first"), ((70, 65), "channels_last"),
+])  # fmt: skip
+def test_means_of_windows_that_count_different_elements(shape, layout):
+    rng = np.random.default_rng(3)
+    options = {"stride": 2, "padding": ((0, 1), (1, 2)), "count_include_pad": False, "layout": layout}
+    for _ in range(3):
+        x = integers(rng, shape, "float32")
+        request = xpconv.avg_pool2d.request(x, 3, **options)
+        np.testing.assert_array_equal(xpconv.avg_pool2d(x, 3, **options), run(request))
+        np.testing.assert_allclose(run(request), xpconv.avg_pool2d(x.astype(float), 3, **options), rtol=1e-6)
+    assert engine.replay(request) is not None
 
 
 def test_arrays_that_lie_otherwise_are_another_call():

