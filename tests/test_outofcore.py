@@ -151,7 +151,7 @@ def test_an_interrupted_result_goes_on_without_redoing_what_is_finished(tmp_path
     ],
 )  # fmt: skip
 def test_a_process_that_is_killed_is_gone_on_with(tmp_path, written, number, scheduler):
-    put(tmp_path / "in.npy", values(640, 640))
+    put(tmp_path / "in.npy", values(448, 448))
     arguments = ["in.npy", "-k", "gaussian", "--size", 5, "-o", written, "--chunks", 32]
     command = [sys.executable, "-m", "xpconv", "filter", *map(str, arguments), "--scheduler", scheduler]
     how = {"cwd": tmp_path, "start_new_session": True, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
@@ -169,11 +169,11 @@ def test_a_process_that_is_killed_is_gone_on_with(tmp_path, written, number, sch
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert said == (
-            f"xpconv: interrupted; {finished} of 400 chunks are finished, and the same command goes on from there\n"
+            f"xpconv: interrupted; {finished} of 196 chunks are finished, and the same command goes on from there\n"
         )
     done = xpconv_filter(*arguments, "--scheduler", scheduler, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{finished} of 400 chunks were finished before\n")
+    assert done.stdout.startswith(f"{finished} of 196 chunks were finished before\n")
     (tmp_path / "whole").mkdir()
     arguments[arguments.index(written)] = f"whole/{written}"
     whole = xpconv_filter(*arguments, "--scheduler", scheduler, cwd=tmp_path)
