@@ -6,11 +6,10 @@ kept alive. Something is kept once an array is met again: a weight that a traini
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from threading import Lock
 
+from xpconv.cpu.entries import Entries, key_of
 from xpconv.spec import Array
 
 MOST_BYTES = 1 << 28
@@ -31,17 +30,15 @@ class _Entry:
 
 
 class Kept:
-    """Entries up to a number of bytes; the one that was not used for the longest time goes first."""
+    """What was made of arrays that were met again, up to a number of bytes."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._lock = Lock()
+        self._entries: Entries[_Entry] = Entries(most_bytes, _MOST_ENTRIES)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all entries."""
-        return sum(entry.nbytes for entry in self._entries.values())
+        return self._entries.nbytes
 
     def of(self, array: Array, purpose: Hashable, make: Callable[[Array], Array]) -> Array | None:
         """What `make` made of the array, or makes now of a copy, which no other thread changes meanwhile.
@@ -50,28 +47,18 @@ class Kept:
         """
         if array.itemsize not in _BITS:
             return None
-        key = (array.ctypes.data, array.shape, array.strides, array.dtype.char, purpose)
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
+        key = key_of(array, purpose)
+        entry = self._entries.get(key)
         if entry is not None and entry.values is not None and _same(entry.values, array):
             return entry.made
         some = array[tuple(slice(None, None, max(1, n // _SAMPLES)) for n in array.shape)]
         if entry is None or not _same(entry.some, some):
-            self._keep(key, _Entry(some.copy()))
+            self._entries.put(key, _Entry(some.copy()))
             return None
         values = array.copy(order="K")
         made = make(values)
-        self._keep(key, _Entry(some.copy(), values, made))
+        self._entries.put(key, _Entry(some.copy(), values, made))
         return made
-
-    def _keep(self, key: Hashable, entry: _Entry) -> None:
-        with self._lock:
-            self._entries[key] = entry
-            self._entries.move_to_end(key)
-            while len(self._entries) > _MOST_ENTRIES or self.nbytes > self._most_bytes:
-                self._entries.popitem(last=False)
 
 
 def _same(one: Array, other: Array) -> bool:

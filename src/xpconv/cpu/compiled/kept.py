@@ -12,10 +12,8 @@ whoever does not know the keys, the chance that both sums of its lane stay as th
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from threading import Lock
 
 import numpy as np
 from llvmlite import ir
@@ -24,6 +22,7 @@ from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.build import library
 from xpconv.cpu.compiled.ir import I32, I64, Kernel, vector
+from xpconv.cpu.entries import Entries, key_of
 from xpconv.spec import Array
 
 _MOST_BYTES = 1 << 28
@@ -45,31 +44,24 @@ class _Entry:
 
 
 class Kept:
-    """Entries up to a number of bytes; the one that was not used for the longest time goes first."""
+    """What was made of arrays, up to a number of bytes."""
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._lock = Lock()
+        self._entries: Entries[_Entry] = Entries(most_bytes)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all entries."""
-        return sum(entry.nbytes for entry in self._entries.values())
+        return self._entries.nbytes
 
     def of(self, array: Array, purpose: Hashable, make: Callable[[Array], Array]) -> Array:
         """What `make` made of the array, or makes now of a copy, which no other thread changes meanwhile."""
-        key = (array.ctypes.data, array.shape, array.strides, array.dtype.char, purpose)
-        with self._lock:
-            entry = self._entries.get(key)
+        key = key_of(array, purpose)
+        entry = self._entries.get(key)
         if entry is None or entry.fingerprint != _fingerprint(_as_it_lies(array)):
             copy = array.copy(order="K")
             entry = _Entry(_fingerprint(_as_it_lies(copy)), make(copy))
-        with self._lock:
-            self._entries[key] = entry
-            self._entries.move_to_end(key)
-            while self.nbytes > self._most_bytes:
-                self._entries.popitem(last=False)
+            self._entries.put(key, entry)
         return entry.made
 
 
