@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled.call import LINE
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
+from xpconv.cpu.lines import LINE
 from xpconv.spec import Array
 
 STRIDES = (1, 2)  # along the row, that there are kernels for

@@ -24,13 +24,14 @@ from xpconv.cpu import winograd
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Blocks, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.call import LINE, Call, streamed_now
+from xpconv.cpu.compiled.call import Call, streamed_now
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
 from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel, forward_kernel
 from xpconv.cpu.compiled.weights import PackedBias, Packing
+from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = ("x", "w", "y", "bias", "found")

@@ -17,8 +17,8 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import winograd as transforms
+from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import blocks, threads
-from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.gradients import heights, sums_tile
