@@ -16,7 +16,7 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import winograd as transforms
-from xpconv.cpu.compiled import kernels, threads, winograd
+from xpconv.cpu.compiled import kernels, threads, winograd, winograd_tables
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.plan import Compiled, conv_plan
@@ -411,5 +411,5 @@ def test_blocks_have_fewer_tiles_beside_narrow_vectors(registers, images, monkey
     monkeypatch.setattr(winograd, "machine", lambda: replace(machine(), registers=registers))
     x, w = np.empty((8, 14, 14, 256), "f"), np.empty((3, 3, 256, 256), "f")
     spec = xpconv.corr2d.request(x, w, padding=1).spec
-    whole = winograd.whole_of(spec, winograd.FORMS[transforms.F4])
+    whole = winograd_tables.whole_of(spec, winograd.FORMS[transforms.F4])
     assert winograd._shape(whole, winograd.FORMS[transforms.F4], 2) == (16, images)
