@@ -175,9 +175,7 @@ def test_a_process_that_is_killed_is_gone_on_with(tmp_path, written, number, sch
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{finished} of 196 chunks were finished before\n")
     (tmp_path / "whole").mkdir()
-    arguments[arguments.index(written)] = f"whole/{written}"
-    whole = xpconv_filter(*arguments, "--scheduler", scheduler, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    filtered(tmp_path / "in.npy", tmp_path / "whole" / written, named_filter("gaussian", 5), chunks=[32])
     assert content(tmp_path / written) == content(tmp_path / "whole" / written)
 
 
