@@ -117,12 +117,12 @@ def test_a_kernel_of_n_axes_filters_n_axes_and_channels(tmp_path, shape):
 
 
 def test_processes_give_the_bytes_of_threads(tmp_path):
-    put(tmp_path / "in.npy", values(100, 150))
-    for scheduler in ("threads", "processes"):
-        done = xpconv_filter(
-            "in.npy", "-k", "box", "-o", f"{scheduler}.npy", "--chunks", 50, "--scheduler", scheduler, cwd=tmp_path
-        )
-        assert (done.returncode, done.stderr) == (0, "")
+    path = put(tmp_path / "in.npy", values(100, 150))
+    filtered(path, tmp_path / "threads.npy", named_filter("box"), chunks=[50])
+    done = xpconv_filter(
+        "in.npy", "-k", "box", "-o", "processes.npy", "--chunks", 50, "--scheduler", "processes", cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     assert content(tmp_path / "threads.npy") == content(tmp_path / "processes.npy")
 
 
