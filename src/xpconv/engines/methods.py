@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import joined, overlap, separable, signals, small, strips, winograd_blocks
-from xpconv.cpu.costs import direct_by, is_cut, may_separate
+from xpconv.cpu import joined, overlap, separable, signals, small, spectra, strips, winograd_blocks
+from xpconv.cpu.costs import direct_by, is_cut, loop_seconds, may_separate
 from xpconv.cpu.plan import Tile, conv_plan, kernel_for, row_bytes
 from xpconv.cpu.planes import finite
 from xpconv.dtypes import kind_of
@@ -42,13 +42,13 @@ def itemsize(x: Array) -> int:
 
 def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
     """Sums of products: of single planes by their axes or by bands, else one pass over the result per tap."""
-    if direct_by(spec) == "loop":
+    if _by_loop(spec, x.dtype):
         return small.correlation(x, w, spec)
     if x.dtype.char in _IN_BLAS and direct_by(spec) == "bands":
         if may_separate(spec) and (factors := separable.factors(w, spec)):
             return separable.conv(x, w, factors, spec, current_limit())
         return signals.conv(x, w, spec, current_limit())
-    if _by_passes(spec):
+    if _by_passes(spec, x.dtype):
         return strips.conv(x, w, spec, current_limit())
     if spec.groups != spec.channels:
         return agnostic.total(
@@ -103,14 +103,23 @@ def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Ar
 
 def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether zeros are put around a block of the input at a time, or around nothing, and not around the whole."""
+    if method == "fft":
+        return dtype.char in _IN_BLAS and is_cut(spec)
     if method != "direct":
         return method in ("gemm", "winograd")
-    return _by_passes(spec) or direct_by(spec) == "loop" or (dtype.char in _IN_BLAS and direct_by(spec) == "bands")
+    in_bands = direct_by(spec) == "bands" and dtype.char in _IN_BLAS
+    return in_bands or _by_loop(spec, dtype) or _by_passes(spec, dtype)
 
 
-def _by_passes(spec: ConvSpec) -> bool:
-    """Whether every channel is filtered by itself, tap by tap."""
-    return spec.groups == spec.channels == spec.filters and direct_by(spec) == "taps"
+def _by_loop(spec: ConvSpec, dtype: np.dtype) -> bool:
+    """Whether NumPy's own loop sums the products: of double precision those of 3 taps at any length."""
+    return direct_by(spec) == "loop" or (dtype.char == "d" and spec.window == (3,) and loop_seconds(spec) < math.inf)
+
+
+def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
+    """Whether every channel is filtered by itself, tap by tap: what BLAS does not multiply as well."""
+    by_taps = direct_by(spec) == "taps" or (direct_by(spec) == "bands" and dtype.char not in _IN_BLAS)
+    return spec.groups == spec.channels == spec.filters and by_taps
 
 
 def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callable[[Array, Array], Any] | None:
@@ -125,15 +134,15 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
         return small.plane(spec, dtype, fill) if small.sums(spec) * dtype.itemsize <= current_limit() else None
     if method == "direct" and direct_by(spec) == "bands" and small.is_signal(spec):
         return small.signal(spec, dtype, fill) if 4 * spec.padded_size[0] * dtype.itemsize <= current_limit() else None
-    if method == "fft" and small.is_spectrum(spec):
+    if method == "fft" and spectra.is_at_once(spec):
         held = 8 * math.prod(spec.padded_size) * dtype.itemsize
-        return small.spectrum(spec, dtype, fill) if held <= current_limit() else None
+        return spectra.at_once(spec, dtype, fill) if held <= current_limit() else None
+    if method == "direct" and fill == 0 and _by_loop(spec, dtype) and spec.size[0] > small.COPIED:
+        return lambda x, w: small.correlation(x, w, spec)
     if conv_operations(spec) >= 2 * small.MOST:
         return None
     pad = small.padding(spec, dtype, fill)
-    if method == "direct" and direct_by(spec) == "loop":
-        if fill == 0 and spec.size[0] > small.COPIED:
-            return lambda x, w: small.correlation(x, w, spec)
+    if method == "direct" and _by_loop(spec, dtype):
         valid = spec.valid
         return lambda x, w: small.correlation(pad(x), w, valid)
     patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
