@@ -45,6 +45,7 @@ class Compiled:
     depthwise: bool = False
     plane: bool = False
     winograd: bool = False
+    spectra: bool = False  # of tiles of planes
     threads: int = 1  # that are free
     wide: bool = True  # vectors of 64 bytes, which multiply twice as much as others while as much is read
 

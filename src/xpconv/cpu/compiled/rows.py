@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.compiled.blocks import Sources, runs_of
 from xpconv.cpu.compiled.call import LINE
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
-from xpconv.spec import Array
+from xpconv.spec import Array, ConvSpec, Sizes
 
 STRIDES = (1, 2)  # along the row, that there are kernels for
 UNITS = 4  # vectors of a row at once, or pairs of them where the stride is two
@@ -43,6 +44,20 @@ def tap_offsets(taps: int, dilation: int, stride: int, half: int, dtype: str) ->
 def aligning(left: int, stride: int, dtype: str) -> int:
     """Bytes to skip so that the first column that is not padding begins a line, as most others that are read do."""
     return -(left // stride) * np.dtype(dtype).itemsize % LINE
+
+
+def padded_rows(
+    spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float
+) -> dict[str, Array]:
+    """Where rows of the padded plane come from, and the runs of each, in bytes; and what is outside."""
+    *down, across = sources(spec)
+    rows = down[0] if down else np.zeros(1, np.int64)
+    line = np.where(across < 0, OUTSIDE, across * x_strides[-2])
+    return {
+        "row_sources": np.where(rows < 0, OUTSIDE, rows * (x_strides[-3] if down else 0)),
+        "runs": runs_of(line, x_strides[-2]),
+        "outside": np.full(spec.size[-1] + 1, fill, dtype),
+    }
 
 
 def joined(kernel: Kernel, operation: str, first: Value, second: Value) -> Value:

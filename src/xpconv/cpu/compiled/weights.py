@@ -57,7 +57,7 @@ class Packing:
 
     def __call__(self, w: Array, team: int = 1) -> Array:
         """The weight at the address of `w`, packed by as many threads as are worth it."""
-        packed = _in_lines(self._shape, self._dtype)
+        packed = in_lines(self._shape, self._dtype)
         arguments = words(address_of(w), address_of(packed)) + self._others
         threads.run(self._address, arguments, self._items, 0, team if packed.size > _SINGLE else 1)
         return packed
@@ -79,7 +79,7 @@ class PackedBias:
         return packed
 
 
-def _in_lines(shape: Sizes, dtype: np.dtype) -> Array:
+def in_lines(shape: Sizes, dtype: np.dtype) -> Array:
     """An array that begins with a line of the caches: vectors that lie in two lines take twice as long to load."""
     nbytes = math.prod(shape) * dtype.itemsize
     memory = np.empty(nbytes + _LINE, np.uint8)
