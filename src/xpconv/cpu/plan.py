@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.cpu import costs, overlap, spectra_plan, strips, winograd, winograd_blocks
+from xpconv.cpu import costs, overlap, strips, tiled_spectra, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
@@ -17,7 +17,7 @@ _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond t
 _READ = 20e9  # elements of windows read, a vector of channels at a time
 _POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
 _FILTERED = 95e9  # products of a filter of planes, lanes along the columns
-_SPECTRAL = 18e9  # elements of tiles times factors of two of their transforms, as `spectra_plan` counts them
+_SPECTRAL = 18e9  # elements of tiles times factors of two of their transforms, as `tiled_spectra` counts them
 _PASSED = 0.5e9  # elements of planes read and stored
 _PACKED = 5e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
@@ -77,7 +77,7 @@ def conv_plan(
             taps = transform.points * transform.terms(spec.window)
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
         if kernel == "spectra":
-            weight = 2 * math.prod(spectra_plan.lengths(spec)) * spec.channels * itemsize
+            weight = 2 * math.prod(tiled_spectra.lengths(spec)) * spec.channels * itemsize
         threads = _threads(spec, kernel, compiled.threads)
         return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected, threads)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
@@ -199,7 +199,7 @@ def _compiled_seconds(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
     if compiled.winograd:
         seconds["winograd"] = _compiled_winograd_seconds(spec, max(compiled.filters, spec.filters), compiled.wide)
     if compiled.spectra:
-        seconds["spectra"] = spectra_plan.operations(spec) / _SPECTRAL + 2 * costs.CALL  # once more for the filters
+        seconds["spectra"] = tiled_spectra.operations(spec) / _SPECTRAL + 2 * costs.CALL  # once more for the filters
     return seconds
 
 

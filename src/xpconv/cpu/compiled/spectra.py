@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu import spectra_plan
+from xpconv.cpu import tiled_spectra
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import Arguments
@@ -50,8 +50,8 @@ class Spectra:
 
     def __init__(self, call: Call) -> None:
         spec, dtype, size = call.spec, call.dtype, call.itemsize
-        lengths, (down, across) = spectra_plan.lengths(spec), _lengths(spec, dtype)
-        counts = spectra_plan.tile_counts(spec, lengths)
+        lengths, (down, across) = tiled_spectra.lengths(spec), _lengths(spec, dtype)
+        counts = tiled_spectra.tile_counts(spec, lengths)
         rows, columns = (-(-out // count) for out, count in zip(spec.out_size, counts, strict=True))
         tiles, pitch = spec.batch * math.prod(counts), _pitch(across, size)
         x_item, _, x_step, x_plane = call.x_strides
@@ -97,7 +97,7 @@ class Spectra:
 def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     """Whether the kernels compute this convolution here, within a limit of scratch memory."""
     planes = spec.layout == "channels_first" or spec.channels == 1
-    return planes and spectra_plan.fits(spec) and workspace(dtype, spec) <= limit
+    return planes and tiled_spectra.fits(spec) and workspace(dtype, spec) <= limit
 
 
 def workspace(dtype: str, spec: ConvSpec) -> int:
@@ -108,7 +108,7 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
 
 def _lengths(spec: ConvSpec, dtype: str) -> tuple[Length, Length]:
     """Of a tile's columns and of its rows."""
-    down, across = (_length(total, lanes_of(dtype)) for total in spectra_plan.lengths(spec))
+    down, across = (_length(total, lanes_of(dtype)) for total in tiled_spectra.lengths(spec))
     return down, across
 
 
