@@ -27,6 +27,7 @@ _ARGUMENTS = (
     "x", "rows", "count", "row_step", "down", "dilation", "first", "columns", "left", "width", "nothing", "to", "pitch",
     "half", "ahead", "fresh", "row_bytes", "divisor",
 )  # fmt: skip
+_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
 
 
 def phase_bytes(columns: int, stride: int, dtype: str) -> int:
@@ -170,14 +171,14 @@ def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-def gathered_rows_kernel(module: ir.Module, dtype: str) -> Kernel:
-    """``gather(...)``: a part of padded rows, side by side, rows a pitch apart."""
+def gathered_rows_kernel(module: ir.Module, dtype: str, *, short: int = _SHORT) -> Kernel:
+    """``gather(...)``: a part of padded rows, side by side, rows a pitch apart, filled first where they are `short`."""
     fill, copy = fill_kernel(module, dtype), copy_kernel(module, dtype)
     size, element = np.dtype(dtype).itemsize, FLOATS[dtype]
     names = ("x", "rows", "count", "runs", "run_count", "step", "first", "columns", "outside", "to", "pitch")
     kernel = Kernel(module, "gather", names)
     x, rows, count, runs, run_count, step, first, columns, outside, to, pitch = kernel.arguments
-    stop, at_once = first + columns, columns < _SHORT // size
+    stop, at_once = first + columns, columns < short // size
     with kernel.when(at_once):
         kernel.call(fill, outside, to, count * pitch // size)
     with kernel.loop(count) as row:
@@ -200,9 +201,6 @@ def gathered_rows_kernel(module: ir.Module, dtype: str) -> Kernel:
             position.set(end)
     kernel.finish()
     return kernel
-
-
-_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
 
 
 def stream_kernel(module: ir.Module, dtype: str) -> Kernel:

@@ -21,14 +21,16 @@ from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import LINE, Call
 from xpconv.cpu.compiled.fourier import Length
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value
+from xpconv.cpu.compiled.ir import FLOATS, I64, Kernel, Value
 from xpconv.cpu.compiled.moves import lanes_of
 from xpconv.cpu.compiled.rows import gathered_rows_kernel, padded_rows
 from xpconv.cpu.compiled.spectra_tiles import (
+    ASKED,
+    SOON,
     across_kernel,
-    centred_kernel,
     down_kernel,
     factors_kernel,
+    read_kernel,
     stored_kernel,
     up_kernel,
 )
@@ -40,7 +42,7 @@ _ARRAYS = ("x", "factors", "y", "bias", "totals", "found")
 FIELDS = (
     *_ARRAYS, "x_item", "x_plane", "x_step", "y_item", "y_plane", "y_row", "channels", "pairs", "tiles", "row_blocks",
     "rows", "out_rows", "column_blocks", "columns", "out_columns", "reach", "reach_across", "pitch", "run_count",
-    "row_sources", "runs", "outside", "finish", "roots_down", "roots_across",
+    "team", "above", "left", "x_row", "row_sources", "runs", "outside", "finish", "roots_down", "roots_across",
 )  # fmt: skip
 _OF_FILTERS = ("taps", "places", "tap_count", "factors", "pitch", "roots_down", "roots_across")
 
@@ -54,7 +56,7 @@ class Spectra:
         counts = tiled_spectra.tile_counts(spec, lengths)
         rows, columns = (-(-out // count) for out, count in zip(spec.out_size, counts, strict=True))
         tiles, pitch = spec.batch * math.prod(counts), _pitch(across, size)
-        x_item, _, x_step, x_plane = call.x_strides
+        x_item, x_row, x_step, x_plane = call.x_strides
         y_item, y_row, _, y_plane = call.y_strides
         tables = padded_rows(spec, call.x_strides, dtype, call.sources, call.fill)
         roots = {"roots_down": down.roots(dtype), "roots_across": across.roots(dtype)}
@@ -64,6 +66,7 @@ class Spectra:
             "row_blocks": counts[0], "rows": rows, "out_rows": spec.out_size[0], "column_blocks": counts[1],
             "columns": columns, "out_columns": spec.out_size[1], "reach": spec.reach[0],
             "reach_across": spec.reach[1], "pitch": pitch, "run_count": len(tables["runs"]),
+            "team": call.team, "above": spec.padding[0][0], "left": spec.padding[1][0], "x_row": x_row,
         }  # fmt: skip
         tables |= roots | {"finish": finishing(call.activation, dtype, call.leak)}
         self._call, self._items = call, spec.channels * numbers["pairs"]
@@ -108,12 +111,12 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
 
 def _lengths(spec: ConvSpec, dtype: str) -> tuple[Length, Length]:
     """Of a tile's columns and of its rows."""
-    down, across = (_length(total, lanes_of(dtype)) for total in tiled_spectra.lengths(spec))
-    return down, across
+    down, across = tiled_spectra.lengths(spec)
+    return _length(down, lanes_of(dtype)), _length(across, 1)
 
 
 def _length(total: int, lanes: int) -> Length:
-    """Two passes that are as near to each other as can be; whole vectors of frequencies lie side by side."""
+    """Two passes that are as near to each other as can be, the second over whole vectors of frequencies."""
     seconds = (n for n in (4, 8, 16) if n % lanes == 0)
     return min((Length(total // n, n) for n in seconds), key=lambda length: max(length.first, length.second))
 
@@ -171,20 +174,24 @@ def _transform_task(module: ir.Module, dtype: str, down: Length, across: Length,
     given, size, element = kernel.given(arguments, _OF_FILTERS), np.dtype(dtype).itemsize, FLOATS[dtype]
     finish = factors_kernel(module, dtype, down, across)
     nothing, nbytes = scratch + down.total * given.pitch, down.total * given.pitch
+    work, zero = scratch + 2 * nbytes, kernel.constant(0, element)
+    means = work + _work(down)
     with kernel.loop(2 * nbytes, step=size) as at:
-        kernel.store(kernel.constant(0, element), scratch + at)
+        kernel.store(zero, scratch + at)
+    for part in range(2):
+        kernel.store(zero, means, part * size)
     taps = given.taps + item * (given.tap_count * size)
     with kernel.loop(given.tap_count) as tap:
         place = kernel.load(given.places, offset=tap * 8)
         kernel.store(kernel.load(taps + tap * size, element), scratch + place)
     spectrum = given.factors + item * _spectrum(down, across, size)
-    kernel.call(to_spectrum, scratch, nothing, given.pitch, given.roots_down, scratch + 2 * nbytes, spectrum)
+    kernel.call(to_spectrum, scratch, nothing, given.pitch, means, given.roots_down, work, spectrum)
     kernel.call(finish, spectrum, given.roots_across)
     kernel.finish()
 
 
 def _filter_task(module: ir.Module, dtype: str, down: Length, across: Length, to_spectrum: Kernel) -> None:
-    centred = centred_kernel(module, dtype, gathered_rows_kernel(module, dtype), down, across)
+    read = read_kernel(module, dtype, gathered_rows_kernel(module, dtype, short=0), down, across)
     multiply, back = across_kernel(module, dtype, down, across), up_kernel(module, dtype, down, across)
     stored = stored_kernel(module, dtype)
     kernel = Kernel(module, "filter", ("arguments", "item", "scratch"))
@@ -197,14 +204,14 @@ def _filter_task(module: ir.Module, dtype: str, down: Length, across: Length, to
     tiles = [_place(kernel, given, kernel.minimum(first + part, given.tiles - 1)) for part in range(2)]
     for part, at in enumerate(tiles):
         kernel.call(
-            centred, given.x + at.image * given.x_item + channel * given.x_plane, given.row_sources + at.row * 8,
+            read, given.x + at.image * given.x_item + channel * given.x_plane, given.row_sources + at.row * 8,
             at.rows + (given.reach - 1), given.runs, given.run_count, given.x_step, at.column,
             at.columns + (given.reach_across - 1), given.outside, scratch + part * nbytes, given.pitch,
             means + part * size,
         )  # fmt: skip
-    kernel.call(to_spectrum, scratch, scratch + nbytes, given.pitch, given.roots_down, work, spectrum)
+    kernel.call(to_spectrum, scratch, scratch + nbytes, given.pitch, means, given.roots_down, work, spectrum)
     factors = given.factors + channel * _spectrum(down, across, size)
-    kernel.call(multiply, spectrum, given.roots_across, factors)
+    kernel.call(multiply, spectrum, given.roots_across, factors, _soon(kernel, given, item, tiles, size))
     widest = kernel.at_least(tiles[0].columns, tiles[1].columns)
     kernel.call(back, spectrum, given.roots_down, work, widest, scratch, scratch + nbytes, given.pitch)
     for part, at in enumerate(tiles):
@@ -215,6 +222,30 @@ def _filter_task(module: ir.Module, dtype: str, down: Length, across: Length, to
             given.found + item * (lanes_of(dtype) * size),
         )  # fmt: skip
     kernel.finish()
+
+
+def _soon(
+    kernel: Kernel, given: SimpleNamespace, item: Value, tiles: list[SimpleNamespace], size: int
+) -> Value:
+    """What is asked for meanwhile: the tiles that this thread will probably read next, and where these are stored."""
+    soon = kernel.memory(I64, ASKED * len(SOON))
+    then = item + given.team
+    channel, first = then // given.pairs, then % given.pairs * 2
+    for part in range(2):
+        at = _place(kernel, given, first + part)
+        address = (
+            given.x + at.image * given.x_item + channel * given.x_plane + (at.row - given.above) * given.x_row
+            + (at.column - given.left) * size
+        )  # fmt: skip
+        entry = address, given.x_row, (at.columns + given.reach_across) * size, at.rows + (given.reach - 1)
+        for i, value in enumerate(entry):
+            kernel.store(value, soon, 8 * (part * len(SOON) + i))
+    here = item // given.pairs
+    for part, at in enumerate(tiles, start=2):
+        address = given.y + at.image * given.y_item + here * given.y_plane + at.row * given.y_row + at.column * size
+        for i, value in enumerate((address, given.y_row, at.columns * size, at.rows)):
+            kernel.store(value, soon, 8 * (part * len(SOON) + i))
+    return soon
 
 
 def _place(kernel: Kernel, given: SimpleNamespace, tile: Value) -> SimpleNamespace:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.compiled.call import LINE
 from xpconv.cpu.compiled.fourier import Complex, Length, Sequences
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
 from xpconv.cpu.compiled.moves import in_vectors, lanes_of, put, take, turned
@@ -19,17 +20,18 @@ from xpconv.cpu.compiled.tile import Finish
 
 
 def down_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Kernel:
-    """``down(first, second, pitch, roots, work, to)``: the columns of two tiles to blocks of frequencies."""
-    kernel = Kernel(module, "down", ("first", "second", "pitch", "roots", "work", "to"))
-    first, second, pitch, roots, work, to = kernel.arguments
+    """``down(first, second, pitch, means, roots, work, to)``: columns of two tiles less means to blocks of frequencies."""
+    kernel = Kernel(module, "down", ("first", "second", "pitch", "means", "roots", "work", "to"))
+    first, second, pitch, means, roots, work, to = kernel.arguments
     lanes, kind = lanes_of(dtype), vector(FLOATS[dtype], lanes_of(dtype))
-    columns = Sequences(kernel, down, roots, dtype)
+    columns, element, size = Sequences(kernel, down, roots, dtype), FLOATS[dtype], np.dtype(dtype).itemsize
+    re, im = (kernel.splat(kernel.load(means, element, part * size), lanes) for part in range(2))
     with kernel.loop(across.total, step=lanes) as column:
         at = column * np.dtype(dtype).itemsize
 
         def load(n: int, m: Value, at: Value = at) -> Complex:
             place = (m + n * down.second) * pitch + at
-            return Complex(kernel.load(first + place, kind), kernel.load(second + place, kind))
+            return Complex(kernel.load(first + place, kind) - re, kernel.load(second + place, kind) - im)
 
         columns.begin(load, work)
         with kernel.loop(down.first) as k:
@@ -38,18 +40,22 @@ def down_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> 
                 square = values[part : part + lanes]
                 parts = (turned(kernel, [value[i] for value in square]) for i in range(2))
                 block = (k * (down.second // lanes) + part // lanes) * (across.total * columns.step)
-                for j, (re, im) in enumerate(zip(*parts, strict=True)):
-                    columns.store(Complex(re, im), to + block + (column + j) * columns.step)
+                for j, both in enumerate(zip(*parts, strict=True)):
+                    columns.store(Complex(*both), to + block + (column + j) * columns.step)
     kernel.finish()
     return kernel
 
 
 def across_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Kernel:
-    """``across(spectrum, roots, factors)``: the rows of a spectrum forth, times factors, and back."""
-    kernel = Kernel(module, "across", ("spectrum", "roots", "factors"))
-    spectrum, roots, factors = kernel.arguments
+    """``across(spectrum, roots, factors, soon)``: the rows of a spectrum forth, times factors, and back.
+
+    Meanwhile what will be read or written `soon` is asked for, as many rows of it with every block as a tile has.
+    """
+    kernel = Kernel(module, "across", ("spectrum", "roots", "factors", "soon"))
+    spectrum, roots, factors, soon = kernel.arguments
     rows = Sequences(kernel, across, roots, dtype)
     with kernel.loop(down.total // lanes_of(dtype)) as block:
+        _ask(kernel, soon, block * lanes_of(dtype), lanes_of(dtype))
         here, there = (whole + block * (across.total * rows.step) for whole in (spectrum, factors))
         rows.begin(lambda n, m, here=here: rows.load(here + (m + n * across.second) * rows.step), here)
         with kernel.loop(across.first) as k:
@@ -64,6 +70,20 @@ def across_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -
         rows.end_back(here, store)
     kernel.finish()
     return kernel
+
+
+SOON = ("address", "step", "nbytes", "rows")  # of each of the parts of arrays that are asked for
+ASKED = 4  # of these
+
+
+def _ask(kernel: Kernel, soon: Value, first: Value, count: int) -> None:
+    """Ask for so many rows, from the first on, of every part."""
+    for part in range(ASKED):
+        given = kernel.given(soon + part * (8 * len(SOON)), SOON)
+        with kernel.loop(kernel.minimum(first + count, given.rows), start=first) as row:
+            line = given.address + row * given.step
+            with kernel.loop(given.nbytes, step=LINE) as near:
+                kernel.prefetch(line + near)
 
 
 def factors_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Kernel:
@@ -111,44 +131,39 @@ def up_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Ke
     return kernel
 
 
-def centred_kernel(module: ir.Module, dtype: str, gather: Kernel, down: Length, across: Length) -> Kernel:
-    """``centred(...)``: a tile's part of padded rows less its mean, which is put in memory, and zeros beyond."""
+def read_kernel(module: ir.Module, dtype: str, gather: Kernel, down: Length, across: Length) -> Kernel:
+    """``read(...)``: a tile's part of padded rows, and the mean of some of them: put in memory, and all around."""
     names = ("x", "rows", "count", "runs", "run_count", "step", "first", "columns", "outside", "to", "pitch", "mean")
-    kernel = Kernel(module, "centred", names)
+    kernel = Kernel(module, "read", names)
     *what, to, pitch, mean = kernel.arguments
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     lanes, size, element = lanes_of(dtype), np.dtype(dtype).itemsize, FLOATS[dtype]
     kind = vector(element, lanes)
-    zeros, total = kernel.constant(0, kind), kernel.variable(kernel.constant(0, kind))
     kernel.call(gather, *what, to, pitch)
-    with kernel.loop(given.count) as row:
-        line = to + row * pitch
-
-        def add(at: Value, mask: Value | None, line: Value = line) -> None:
-            total.set(total.get() + take(kernel, line + at, kind, mask))
-
-        in_vectors(kernel, dtype, given.columns, add)
-    sums, whole = kernel.memory(kind, 1), kernel.variable(kernel.constant(0, element))
+    total, whole = kernel.variable(kernel.constant(0, kind)), given.columns // lanes * lanes
+    with kernel.loop(given.count, step=_SAMPLED) as row, kernel.loop(whole, step=lanes) as column:
+        total.set(total.get() + kernel.load(to + row * pitch + column * size, kind))
+    sums, middle = kernel.memory(kind, 1), kernel.variable(kernel.constant(0, element))
     kernel.store(total.get(), sums)
     with kernel.loop(lanes) as lane:
-        whole.set(whole.get() + kernel.load(sums + lane * size, element))
-    middle = whole.get() // kernel.floating(given.count * given.columns, element)
-    kernel.store(middle, mean)
-    every = kernel.splat(middle, lanes)
-    with kernel.loop(given.count) as row:
+        middle.set(middle.get() + kernel.load(sums + lane * size, element))
+    number = kernel.at_least((given.count + (_SAMPLED - 1)) // _SAMPLED * whole, 1)
+    middle.set(middle.get() // kernel.floating(number, element))
+    kernel.store(middle.get(), mean)
+    every = kernel.splat(middle.get(), lanes)
+    with kernel.when(whole < across.total), kernel.loop(given.count) as row:
         line = to + row * pitch
-
-        def subtract(at: Value, mask: Value | None, line: Value = line) -> None:
-            centred = kernel.load(line + at, kind) - every
-            kernel.store(centred if mask is None else mask.where(centred, zeros), line + at)
-
-        in_vectors(kernel, dtype, given.columns, subtract)
-        with kernel.loop(across.total, start=(given.columns + (lanes - 1)) // lanes * lanes, step=lanes) as column:
-            kernel.store(zeros, line + column * size)
+        read = kernel.load(line + whole * size, kind)
+        kernel.store(kernel.lanes_below(given.columns - whole, lanes).where(read, every), line + whole * size)
+        with kernel.loop(across.total, start=whole + lanes, step=lanes) as column:
+            kernel.store(every, line + column * size)
     with kernel.loop(down.total, start=given.count) as row, kernel.loop(across.total, step=lanes) as column:
-        kernel.store(zeros, to + row * pitch + column * size)
+        kernel.store(every, to + row * pitch + column * size)
     kernel.finish()
     return kernel
+
+
+_SAMPLED = 4  # rows of which one is read for the mean
 
 
 def stored_kernel(module: ir.Module, dtype: str) -> Kernel:
