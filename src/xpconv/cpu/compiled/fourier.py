@@ -68,7 +68,7 @@ def _of_three(kernel: Kernel, a: Complex, b: Complex, c: Complex) -> list[Comple
 
 
 def _butterfly(kernel: Kernel, e: Complex, o: Complex, k: int, n: int) -> tuple[Complex, Complex]:
-    """``e + w o`` and ``e - w o`` with ``w = exp(-2 pi i k / n)``, whose larger part is a factor of the last sums only."""
+    """``e + w o`` and ``e - w o`` with ``w = exp(-2 pi i k / n)``, of which the larger part is multiplied last."""
     if 4 * k % n == 0:
         turned = Complex(o.im, -o.re) if k else o
         return Complex(e.re + turned.re, e.im + turned.im), Complex(e.re - turned.re, e.im - turned.im)
@@ -126,35 +126,43 @@ class Sequences:
         """Bytes from an element to the next."""
         return 2 * lanes_of(self.dtype) * np.dtype(self.dtype).itemsize
 
+    def place(self, start: Value, k: Operand, m: Operand) -> Value:
+        """Where the element m after the multiple k of `second` lies."""
+        return start + (m + k * self.length.second) * self.step
+
     def begin(self, load: Callable[[int, Value], Complex], to: Value) -> None:
-        """The first pass, of elements ``load(n, m)``, m from the last multiple n of `second` on."""
+        """The first pass, of elements ``load(n, m)``, m after the multiple n of `second`."""
         with self.kernel.loop(self.length.second) as m:
             values = transform(self.kernel, [load(n, m) for n in range(self.length.first)])
             for k, value in enumerate(values):
                 turned = value.times(self._root(k, m), self.kernel) if k else value
-                self.store(turned, to + (k * self.length.second + m) * self.step)
+                self.store(turned, self.place(to, k, m))
 
-    def end(self, source: Value, k: Value) -> list[Complex]:
+    def begin_in_place(self, start: Value) -> None:
+        """The first pass, of elements that lie where they stay."""
+        self.begin(lambda n, m: self.load(self.place(start, n, m)), start)
+
+    def end(self, start: Value, k: Value) -> list[Complex]:
         """The second pass, of one frequency of the first."""
-        return transform(self.kernel, self._beside(source, k))
+        return transform(self.kernel, [self.load(self.place(start, k, m)) for m in range(self.length.second)])
 
     def begin_back(self, values: Sequence[Complex], to: Value, k: Value) -> None:
         """The way back from what `end` makes."""
         for m, value in enumerate(inverse(self.kernel, values)):
             root = self._root(k, self.kernel.constant(m))
             turned = value.times(Complex(root.re, -root.im), self.kernel) if m else value
-            self.store(turned, to + (k * self.length.second + m) * self.step)
+            self.store(turned, self.place(to, k, m))
 
-    def end_back(self, source: Value, store: Callable[[int, Value, Complex], None]) -> None:
+    def end_back(self, start: Value, store: Callable[[int, Value, Complex], None]) -> None:
         """The way back from what `begin` makes, `total` times as large, by ``store(n, m, element)``."""
         with self.kernel.loop(self.length.second) as m:
-            places = (source + (k * self.length.second + m) * self.step for k in range(self.length.first))
-            for n, value in enumerate(inverse(self.kernel, [self.load(place) for place in places])):
+            values = [self.load(self.place(start, k, m)) for k in range(self.length.first)]
+            for n, value in enumerate(inverse(self.kernel, values)):
                 store(n, m, value)
 
-    def _beside(self, source: Value, k: Value) -> list[Complex]:
-        second = self.length.second
-        return [self.load(source + (k * second + m) * self.step) for m in range(second)]
+    def end_back_in_place(self, start: Value) -> None:
+        """The same, of elements that stay where they lie."""
+        self.end_back(start, lambda n, m, value: self.store(value, self.place(start, n, m)))
 
     def load(self, address: Value) -> Complex:
         """An element."""
@@ -170,5 +178,5 @@ class Sequences:
         """A root of one in every lane."""
         size, element, lanes = np.dtype(self.dtype).itemsize, FLOATS[self.dtype], lanes_of(self.dtype)
         place = self.roots + (m + k * self.length.second) * (2 * size)
-        re, im = (self.kernel.load(place, element, part * size) for part in range(2))
+        re, im = (self.kernel.load(place, element, offset) for offset in (0, size))
         return Complex(self.kernel.splat(re, lanes), self.kernel.splat(im, lanes))

@@ -42,7 +42,8 @@ _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
 }  # fmt: skip
 _READY: dict[str, Callable[..., bool]] = {
     "direct": direct.is_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
-    "winograd": winograd.is_ready, "spectra": spectra.is_ready, "gradient": gradients.is_ready, "winograd gradient": winograd_gradient.is_ready,
+    "winograd": winograd.is_ready, "spectra": spectra.is_ready, "gradient": gradients.is_ready,
+    "winograd gradient": winograd_gradient.is_ready,
     "indexed": indexed.is_ready, "scatter": scatter.is_ready,
     "spread": lambda dtype, spec: _SPREADS[spec.layout].is_ready(dtype, spec),
     **{

@@ -21,12 +21,10 @@ from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import LINE, Call
 from xpconv.cpu.compiled.fourier import Length
-from xpconv.cpu.compiled.ir import FLOATS, I64, Kernel, Value
+from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value
 from xpconv.cpu.compiled.moves import lanes_of
 from xpconv.cpu.compiled.rows import gathered_rows_kernel, padded_rows
 from xpconv.cpu.compiled.spectra_tiles import (
-    ASKED,
-    SOON,
     across_kernel,
     down_kernel,
     factors_kernel,
@@ -42,7 +40,7 @@ _ARRAYS = ("x", "factors", "y", "bias", "totals", "found")
 FIELDS = (
     *_ARRAYS, "x_item", "x_plane", "x_step", "y_item", "y_plane", "y_row", "channels", "pairs", "tiles", "row_blocks",
     "rows", "out_rows", "column_blocks", "columns", "out_columns", "reach", "reach_across", "pitch", "run_count",
-    "team", "above", "left", "x_row", "row_sources", "runs", "outside", "finish", "roots_down", "roots_across",
+    "row_sources", "runs", "outside", "finish", "roots_down", "roots_across",
 )  # fmt: skip
 _OF_FILTERS = ("taps", "places", "tap_count", "factors", "pitch", "roots_down", "roots_across")
 
@@ -56,7 +54,7 @@ class Spectra:
         counts = tiled_spectra.tile_counts(spec, lengths)
         rows, columns = (-(-out // count) for out, count in zip(spec.out_size, counts, strict=True))
         tiles, pitch = spec.batch * math.prod(counts), _pitch(across, size)
-        x_item, x_row, x_step, x_plane = call.x_strides
+        x_item, _, x_step, x_plane = call.x_strides
         y_item, y_row, _, y_plane = call.y_strides
         tables = padded_rows(spec, call.x_strides, dtype, call.sources, call.fill)
         roots = {"roots_down": down.roots(dtype), "roots_across": across.roots(dtype)}
@@ -66,7 +64,6 @@ class Spectra:
             "row_blocks": counts[0], "rows": rows, "out_rows": spec.out_size[0], "column_blocks": counts[1],
             "columns": columns, "out_columns": spec.out_size[1], "reach": spec.reach[0],
             "reach_across": spec.reach[1], "pitch": pitch, "run_count": len(tables["runs"]),
-            "team": call.team, "above": spec.padding[0][0], "left": spec.padding[1][0], "x_row": x_row,
         }  # fmt: skip
         tables |= roots | {"finish": finishing(call.activation, dtype, call.leak)}
         self._call, self._items = call, spec.channels * numbers["pairs"]
@@ -211,7 +208,7 @@ def _filter_task(module: ir.Module, dtype: str, down: Length, across: Length, to
         )  # fmt: skip
     kernel.call(to_spectrum, scratch, scratch + nbytes, given.pitch, means, given.roots_down, work, spectrum)
     factors = given.factors + channel * _spectrum(down, across, size)
-    kernel.call(multiply, spectrum, given.roots_across, factors, _soon(kernel, given, item, tiles, size))
+    kernel.call(multiply, spectrum, given.roots_across, factors)
     widest = kernel.at_least(tiles[0].columns, tiles[1].columns)
     kernel.call(back, spectrum, given.roots_down, work, widest, scratch, scratch + nbytes, given.pitch)
     for part, at in enumerate(tiles):
@@ -222,30 +219,6 @@ def _filter_task(module: ir.Module, dtype: str, down: Length, across: Length, to
             given.found + item * (lanes_of(dtype) * size),
         )  # fmt: skip
     kernel.finish()
-
-
-def _soon(
-    kernel: Kernel, given: SimpleNamespace, item: Value, tiles: list[SimpleNamespace], size: int
-) -> Value:
-    """What is asked for meanwhile: the tiles that this thread will probably read next, and where these are stored."""
-    soon = kernel.memory(I64, ASKED * len(SOON))
-    then = item + given.team
-    channel, first = then // given.pairs, then % given.pairs * 2
-    for part in range(2):
-        at = _place(kernel, given, first + part)
-        address = (
-            given.x + at.image * given.x_item + channel * given.x_plane + (at.row - given.above) * given.x_row
-            + (at.column - given.left) * size
-        )  # fmt: skip
-        entry = address, given.x_row, (at.columns + given.reach_across) * size, at.rows + (given.reach - 1)
-        for i, value in enumerate(entry):
-            kernel.store(value, soon, 8 * (part * len(SOON) + i))
-    here = item // given.pairs
-    for part, at in enumerate(tiles, start=2):
-        address = given.y + at.image * given.y_item + here * given.y_plane + at.row * given.y_row + at.column * size
-        for i, value in enumerate((address, given.y_row, at.columns * size, at.rows)):
-            kernel.store(value, soon, 8 * (part * len(SOON) + i))
-    return soon
 
 
 def _place(kernel: Kernel, given: SimpleNamespace, tile: Value) -> SimpleNamespace:

@@ -1,18 +1,19 @@
 """The kernels that filter two tiles at once by their spectrum: one is the real part, the other the imaginary.
 
-A spectrum lies in blocks of as many frequencies of the rows as a vector has lanes, of each all columns: what goes on
+A spectrum lies in blocks of as many frequencies of the columns as a vector has lanes, of each all columns: what goes on
 along the rows of a tile goes on along the blocks, and squares are turned in registers between the two. As the kernel is
 real, so is what becomes of either part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled.call import LINE
 from xpconv.cpu.compiled.fourier import Complex, Length, Sequences
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
 from xpconv.cpu.compiled.moves import in_vectors, lanes_of, put, take, turned
@@ -20,108 +21,72 @@ from xpconv.cpu.compiled.tile import Finish
 
 
 def down_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Kernel:
-    """``down(first, second, pitch, means, roots, work, to)``: columns of two tiles less means to blocks of frequencies."""
+    """``down(...)``: the columns of two tiles, less the means of each, to blocks of frequencies."""
     kernel = Kernel(module, "down", ("first", "second", "pitch", "means", "roots", "work", "to"))
     first, second, pitch, means, roots, work, to = kernel.arguments
-    lanes, kind = lanes_of(dtype), vector(FLOATS[dtype], lanes_of(dtype))
-    columns, element, size = Sequences(kernel, down, roots, dtype), FLOATS[dtype], np.dtype(dtype).itemsize
-    re, im = (kernel.splat(kernel.load(means, element, part * size), lanes) for part in range(2))
+    columns, blocks = Sequences(kernel, down, roots, dtype), _Blocks(kernel, dtype, down, across)
+    size, element, lanes = np.dtype(dtype).itemsize, FLOATS[dtype], lanes_of(dtype)
+    kind, mean = vector(element, lanes), [kernel.splat(kernel.load(means, element, i * size), lanes) for i in range(2)]
     with kernel.loop(across.total, step=lanes) as column:
-        at = column * np.dtype(dtype).itemsize
 
-        def load(n: int, m: Value, at: Value = at) -> Complex:
+        def load(n: int, m: Value, at: Value = column * size) -> Complex:
             place = (m + n * down.second) * pitch + at
-            return Complex(kernel.load(first + place, kind) - re, kernel.load(second + place, kind) - im)
+            return Complex(*(kernel.load(tile + place, kind) - mean[i] for i, tile in enumerate((first, second))))
 
         columns.begin(load, work)
         with kernel.loop(down.first) as k:
             values = columns.end(work, k)
-            for part in range(0, down.second, lanes):
-                square = values[part : part + lanes]
-                parts = (turned(kernel, [value[i] for value in square]) for i in range(2))
-                block = (k * (down.second // lanes) + part // lanes) * (across.total * columns.step)
-                for j, both in enumerate(zip(*parts, strict=True)):
-                    columns.store(Complex(*both), to + block + (column + j) * columns.step)
+            for i, value in enumerate(blocks.turned(values)):
+                columns.store(value, blocks.place(to, k, i, column))
     kernel.finish()
     return kernel
 
 
 def across_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Kernel:
-    """``across(spectrum, roots, factors, soon)``: the rows of a spectrum forth, times factors, and back.
-
-    Meanwhile what will be read or written `soon` is asked for, as many rows of it with every block as a tile has.
-    """
-    kernel = Kernel(module, "across", ("spectrum", "roots", "factors", "soon"))
-    spectrum, roots, factors, soon = kernel.arguments
-    rows = Sequences(kernel, across, roots, dtype)
-    with kernel.loop(down.total // lanes_of(dtype)) as block:
-        _ask(kernel, soon, block * lanes_of(dtype), lanes_of(dtype))
-        here, there = (whole + block * (across.total * rows.step) for whole in (spectrum, factors))
-        rows.begin(lambda n, m, here=here: rows.load(here + (m + n * across.second) * rows.step), here)
+    """``across(spectrum, roots, factors)``: the rows of a spectrum forth, times factors, and back."""
+    kernel = Kernel(module, "across", ("spectrum", "roots", "factors"))
+    spectrum, roots, factors = kernel.arguments
+    rows, blocks = Sequences(kernel, across, roots, dtype), _Blocks(kernel, dtype, down, across)
+    with kernel.loop(blocks.count) as block:
+        here, there = (whole + block * blocks.nbytes for whole in (spectrum, factors))
+        rows.begin_in_place(here)
         with kernel.loop(across.first) as k:
             values = rows.end(here, k)
-            places = (there + (k * across.second + m) * rows.step for m in range(across.second))
-            values = [v.times(rows.load(place), kernel) for v, place in zip(values, places, strict=True)]
-            rows.begin_back(values, here, k)
-
-        def store(n: int, m: Value, value: Complex, here: Value = here) -> None:
-            rows.store(value, here + (m + n * across.second) * rows.step)
-
-        rows.end_back(here, store)
+            factor = [rows.load(rows.place(there, k, m)) for m in range(across.second)]
+            rows.begin_back([v.times(f, kernel) for v, f in zip(values, factor, strict=True)], here, k)
+        rows.end_back_in_place(here)
     kernel.finish()
     return kernel
 
 
-SOON = ("address", "step", "nbytes", "rows")  # of each of the parts of arrays that are asked for
-ASKED = 4  # of these
-
-
-def _ask(kernel: Kernel, soon: Value, first: Value, count: int) -> None:
-    """Ask for so many rows, from the first on, of every part."""
-    for part in range(ASKED):
-        given = kernel.given(soon + part * (8 * len(SOON)), SOON)
-        with kernel.loop(kernel.minimum(first + count, given.rows), start=first) as row:
-            line = given.address + row * given.step
-            with kernel.loop(given.nbytes, step=LINE) as near:
-                kernel.prefetch(line + near)
-
-
 def factors_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Kernel:
-    """``factors(spectrum, roots, scale)``: the rows of a filter's spectrum, conjugate and divided by all elements."""
+    """``factors(spectrum, roots)``: the rows of a filter's spectrum, conjugate, divided by the elements of a tile."""
     kernel = Kernel(module, "factors", ("spectrum", "roots"))
     spectrum, roots = kernel.arguments
-    rows = Sequences(kernel, across, roots, dtype)
+    rows, blocks = Sequences(kernel, across, roots, dtype), _Blocks(kernel, dtype, down, across)
     scale = kernel.constant(1 / (down.total * across.total), vector(FLOATS[dtype], lanes_of(dtype)))
-    with kernel.loop(down.total // lanes_of(dtype)) as block:
-        here = spectrum + block * (across.total * rows.step)
-        rows.begin(lambda n, m, here=here: rows.load(here + (m + n * across.second) * rows.step), here)
+    with kernel.loop(blocks.count) as block:
+        here = spectrum + block * blocks.nbytes
+        rows.begin_in_place(here)
         with kernel.loop(across.first) as k:
             for m, value in enumerate(rows.end(here, k)):
-                rows.store(Complex(value.re * scale, -(value.im * scale)), here + (k * across.second + m) * rows.step)
+                rows.store(Complex(value.re * scale, -(value.im * scale)), rows.place(here, k, m))
     kernel.finish()
     return kernel
 
 
 def up_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Kernel:
-    """``up(spectrum, roots, work, columns, first, second, pitch)``: blocks of frequencies to two tiles' columns."""
-    names = ("spectrum", "roots", "work", "wanted", "first", "second", "pitch")
-    kernel = Kernel(module, "up", names)
+    """``up(...)``: blocks of frequencies to as many columns of two tiles as are wanted."""
+    kernel = Kernel(module, "up", ("spectrum", "roots", "work", "wanted", "first", "second", "pitch"))
     spectrum, roots, work, wanted, first, second, pitch = kernel.arguments
-    lanes = lanes_of(dtype)
-    columns = Sequences(kernel, down, roots, dtype)
+    columns, blocks = Sequences(kernel, down, roots, dtype), _Blocks(kernel, dtype, down, across)
+    size, lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
     with kernel.loop(wanted, step=lanes) as column:
         with kernel.loop(down.first) as k:
-            values: list[Complex] = []
-            for part in range(0, down.second, lanes):
-                block = (k * (down.second // lanes) + part // lanes) * (across.total * columns.step)
-                places = (spectrum + block + (column + j) * columns.step for j in range(lanes))
-                square = [columns.load(place) for place in places]
-                parts = (turned(kernel, [value[i] for value in square]) for i in range(2))
-                values += [Complex(re, im) for re, im in zip(*parts, strict=True)]
-            columns.begin_back(values, work, k)
-        at = column * np.dtype(dtype).itemsize
+            values = [columns.load(blocks.place(spectrum, k, i, column)) for i in range(down.second)]
+            columns.begin_back(blocks.turned(values), work, k)
 
-        def store(n: int, m: Value, value: Complex, at: Value = at) -> None:
+        def store(n: int, m: Value, value: Complex, at: Value = column * size) -> None:
             place = (m + n * down.second) * pitch + at
             kernel.store(value.re, first + place)
             kernel.store(value.im, second + place)
@@ -129,6 +94,39 @@ def up_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Ke
         columns.end_back(work, store)
     kernel.finish()
     return kernel
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """The blocks of a spectrum: of as many frequencies of the columns as there are lanes all columns in turn."""
+
+    kernel: Kernel
+    dtype: str
+    down: Length
+    across: Length
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.down.total // lanes_of(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Of one."""
+        return 2 * self.across.total * lanes_of(self.dtype) * np.dtype(self.dtype).itemsize
+
+    def turned(self, values: Sequence[Complex]) -> list[Complex]:
+        """Frequencies of as many columns as there are lanes as such columns of frequencies, or back, block by block."""
+        lanes = lanes_of(self.dtype)
+        squares = [values[i : i + lanes] for i in range(0, len(values), lanes)]
+        parts = [[turned(self.kernel, [value[i] for value in square]) for i in range(2)] for square in squares]
+        return [Complex(*both) for re, im in parts for both in zip(re, im, strict=True)]
+
+    def place(self, start: Value, k: Value, i: int, column: Value) -> Value:
+        """Where, of those that `turned` makes of the frequencies that begin with k, one lies, from a column on."""
+        lanes = lanes_of(self.dtype)
+        block = k * (self.down.second // lanes) + i // lanes
+        return start + block * self.nbytes + (column + i % lanes) * (self.nbytes // self.across.total)
 
 
 def read_kernel(module: ir.Module, dtype: str, gather: Kernel, down: Length, across: Length) -> Kernel:
@@ -167,7 +165,7 @@ _SAMPLED = 4  # rows of which one is read for the mean
 
 
 def stored_kernel(module: ir.Module, dtype: str) -> Kernel:
-    """``stored(...)``: results of a tile, with what its mean comes to, finished; `found` is NaN if one is not finite."""
+    """``stored(...)``: results of a tile and of its mean, finished; `found` becomes NaN where one is not finite."""
     names = ("tile", "pitch", "rows", "columns", "mean", "total", "bias", "finish", "y", "y_row", "found")
     kernel = Kernel(module, "stored", names)
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
