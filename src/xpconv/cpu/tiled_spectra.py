@@ -11,6 +11,9 @@ from xpconv.spec import ConvSpec, Sizes
 LENGTHS = (32, 48, 64, 96, 128, 192, 256)  # of a tile's transforms along each axis
 _MOVED = 14  # times an element's transforms by one factor of two that all takes that is done to it but these
 
+_FILTER = 0.5  # pairs of tiles that take as long as the spectrum of a filter
+_WAITING = 1  # that a thread waits for at the end
+
 
 def fits(spec: ConvSpec) -> bool:
     """Whether single planes are filtered by windows that some tile holds, one column after the other."""
@@ -38,4 +41,5 @@ def operations(spec: ConvSpec) -> float:
 
 def _operations(spec: ConvSpec, lengths: Sizes) -> float:
     elements, tiles = math.prod(lengths), spec.batch * math.prod(tile_counts(spec, lengths))
-    return spec.channels * (-(-tiles // 2) + 0.5) * elements * (math.log2(elements) + _MOVED)
+    pairs = spec.channels * (-(-tiles // 2) + _FILTER) + _WAITING
+    return pairs * elements * (math.log2(elements) + _MOVED)

@@ -47,9 +47,7 @@ def aligning(left: int, stride: int, dtype: str) -> int:
     return -(left // stride) * np.dtype(dtype).itemsize % LINE
 
 
-def padded_rows(
-    spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float
-) -> dict[str, Array]:
+def padded_rows(spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float) -> dict[str, Array]:
     """Where rows of the padded plane come from, and the runs of each, in bytes; and what is outside."""
     *down, across = sources(spec)
     rows = down[0] if down else np.zeros(1, np.int64)

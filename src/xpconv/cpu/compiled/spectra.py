@@ -16,7 +16,6 @@ from llvmlite import ir
 
 from xpconv.cpu import tiled_spectra
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import LINE, Call
@@ -42,7 +41,7 @@ FIELDS = (
     "rows", "out_rows", "column_blocks", "columns", "out_columns", "reach", "reach_across", "pitch", "run_count",
     "row_sources", "runs", "outside", "finish", "roots_down", "roots_across",
 )  # fmt: skip
-_OF_FILTERS = ("taps", "places", "tap_count", "factors", "pitch", "roots_down", "roots_across")
+_OF_FILTERS = ("taps", "factors", "places", "tap_count", "pitch", "roots_down", "roots_across")
 
 
 class Spectra:
@@ -72,10 +71,8 @@ class Spectra:
         self._pack = Packing(dtype, spec.channels, 1, 1, taps_order(spec, call.w_strides), call.w_strides[-1])
         self._bias = PackedBias(dtype, 1, spec.channels, spec.channels)
         self._factors = spec.channels, down.total * across.total * 2
-        self._places = _places(spec, pitch, size)
-        self._of_filters = words(math.prod(spec.window)), words(
-            pitch, roots["roots_down"].ctypes.data, roots["roots_across"].ctypes.data
-        )
+        filters = roots | {"places": _places(spec, pitch, size)}
+        self._transforms = Arguments(_OF_FILTERS, 2, {"tap_count": math.prod(spec.window), "pitch": pitch}, filters)
         compiled = _library(dtype, down, across)
         assert compiled is not None
         self._filter, self._transform = compiled.address("filter"), compiled.address("transform")
@@ -84,9 +81,7 @@ class Spectra:
         """Write the result to `y`; whether all of it is finite: what is not has spread over its tiles."""
         call = self._call
         taps, biases, factors = self._pack(w), self._bias(bias), in_lines(self._factors, np.dtype(call.dtype))
-        count, tables = self._of_filters
-        arguments = words(address_of(taps), address_of(self._places)) + count + words(address_of(factors)) + tables
-        threads.run(self._transform, arguments, call.spec.channels, self._scratch, call.team)
+        threads.run(self._transform, self._transforms.of(taps, factors), call.spec.channels, self._scratch, call.team)
         totals = taps.reshape(call.spec.channels, -1).sum(axis=1, dtype=np.float64).astype(call.dtype)
         found = np.zeros((self._items, lanes_of(call.dtype)), call.dtype)
         arguments = self._arguments.of(x, factors, y, biases, totals, found)
