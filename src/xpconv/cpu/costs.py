@@ -139,7 +139,7 @@ def gemm_seconds(spec: ConvSpec) -> float:
     return 2 * copied + alone * products + weight + CALL
 
 
-def _fft_seconds(spec: ConvSpec) -> float:
+def fft_seconds(spec: ConvSpec) -> float:
     """By whichever NumPy does of them: the whole input, or of single planes tiles that overlap."""
     return min(whole_fft_seconds(spec), _cut_fft_seconds(spec))
 
@@ -185,4 +185,4 @@ def winograd_seconds(spec: ConvSpec) -> float:
     return multiplied / _TILE_PRODUCTS + moved / _TILES + read + made + _WOKEN + _BLOCKS
 
 
-COSTS = {"direct": direct_seconds, "gemm": gemm_seconds, "winograd": winograd_seconds, "fft": _fft_seconds}
+COSTS = {"direct": direct_seconds, "gemm": gemm_seconds, "winograd": winograd_seconds, "fft": fft_seconds}

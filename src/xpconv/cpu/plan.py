@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.cpu import costs, overlap, strips, winograd, winograd_blocks
+from xpconv.cpu import costs, overlap, strips, tiled_spectra, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
@@ -17,6 +17,7 @@ _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond t
 _READ = 20e9  # elements of windows read, a vector of channels at a time
 _POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
 _FILTERED = 95e9  # products of a filter of planes, lanes along the columns
+_SPECTRAL = 15e9  # elements of tiles times factors of two of their transforms, as `tiled_spectra` counts them
 _PASSED = 0.5e9  # elements of planes read and stored
 _PACKED = 5e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
@@ -45,6 +46,7 @@ class Compiled:
     depthwise: bool = False
     plane: bool = False
     winograd: bool = False
+    spectra: bool = False  # of tiles of planes
     threads: int = 1  # that are free
     wide: bool = True  # vectors of 64 bytes, which multiply twice as much as others while as much is read
 
@@ -74,6 +76,8 @@ def conv_plan(
             transform = winograd.compiled_for(spec)
             taps = transform.points * transform.terms(spec.window)
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
+        if kernel == "spectra":
+            weight = 2 * math.prod(tiled_spectra.lengths(spec)) * spec.channels * itemsize
         threads = _threads(spec, kernel, compiled.threads)
         return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected, threads)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
@@ -91,6 +95,7 @@ _KERNELS = {
     "depthwise": "results by a vector of channels in registers",
     "plane": "rows by vectors of columns in registers; along both axes where the weight is a product",
     "winograd": "tiles transformed in registers, of 4 x 4 or 2 x 2 results, or of 3 or 9 in a row",
+    "spectra": "tiles of the input that overlap, two at a time",
 }
 
 
@@ -160,7 +165,7 @@ def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
 def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[str, float]:
     """What each method is expected to take, infinite where it does not apply; only the ratios matter."""
     seconds = {name: cost(spec) for name, cost in costs.COSTS.items()}
-    for method in ("direct", "winograd"):
+    for method in ("direct", "winograd", "fft"):
         if kernel := kernel_for(spec, method, compiled):
             seconds[method] = _compiled_seconds(spec, compiled)[kernel]
     return seconds
@@ -173,6 +178,9 @@ def kernel_for(spec: ConvSpec, method: str, compiled: Compiled) -> str:
     if method == "winograd":
         return method if method in seconds else ""
     seconds.pop("winograd", None)
+    spectral = seconds.pop("spectra", math.inf)
+    if method == "fft":
+        return "spectra" if spectral < costs.fft_seconds(spec) else ""
     if method != "direct" or not seconds:
         return ""
     fastest = min(seconds, key=seconds.__getitem__)
@@ -190,6 +198,8 @@ def _compiled_seconds(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
         seconds["plane"] = _plane_seconds(spec)
     if compiled.winograd:
         seconds["winograd"] = _compiled_winograd_seconds(spec, max(compiled.filters, spec.filters), compiled.wide)
+    if compiled.spectra:
+        seconds["spectra"] = tiled_spectra.operations(spec) / _SPECTRAL + 2 * costs.CALL  # once more for the filters
     return seconds
 
 

@@ -38,7 +38,7 @@ def new(shape: Sizes, dtype: np.dtype) -> Array:
         memory = _recycled(nbytes)
         if memory is not None:
             return memory[:nbytes].view(dtype).reshape(shape)
-    return lined(nbytes).view(dtype).reshape(shape)
+    return lined(shape, dtype)
 
 
 def maker(shape: Sizes, dtype: np.dtype) -> Callable[[], Array]:

@@ -146,7 +146,7 @@ class Team:
         self.lock = Lock()
         self._functions = _functions()
         self._job, self.processor = 0, -1  # the caller's processor, which helpers keep off
-        self._memory = lined(_BYTES)
+        self._memory = lined((_BYTES,), np.dtype(np.uint8))
         self._memory[:] = 0
         self._words = address_of(self._memory)
         self._helpers = [_Helper(self._functions, self._words, number) for number in range(1, threads)]
@@ -247,7 +247,7 @@ def _scratch(nbytes: int) -> tuple[np.ndarray, int]:
     except IndexError:
         memory, place = np.empty(0, np.uint8), 0
     if memory.size < nbytes:
-        memory = lined(nbytes)
+        memory = lined((nbytes,), np.dtype(np.uint8))
         place = address_of(memory)
     return memory, place
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
@@ -58,7 +57,7 @@ class Packing:
 
     def __call__(self, w: Array, team: int = 1) -> Array:
         """The weight at the address of `w`, packed by as many threads as are worth it."""
-        packed = lined(math.prod(self._shape) * self._dtype.itemsize).view(self._dtype).reshape(self._shape)
+        packed = lined(self._shape, self._dtype)
         arguments = words(address_of(w), address_of(packed)) + self._others
         threads.run(self._address, arguments, self._items, 0, team if packed.size > _SINGLE else 1)
         return packed
