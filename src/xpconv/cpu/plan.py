@@ -23,6 +23,7 @@ _PACKED = 5e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
 _STREAMED = 8.0e9  # elements of a weight that is read: transformed, and itself, to be told from others
 _FAR = 10.0e9  # of those, where they are more than a processor's last cache holds
+_BESIDE = 7.0e9  # of those, while vectors that are not wide are multiplied
 _NEAR_ELEMENTS = 4_000_000
 
 # Below these, handing work over to other threads costs more than it brings.
@@ -48,7 +49,7 @@ class Compiled:
     winograd: bool = False
     spectra: bool = False  # of tiles of planes
     threads: int = 1  # that are free
-    wide: bool = True  # vectors of 64 bytes, which multiply twice as much as others while as much is read
+    wide: bool = True  # 64 bytes at once, which multiply twice as much as 32 while as much is read
 
 
 @lru_cache(maxsize=4096)
@@ -230,7 +231,9 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int, wide: bool) -> flo
     """Products at the machine's full speed, those of the filters that fill up the tiles included, tiles to transform,
     and the transformed weight to read.
 
-    3x3 512@7, N=1 on two cores of a Zen 3, whose vectors are not wide: 2.4 ms, and 4.2 directly.
+    3x3 512@7, N=1 on two cores of a Zen 3, whose vectors are not wide: 2.4 ms, and 4.2 directly. A Zen 4, which is not
+    wide either, hides products behind a weight that it reads from afar: 512@4 0.95 ms, 512@5 1.0, 512@7 1.05; directly
+    0.55, 0.71 and 1.2.
     """
     transform = winograd.compiled_for(spec)
     terms, (products, _) = transform.terms(spec.window), winograd.operations(spec, transform)
@@ -238,9 +241,12 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int, wide: bool) -> flo
     maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
     transforms = (1 if transform.squared else 1 / 2) * transformed / _REGISTERED  # which are told for two axes
-    read = weight / (_STREAMED if weight <= _NEAR_ELEMENTS else _FAR) / (1 if wide else 2)  # in times of products
-    multiplied = products / spec.filters * computed / _COMPILED
-    return multiplied + transforms + read + 2 * costs.CALL  # once more to look at the weight
+    multiplied, is_near = products / spec.filters * computed / _COMPILED, weight <= _NEAR_ELEMENTS
+    if wide or is_near:
+        multiplied += weight / (_STREAMED if is_near else _FAR) / (1 if wide else 2)  # in times of products
+    else:
+        multiplied = max(multiplied, weight / _BESIDE)
+    return multiplied + transforms + 2 * costs.CALL  # once more to look at the weight
 
 
 def winograd_gradient_pays(spec: ConvSpec) -> bool:

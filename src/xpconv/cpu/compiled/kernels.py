@@ -141,7 +141,7 @@ def _takes(dtype: str, spec: ConvSpec, limit: int, free: int) -> Compiled:
     return Compiled(
         direct.computed(dtype, spec, limit), spec.filters_planes and channelwise.takes(dtype, spec, limit),
         plane.takes(dtype, spec, limit), winograd.takes(dtype, spec, limit), spectra.takes(dtype, spec, limit), free,
-        here.vector_bytes >= 64,
+        here.is_wide,
     )  # fmt: skip
 
 
