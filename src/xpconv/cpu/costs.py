@@ -28,7 +28,7 @@ _PASSES = 2.6e9  # elements multiplied and added to the result
 _SHARED_PASSES = 7.5e9  # by all threads, of channels beside each other
 _SUMS = 0.9e9  # elements of a product added to others
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
-_AT_ONCE = {1: 0.055e9, 2: 0.09e9}  # elements of a signal or a plane whose spectrum is taken at once
+_AT_ONCE = {1: 0.06e9, 2: 0.09e9}  # elements of a signal or a plane whose spectrum is taken at once
 _TILED = 11e9  # operations of transforms of tiles that stay in the cache
 _ROWS = 2e9  # elements of rows of planes given to products
 _BAND_PRODUCTS = 62e9  # operations of the products of signals
@@ -47,7 +47,7 @@ _CUT = 150e-6  # into tiles
 _BANDS = 60e-6
 _ROW = 0.1e-6  # of a plane's results
 _ONCE = 13e-6  # what is small, all at once
-_LOOP = 6e-6
+_LOOP = 6.5e-6
 
 _SECOND = 0.6  # of the time of one thread that two take
 _FEW_TAPS = 11  # of a signal, which NumPy's own loop reads quickly
@@ -65,12 +65,12 @@ def direct_by(spec: ConvSpec) -> str:
     return min(_DIRECT_COSTS, key=lambda name: _DIRECT_COSTS[name](spec))
 
 
-def loop_seconds(spec: ConvSpec) -> float:
+def _loop_seconds(spec: ConvSpec) -> float:
     """Of one signal, by `numpy.correlate`, which is quick for few taps; infinite for anything else."""
     if spec.axes > 1 or (spec.batch, spec.channels, spec.filters, *spec.stride, *spec.dilation) != (1, 1, 1, 1, 1):
         return math.inf
     taps = spec.window[0]
-    each = 10e-9 + 0.07e-9 * taps if taps > _FEW_TAPS else 0.25e-9 * taps if taps > 5 else 0.55e-9
+    each = 10e-9 + 0.07e-9 * taps if taps > _FEW_TAPS else 0.25e-9 * taps if taps > 5 else 0.45e-9
     return spec.out_size[0] * each + _LOOP
 
 
@@ -120,7 +120,7 @@ def _taps_seconds(spec: ConvSpec) -> float:
     return taps * (turned * results / _SUMS + _TAP + spec.groups * _TAP) + 2 * conv_operations(spec) / _PRODUCTS
 
 
-_DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": loop_seconds}
+_DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
 
 
 def gemm_seconds(spec: ConvSpec) -> float:

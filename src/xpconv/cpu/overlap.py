@@ -24,7 +24,7 @@ from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = 5  # of a tile in double precision, held at a time
 _BLOCK_BYTES = 1 << 22  # of tiles that a thread transforms at once
-_SHARED = 40_000  # elements whose transforms take longer than waking a thread
+_SHARED = 150_000  # elements whose transforms, a millisecond, are worth waking a thread
 _WORK = {"float32": np.float32, "complex64": np.complex64, "complex128": np.complex128}
 _SAMPLES = 16  # elements along an axis that tell a tile's mean
 _LENGTHS = (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of transforms, in reaches of the window

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import joined, overlap, separable, signals, small, spectra, strips, winograd_blocks
-from xpconv.cpu.costs import direct_by, is_cut, loop_seconds, may_separate
+from xpconv.cpu.costs import direct_by, is_cut, may_separate
 from xpconv.cpu.plan import Tile, conv_plan, kernel_for, row_bytes
 from xpconv.cpu.planes import finite
 from xpconv.dtypes import kind_of
@@ -42,7 +42,7 @@ def itemsize(x: Array) -> int:
 
 def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
     """Sums of products: of single planes by their axes or by bands, else one pass over the result per tap."""
-    if _by_loop(spec, x.dtype):
+    if direct_by(spec) == "loop":
         return small.correlation(x, w, spec)
     if x.dtype.char in _IN_BLAS and direct_by(spec) == "bands":
         if may_separate(spec) and (factors := separable.factors(w, spec)):
@@ -108,12 +108,7 @@ def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
     if method != "direct":
         return method in ("gemm", "winograd")
     in_bands = direct_by(spec) == "bands" and dtype.char in _IN_BLAS
-    return in_bands or _by_loop(spec, dtype) or _by_passes(spec, dtype)
-
-
-def _by_loop(spec: ConvSpec, dtype: np.dtype) -> bool:
-    """Whether NumPy's own loop sums the products: of double precision those of 3 taps at any length."""
-    return direct_by(spec) == "loop" or (dtype.char == "d" and spec.window == (3,) and loop_seconds(spec) < math.inf)
+    return in_bands or direct_by(spec) == "loop" or _by_passes(spec, dtype)
 
 
 def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
@@ -137,12 +132,12 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
     if method == "fft" and spectra.is_at_once(spec):
         held = 8 * math.prod(spec.padded_size) * dtype.itemsize
         return spectra.at_once(spec, dtype, fill) if held <= current_limit() else None
-    if method == "direct" and fill == 0 and _by_loop(spec, dtype) and spec.size[0] > small.COPIED:
+    if method == "direct" and fill == 0 and direct_by(spec) == "loop" and spec.size[0] > small.COPIED:
         return lambda x, w: small.correlation(x, w, spec)
     if conv_operations(spec) >= 2 * small.MOST:
         return None
     pad = small.padding(spec, dtype, fill)
-    if method == "direct" and _by_loop(spec, dtype):
+    if method == "direct" and direct_by(spec) == "loop":
         valid = spec.valid
         return lambda x, w: small.correlation(pad(x), w, valid)
     patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
