@@ -1,0 +1,127 @@
+"""Small convolutions and poolings by NumPy, in one go: what is prepared is repeated, and computes a first call as well.
+
+It is a function of arrays as the layout has them, whatever axes of one element they lack, and gives the result in the
+layout's order, in other axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xpconv.activations import ACTIVATIONS, LEAK
+from xpconv.cpu import joined, small, small_pools, small_products
+from xpconv.cpu.costs import direct_by
+from xpconv.cpu.plan import row_bytes
+from xpconv.cpu.planes import finite
+from xpconv.engines import pooled
+from xpconv.engines.agnostic import divisors_of
+from xpconv.plan import conv_operations
+from xpconv.spec import Array, ConvSpec, PoolSpec
+from xpconv.workspace import current_limit
+
+Sums = Callable[[Array, Array], Any]
+
+
+# --- Convolution ------------------------------------------------------------------------------------------------------
+
+
+def conv(
+    dtype: Any, method: str, spec: ConvSpec, fill: complex, activation: str | None
+) -> Callable[[Array, Array, Array | None], Any] | None:
+    """A function of x, w and bias; None for what is not small. Its result is None where that cannot be used."""
+    sums = _sums(dtype, method, spec, fill)
+    if sums is None:
+        return None
+    along = (spec.filters, 1) if spec.layout == "channels_first" and spec.filters > 1 else (spec.filters,)
+    finish = None if activation is None else _FINISHED.get(activation, _by_name(activation))
+
+    def computed(x: Array, w: Array, bias: Array | None) -> Any:
+        y = sums(x, w)
+        if y is None:
+            return None
+        if bias is not None:
+            np.add(y, bias.reshape(along), out=y)
+        if finish is not None:
+            finish(y)
+        return y
+
+    return computed
+
+
+def _by_name(activation: str) -> Callable[[Array], None]:
+    def finish(y: Array) -> None:
+        y[...] = ACTIVATIONS[activation](y)
+
+    return finish
+
+
+_FINISHED: dict[str, Callable[[Array], Any]] = {  # in place, in one or two operations
+    "relu": lambda y: np.maximum(y, 0, out=y),
+    "leaky_relu": lambda y: np.maximum(y, LEAK * y, out=y),
+    "tanh": lambda y: np.tanh(y, out=y),
+}
+
+
+def _sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Sums | None:
+    """The sums of products."""
+    surrounds = spec.padding_mode in ("zeros", "constant") and min(min(pads) for pads in spec.padding) >= 0
+    if not surrounds or spec.input_dilation or dtype.char not in "fd" or 0 in (*spec.x_shape, *spec.w_shape):
+        return None
+    limit = current_limit()
+    if method == "direct" and direct_by(spec) == "bands" and small.is_plane(spec):
+        return small.plane(spec, dtype, fill) if small.sums(spec) * dtype.itemsize <= limit else None
+    if method == "direct" and direct_by(spec) == "bands" and small.is_signal(spec):
+        return small.signal(spec, dtype, fill) if 4 * spec.padded_size[0] * dtype.itemsize <= limit else None
+    if method == "fft" and small.is_spectrum(spec):
+        held = 8 * math.prod(spec.padded_size) * dtype.itemsize
+        return small.spectrum(spec, dtype, fill) if held <= limit else None
+    if conv_operations(spec) >= 2 * small.MOST:
+        return None
+    if method == "direct" and direct_by(spec) == "loop":
+        return small.loop(spec, dtype, fill)
+    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
+    if method != "gemm" or spec.groups > 1 or patches > limit:
+        return None
+    if small_products.are_columns(spec) or joined.results(spec) == 1:
+        return small_products.product(spec, dtype, fill)
+    return _joined(spec, small_products.product(joined.wide(spec), dtype, fill))
+
+
+def _joined(spec: ConvSpec, multiply: Sums) -> Sums:
+    """A product of results beside each other, or None if one is not finite."""
+    weight, filters, w_shape = joined.wide_weight(spec), spec.filters, spec.w_shape
+
+    def summed(x: Array, w: Array) -> Array | None:
+        y = multiply(x, weight(w.reshape(w_shape)))
+        return y.reshape(-1, filters) if finite(y) else None
+
+    return summed
+
+
+# --- Pooling ----------------------------------------------------------------------------------------------------------
+
+
+def pool(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any]) -> Callable[[Array], Array] | None:
+    """A function of x, for maxima, sums and means of small maps; None for anything else."""
+    merge = _MERGED.get(operation)
+    if merge is None or options.get("return_indices") or dtype.char not in "fd" or not small_pools.fits(spec, dtype):
+        return None
+    merged = small_pools.merged(spec.reading, dtype, merge, -math.inf if merge is np.maximum else 0)
+    if operation != "avg_pool":
+        return merged
+    divisor = pooled.shared_divisor(spec, **options)
+    divisors = divisors_of(np.empty(spec.y_shape, dtype), spec, options["count_include_pad"])
+    by = divisors if divisor is None else divisor
+
+    def averaged(x: Array) -> Array:
+        y = merged(x)
+        return np.divide(y, by, out=y)
+
+    return averaged
+
+
+_MERGED = {"max_pool": np.maximum, "sum_pool": np.add, "avg_pool": np.add}
