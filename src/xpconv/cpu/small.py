@@ -17,7 +17,8 @@ from scipy.fft import next_fast_len
 from xpconv.cpu import banded, blas, team
 from xpconv.cpu.memory import borrowed
 from xpconv.cpu.planes import finite
-from xpconv.cpu.small_products import Sums, rooms
+from xpconv.cpu.small_patches import rooms
+from xpconv.cpu.small_products import Sums
 from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else

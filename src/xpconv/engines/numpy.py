@@ -284,7 +284,7 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
     if merged := small.pool("max_pool", x.dtype, spec, {}):
-        return merged(x)
+        return merged(x).reshape(spec.y_shape)
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
     return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
 
@@ -294,7 +294,7 @@ def sum_pool(x: Array, spec: PoolSpec) -> Array:
     if kernel := pooled.by("sum_pool", x, spec):
         return pooled.reduced(kernel, "added", x, spec)
     if merged := small.pool("sum_pool", x.dtype, spec, {}):
-        return merged(x)
+        return merged(x).reshape(spec.y_shape)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
@@ -316,7 +316,7 @@ def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: floa
         return pooled.reduced(kernel, "added", x, spec, shared)
     options = {"count_include_pad": count_include_pad, "divisor": divisor}
     if averaged := small.pool("avg_pool", x.dtype, spec, options):
-        return averaged(x)
+        return averaged(x).reshape(spec.y_shape)
     y = sum_pool(widened(x), spec)
     divisors = divisor or agnostic.divisors_of(y, spec, count_include_pad)
     return np.divide(y, divisors, out=y).astype(x.dtype, copy=False)  # in new memory it takes twice as long

@@ -13,7 +13,7 @@ import numpy as np
 from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, spectra_plan
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, pooled, small
-from xpconv.engines.agnostic import channels_last, divisors_of, exchanged, weight_last
+from xpconv.engines.agnostic import channels_last, divisors_of, exchanged, weight_as, weight_last
 from xpconv.engines.methods import planned
 from xpconv.plan import conv_operations, operations
 from xpconv.request import WHOLE, Request
@@ -156,6 +156,8 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
     if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input")):
         return None
     stored, finish = compiled.stored_and_left(activation)
+    if not strided and (method := _method_of_numpys(gy, spec.input_adjoint)):
+        return _replay_adjoint_by_numpy(gy, method, request)
     layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
     shape = in_layout(layout, spec.batch, spec.size, spec.channels)
     gy, gx = channels_last(gy, spec.layout), channels_last(np.empty(shape, gy.dtype), layout)
@@ -177,6 +179,28 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
         return (gx if finish is None else finish(gx))[drop]
 
     return _for_as_many_threads(again, conv_operations(spec) // 2)
+
+
+def _method_of_numpys(x: Array, spec: ConvSpec) -> str:
+    """The method by which NumPy computes it; "" where kernels do."""
+    method = planned(x, spec, "auto").method
+    return "" if compiled.kernel_of(x.dtype, spec, method) else method
+
+
+def _replay_adjoint_by_numpy(gy: Array, method: str, request: Request) -> Callable[..., Any] | None:
+    """A small one, that is one convolution."""
+    spec = request.spec
+    computed = small.conv(gy.dtype, method, spec.input_adjoint, 0, request.options.get("activation"))
+    if computed is None:
+        return None
+    exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], order=_order(spec), groups=spec.groups)
+    shape = np.empty(spec.x_shape, gy.dtype)[request.drop].shape
+
+    def again(gy: Array, w: Array, bias: Array | None) -> Any:
+        gx = computed(gy, weight_as(exchange(w), spec.layout), bias)
+        return NotImplemented if gx is None else gx.reshape(shape)
+
+    return again
 
 
 def _order(spec: ConvSpec) -> Sizes:
