@@ -23,5 +23,6 @@ def takes(kernel, dtype, spec):
     """Whether the kernels of that name take the convolution."""
     taken = compiled_calls.takes(dtype, spec)
     return {
-        "direct": taken.filters > 0, "depthwise": taken.depthwise, "plane": taken.plane, "winograd": taken.winograd
+        "direct": taken.filters > 0, "depthwise": taken.depthwise, "plane": taken.plane, "winograd": taken.winograd,
+        "spectra": taken.spectra,
     }[kernel]  # fmt: skip

@@ -19,8 +19,8 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import blas, processors
+from xpconv.cpu.address import words
 from xpconv.cpu.compiled import call, threads, tile
-from xpconv.cpu.compiled.address import words
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel

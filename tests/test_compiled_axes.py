@@ -107,11 +107,12 @@ def test_what_is_not_finite_stays_in_the_windows_that_hold_it():
 def test_a_repeated_call_looks_at_the_values_of_its_weight():
     rng = np.random.default_rng(0)
     x, product, other = rng.standard_normal((300, 300)), outer(rng, (15, 15)), rng.standard_normal((15, 15))
-    request = xpconv.corr2d.request(x, product)
+    request = xpconv.corr2d.request(x, product, method="direct")
     assert passes_pay(request.spec)
     assert engine.replay(request) is None
     for w in (product, other, product):
-        np.testing.assert_allclose(xpconv.corr2d(x, w), reference(xpconv.corr2d, x, w), rtol=1e-9, atol=1e-9)
+        y = xpconv.corr2d(x, w, method="direct")
+        np.testing.assert_allclose(y, reference(xpconv.corr2d, x, w), rtol=1e-9, atol=1e-9)
 
 
 def test_passes_pay_for_large_windows_only():

@@ -12,8 +12,8 @@ from engine_cases import reference
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.activations import LEAK
+from xpconv.cpu.address import words
 from xpconv.cpu.compiled import gradients, kernels, threads
-from xpconv.cpu.compiled.address import words
 from xpconv.cpu.compiled.tile import shape_for
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls

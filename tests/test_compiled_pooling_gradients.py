@@ -16,6 +16,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu.compiled import spread_channels, threads
 from xpconv.cpu.compiled.build import machine
+from xpconv.cpu.compiled.moves import lanes_of
 from xpconv.engines import agnostic, compiled, pooled
 from xpconv.spec import ScatterSpec
 
@@ -156,9 +157,10 @@ def test_means_two_columns_apart_share_out_plane_by_plane(dtype, width, window, 
 
 @DTYPES
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("channels", [5, 16, 37, 64, 107])
+@pytest.mark.parametrize("channels", ["few", 16, 37, 64, 107])
 @pytest.mark.parametrize(("window", "options"), WINDOWS)
 def test_means_of_channels_share_out_row_by_row(monkeypatch, dtype, streamed, channels, window, options):
+    channels = lanes_of(dtype) // 2 + 1 if channels == "few" else channels  # not a vector; fewer are left to NumPy
     monkeypatch.setattr(spread_channels, "TOGETHER", 0 if streamed else 1 << 40)
     spec = xpconv.avg_pool2d.request(np.zeros((3, 17, 14, channels), dtype), window, **{"stride": 2} | options).spec
     rows, columns = spec.out_size

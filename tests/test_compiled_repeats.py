@@ -9,7 +9,8 @@ from xpconv.dispatch import run
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import address, threads
+from xpconv.cpu import address
+from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import machine
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import methods

@@ -16,7 +16,7 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import winograd as transforms
-from xpconv.cpu.compiled import kernels, threads, winograd
+from xpconv.cpu.compiled import kernels, threads, winograd, winograd_tables
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.plan import Compiled, conv_plan
@@ -397,13 +397,22 @@ def test_the_plan_weighs_the_products_against_the_weight_that_is_read(batch, siz
     assert xpconv.explain(xpconv.corr2d, x, w, padding=1).method == method
 
 
-@pytest.mark.parametrize(("wide", "method"), [(True, "direct"), (False, "winograd")])
-def test_narrow_vectors_are_fewer_products_in_the_time_that_a_weight_is_read(wide, method):
-    x, w = np.empty((1, 7, 7, 512), "f"), np.empty((3, 3, 512, 512), "f")
+@pytest.mark.parametrize(("wide", "size", "method"), [
+    (True, 7, "direct"), (False, 7, "winograd"), (False, 4, "direct"),
+])  # fmt: skip
+def test_narrow_vectors_are_fewer_products_in_the_time_that_a_weight_is_read(wide, size, method):
+    x, w = np.empty((1, size, size, 512), "f"), np.empty((3, 3, 512, 512), "f")
     spec = xpconv.corr2d.request(x, w, padding=1).spec
     taken = Compiled(filters=512, winograd=True, wide=wide)
     assert conv_plan(spec, 4, True, "auto", DEFAULT_LIMIT, taken).method == method
-    assert kernels.takes("float32", spec, DEFAULT_LIMIT).wide == (machine().vector_bytes == 64)
+    assert kernels.takes("float32", spec, DEFAULT_LIMIT).wide == machine().is_wide
+
+
+@pytest.mark.parametrize(("name", "nbytes", "wide"), [
+    ("znver5", 64, True), ("sapphirerapids", 64, True), ("znver4", 64, False), ("znver3", 32, False),
+])  # fmt: skip
+def test_vectors_are_as_wide_as_what_is_multiplied_at_once(name, nbytes, wide):
+    assert replace(machine(), name=name, vector_bytes=nbytes).is_wide is wide
 
 
 @pytest.mark.parametrize(("registers", "images"), [(32, 2), (16, 1)])
@@ -411,5 +420,5 @@ def test_blocks_have_fewer_tiles_beside_narrow_vectors(registers, images, monkey
     monkeypatch.setattr(winograd, "machine", lambda: replace(machine(), registers=registers))
     x, w = np.empty((8, 14, 14, 256), "f"), np.empty((3, 3, 256, 256), "f")
     spec = xpconv.corr2d.request(x, w, padding=1).spec
-    whole = winograd.whole_of(spec, winograd.FORMS[transforms.F4])
+    whole = winograd_tables.whole_of(spec, winograd.FORMS[transforms.F4])
     assert winograd._shape(whole, winograd.FORMS[transforms.F4], 2) == (16, images)

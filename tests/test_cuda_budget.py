@@ -1,68 +1,23 @@
 """Every kernel that a plan can name compiles for every device we know, within its budget of registers, none spilled.
 
 Shared memory is what a plan asks for and nothing beside it; that it is there, the tests of the plans check for every
-device. The budgets are what the kernels used when they were last looked at. ``python tests/test_cuda_budget.py`` writes
-them anew; a number that grew is to be explained in the commit.
+device. The budgets are what the kernels used when they were last compiled; `cuda_budgets.py` says which are compiled.
 """
 
 from __future__ import annotations
 
-import sys
-from collections import defaultdict
-from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-from nvrtc import compiled
+import cuda_budgets
+from cuda_budgets import ARCHITECTURES, batches, budgets, usage
 from xpconv.cuda import source
-from xpconv.cuda.catalogue import instances
-from xpconv.cuda.steps import Kernel
-
-TABLE = Path(__file__).with_name("cuda_budgets.txt")
-ARCHITECTURES = {
-    (7, 5): "sm_75", (8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a", (10, 0): "sm_100",
-    (12, 0): "sm_120",
-}  # fmt: skip
-TOGETHER = 6  # kernels of one file that are compiled in one go
 
 pytestmark = pytest.mark.skipif(
     find_spec("cuda") is None or find_spec("cuda.bindings") is None,
     reason="NVIDIA's compiler is not installed: pip install 'cuda-bindings==12.9.*' 'cuda-toolkit[nvrtc]==12.*'",
 )
-
-
-def batches() -> list[tuple[tuple[int, int], str, tuple[Kernel, ...]]]:
-    """Kernels of one file for one architecture, a few at a time."""
-    result = []
-    for capability in ARCHITECTURES:
-        by_file = defaultdict(list)
-        for kernel in dict.fromkeys(instances(capability)):
-            by_file[kernel.file, kernel.options].append(kernel)
-        for (file, _), kernels in by_file.items():
-            cuts = range(0, len(kernels), TOGETHER)
-            result += [(capability, file, tuple(kernels[cut : cut + TOGETHER])) for cut in cuts]
-    return result
-
-
-@cache
-def budgets() -> dict[tuple[str, str], int]:
-    """Registers by architecture and expression."""
-    header, *rows = (line.split("\t") for line in TABLE.read_text(encoding="utf-8").splitlines())
-    return {
-        (architecture, row[0]): int(cell)
-        for row in rows
-        for architecture, cell in zip(header[1:], row[1:], strict=True)
-        if cell != "-"
-    }
-
-
-def usage(capability, file, kernels):
-    """What the kernels use, compiled as CuPy does it: beside a kernel's own architecture it gives the plain one."""
-    architecture, options = ARCHITECTURES[capability], kernels[0].options
-    plain = architecture.removesuffix("a") if any(option.startswith("-arch") for option in options) else architecture
-    return compiled(source.text(file), [kernel.expression for kernel in kernels], plain, options).usage
 
 
 @pytest.mark.parametrize(
@@ -77,19 +32,34 @@ def test_kernels_compile_within_their_budgets(capability, file, kernels):
         assert used.registers <= budget, f"{expression} uses {used.registers} registers, its budget is {budget}"
 
 
-def write_table() -> None:
-    """Compile everything and write what it uses."""
-    rows: dict[str, dict[str, int]] = defaultdict(dict)
+def test_every_run_compiles_a_kernel_of_each_file_for_each_device_and_all_of_a_file_that_has_changed(monkeypatch):
+    every = cuda_budgets.groups()
+    monkeypatch.setattr(cuda_budgets, "changed_files", lambda: {"pool.cu"})
+    compiled = {group: [] for group in every}
     for capability, file, kernels in batches():
-        for expression, used in usage(capability, file, kernels).items():
-            rows[expression][ARCHITECTURES[capability]] = used.registers
-            if used.spilled:
-                print(f"{ARCHITECTURES[capability]} {expression} spills {used.spilled} bytes", file=sys.stderr)
-    lines = ["\t".join(("kernel", *ARCHITECTURES.values()))]
-    for expression, cells in rows.items():
-        lines.append("\t".join((expression, *(str(cells.get(name, "-")) for name in ARCHITECTURES.values()))))
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        compiled[capability, file, kernels[0].options] += kernels
+    for group, kernels in every.items():
+        if group[1] == "pool.cu":
+            assert compiled[group] == kernels
+        else:
+            assert len(compiled[group]) == 1
+    monkeypatch.setenv("XPCONV_ALL_BUDGETS", "1")
+    assert sum(len(kernels) for _, _, kernels in batches()) == sum(map(len, every.values()))
 
 
-if __name__ == "__main__":
-    write_table()
+def test_a_file_has_changed_with_all_that_its_registers_follow_from(monkeypatch):
+    def changed():
+        return cuda_budgets.changed_files.__wrapped__()
+
+    before, kernels = changed(), cuda_budgets.groups()
+    for name, value, files in [
+        ("budgets", {**budgets(), ("sm_80", "sum_splits<float>"): 1}, {"sum_splits.cu"}),
+        ("compiler", "another", {file for _, file, _ in kernels}),
+        ("groups", {group: several[1:] for group, several in kernels.items()}, {file for _, file, _ in kernels}),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda_budgets, name, lambda value=value: value)
+            assert changed() == before | files
+    text = source.text
+    monkeypatch.setattr(source, "text", lambda file: text(file).replace("is_nan", "isnan"))
+    assert {"pool.cu", "pool_boxes.cu"} <= changed()

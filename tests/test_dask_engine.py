@@ -402,7 +402,7 @@ def test_bad_input_is_refused_in_one_line(name):
     assert "\n" not in str(raised.value)
 
 
-def test_another_library_beside_dask_is_refused():
+def test_torch_beside_dask_is_refused():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     with pytest.raises(TypeError, match="needs chunks of one library"):
         xpconv.conv1d(da.zeros(9, chunks=4), torch.ones(2))

@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,13 @@ def imports_of(path):
             package, _, rest = name.partition(".")
             if package == "xpconv" and rest:
                 yield rest.partition(".")[0]
+
+
+def test_the_guide_names_files_that_there_are():
+    checkout = Path(__file__).parents[1]
+    named = set(re.findall(r"`([\w/]+\.py)`", (checkout / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    there = {str(path.relative_to(checkout)) for path in checkout.rglob("*.py")}
+    assert {name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)} == set()
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))

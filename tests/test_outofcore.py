@@ -117,12 +117,12 @@ def test_a_kernel_of_n_axes_filters_n_axes_and_channels(tmp_path, shape):
 
 
 def test_processes_give_the_bytes_of_threads(tmp_path):
-    put(tmp_path / "in.npy", values(100, 150))
-    for scheduler in ("threads", "processes"):
-        done = xpconv_filter(
-            "in.npy", "-k", "box", "-o", f"{scheduler}.npy", "--chunks", 50, "--scheduler", scheduler, cwd=tmp_path
-        )
-        assert (done.returncode, done.stderr) == (0, "")
+    path = put(tmp_path / "in.npy", values(100, 150))
+    filtered(path, tmp_path / "threads.npy", named_filter("box"), chunks=[50])
+    done = xpconv_filter(
+        "in.npy", "-k", "box", "-o", "processes.npy", "--chunks", 50, "--scheduler", "processes", cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     assert content(tmp_path / "threads.npy") == content(tmp_path / "processes.npy")
 
 
@@ -175,9 +175,7 @@ def test_a_process_that_is_killed_is_gone_on_with(tmp_path, written, number, sch
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{finished} of 196 chunks were finished before\n")
     (tmp_path / "whole").mkdir()
-    arguments[arguments.index(written)] = f"whole/{written}"
-    whole = xpconv_filter(*arguments, "--scheduler", scheduler, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    filtered(tmp_path / "in.npy", tmp_path / "whole" / written, named_filter("gaussian", 5), chunks=[32])
     assert content(tmp_path / written) == content(tmp_path / "whole" / written)
 
 

@@ -51,6 +51,36 @@ def test_planes_are_covered_by_tiles(dtype, limit, stride):
     assert_near(filtered(x, w, limit, stride=stride), defined(x, w, stride=stride), BOUNDS[dtype])
 
 
+_SURROUNDED = st.tuples(st.integers(1, 40), st.integers(1, 25), st.integers(0, 40), st.integers(0, 40))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@given(
+    st.lists(_SURROUNDED, min_size=1, max_size=2),
+    st.integers(1, 2), st.sampled_from(["zeros", "constant"]), st.sampled_from([1, 60_000, DEFAULT]),
+)  # fmt: skip
+def test_zeros_around_the_input_are_as_if_they_were_there(dtype, axes, stride, padding_mode, limit):
+    size, window, before, after = zip(*axes, strict=True)
+    after = [max(hi, m - n - lo) for n, m, lo, hi in zip(size, window, before, after, strict=True)]
+    padding = tuple(zip(before, after, strict=True))
+    rng = np.random.default_rng(sum(size) + sum(window))
+    x, w = values(rng, (2, *size, 2), dtype) + 3, values(rng, (*window, 1, 2), dtype)
+    options = dict(padding=padding, padding_mode=padding_mode, stride=stride)
+    whole = np.pad(x, ((0, 0), *padding, (0, 0)))
+    assert_near(filtered(x, w, limit, **options), defined(whole, w, stride=stride), 3 * BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_within_its_windows_where_zeros_are_around(value):
+    x, w = np.ones((1, 90, 70, 1), "float32"), np.ones((21, 20, 1, 1), "float32")
+    x[0, 3, 66] = value
+    whole = np.pad(x, ((0, 0), (10, 10), (9, 10), (0, 0)))
+    with np.errstate(invalid="ignore"):
+        for limit in (2**18, DEFAULT):
+            y = filtered(x, w, limit, padding=((10, 10), (9, 10)))
+            np.testing.assert_allclose(y, defined(whole, w).astype("float32"), rtol=1e-4)
+
+
 def test_single_precision_keeps_its_bound_where_a_large_mean_cancels():
     rng = np.random.default_rng(2)
     x = (1e4 + rng.standard_normal((1, 20_000, 1))).astype("float32")

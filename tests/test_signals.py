@@ -45,6 +45,20 @@ def test_long_signals_are_cut_in_rows(dtype, stride, dilation, layout, more, m, 
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("m", [1, 5, 6, 40])
+@pytest.mark.parametrize(
+    ("padding", "every", "stride", "dilation"),
+    [((0, 0), 1, 1, 1), ((3, 2), 1, 1, 1), ((50, 0), 1, 1, 2), ((0, 60), 1, 3, 1), ((3, 3), -2, 1, 1)],
+)
+def test_long_signals_are_shared_from_where_they_read_no_zeros(dtype, m, padding, every, stride, dilation):
+    rng = np.random.default_rng(m)
+    x, w = values(rng, (1, 900_001, 1), dtype)[:, ::every], values(rng, (m, 1, 1), dtype)
+    options = dict(stride=stride, dilation=dilation)
+    y = filtered(x, w, padding=(padding,), **options)
+    assert_near(y, defined(np.pad(x, ((0, 0), padding, (0, 0))), w, **options), BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(
     ("size", "window", "stride"),
     [((40, 700), (5, 5), 1), ((40, 700), (3, 4), (1, 2)), ((257, 30), (15, 9), (2, 1)), ((9, 300, 20), (3, 2, 3), 1)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from xpconv.cpu import joined, overlap, small, strips, winograd
+from xpconv.cpu import joined, overlap, planes, small, spectra, strips, winograd
 from xpconv.cpu.kept import MOST_BYTES
 from xpconv.plan import conv_operations
 from xpconv.spec import ConvSpec
@@ -25,13 +25,15 @@ _FAR_WEIGHTS = 2.5e9  # of those, from memory
 _COMPARED = 2e9  # elements of a weight beside those that what is kept was made of
 _FRESH_WEIGHTS = 0.25e9  # elements of a weight transformed, where they are too many to be kept from call to call
 _PASSES = 2.6e9  # elements multiplied and added to the result
+_SHARED_PASSES = 7.5e9  # by all threads, of channels beside each other
 _SUMS = 0.9e9  # elements of a product added to others
-_TRANSFORMED = 0.09e9  # elements of a plane whose spectrum is taken at once
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
-_TILED = 11e9  # of those of tiles that stay in the cache, in single precision
-_BANDED = 0.8e9  # elements of signals, or rows of planes, given to products
-_PACKED_BAND = 1.5e9  # elements of a band, which BLAS copies for every piece of a row
-_STORED_SUMS = 1.2e9  # sums of a plane that a product stores, and that are added
+_AT_ONCE = {1: 0.055e9, 2: 0.09e9}  # elements of a signal or a plane whose spectrum is taken at once
+_TILED = 11e9  # operations of transforms of tiles that stay in the cache
+_ROWS = 2e9  # elements of rows of planes given to products
+_BAND_PRODUCTS = 62e9  # operations of the products of signals
+_STORED_SUMS = 4e9  # sums of a plane that a product stores, and that are added
+_PLANE_PRODUCTS = 57e9  # operations of those products
 _TURNED = 0.2e9  # elements of channels that are brought together in planes, and back
 
 # Seconds, of one array operation.
@@ -42,11 +44,13 @@ _HANDED = 100e-6  # strips to another thread
 _WOKEN = 250e-6  # another thread
 _BLOCKS = 100e-6
 _SPECTRUM = 50e-6
-_CUT = 300e-6  # into tiles
-_BANDS = 200e-6
-_ONCE = 30e-6  # what is small, all at once
-_LOOP = 3e-6
+_CUT = 150e-6  # into tiles
+_BANDS = 60e-6
+_ROW = 0.1e-6  # of a plane's results
+_ONCE = 13e-6  # what is small, all at once
+_LOOP = 6e-6
 
+_SECOND = 0.6  # of the time of one thread that two take
 _FEW_TAPS = 11  # of a signal, which NumPy's own loop reads quickly
 _SEPARATED = 8_000_000  # operations that take as long as to look for products
 
@@ -62,12 +66,13 @@ def direct_by(spec: ConvSpec) -> str:
     return min(_DIRECT_COSTS, key=lambda name: _DIRECT_COSTS[name](spec))
 
 
-def _loop_seconds(spec: ConvSpec) -> float:
+def loop_seconds(spec: ConvSpec) -> float:
     """Of one signal, by `numpy.correlate`, which is quick for few taps; infinite for anything else."""
     if spec.axes > 1 or (spec.batch, spec.channels, spec.filters, *spec.stride, *spec.dilation) != (1, 1, 1, 1, 1):
         return math.inf
     taps = spec.window[0]
-    return spec.out_size[0] * (0.3e-9 * taps if taps <= _FEW_TAPS else 25e-9 + 0.08e-9 * taps) + _LOOP
+    each = 10e-9 + 0.07e-9 * taps if taps > _FEW_TAPS else 0.25e-9 * taps if taps > 5 else 0.55e-9
+    return spec.out_size[0] * each + _LOOP
 
 
 def _banded_seconds(spec: ConvSpec) -> float:
@@ -79,12 +84,19 @@ def _banded_seconds(spec: ConvSpec) -> float:
         return math.inf
     results = spec.batch * math.prod(spec.out_size) * spec.channels
     if spec.axes == 1:
-        calls = _ONCE if small.is_signal(spec) else _BANDS
-        products = results * 2 * (spec.reach[0] + 31) / _PRODUCTS
-        return results / _BANDED + products + spec.reach[0] ** 2 / _PACKED_BAND + calls
-    columns, calls = math.prod(spec.window[1:]), _ONCE if small.is_plane(spec) else _BANDS
-    stored = results * (1 / _BANDED + columns / _STORED_SUMS)
-    return stored + 2 * results * math.prod(spec.window) / _PRODUCTS + _turned_seconds(spec) + calls
+        each, is_small = 2 * (spec.reach[0] + 15) / _BAND_PRODUCTS, small.is_signal(spec)
+    else:
+        each = 1 / _ROWS + math.prod(spec.window[1:]) / _STORED_SUMS + 2 * math.prod(spec.window) / _PLANE_PRODUCTS
+        each += _ROW / spec.out_size[-1]
+        is_small = small.is_plane(spec)
+    if is_small:
+        return results * each + _ONCE
+    return _shared_seconds(results * each + _turned_seconds(spec), planes.is_shared(spec)) + _BANDS
+
+
+def _shared_seconds(alone: float, is_shared: bool) -> float:
+    """What takes so long in one thread, by all: the second saves a little less than half."""
+    return alone * _SECOND + _HANDED if is_shared else alone
 
 
 def _turned_seconds(spec: ConvSpec) -> float:
@@ -104,13 +116,14 @@ def _taps_seconds(spec: ConvSpec) -> float:
     planned = _PLANNED if spec.groups == 1 else 0
     if spec.groups == spec.channels:
         short = 64 / spec.filters if spec.filters > spec.channels else 0  # loops over the filters of a result
-        return taps * (results * (1 + short) / _PASSES + _TAP) + planned
+        shared = spec.filters_planes and spec.channels > 1  # in strips, whose runs are long
+        return taps * (results * (1 + short) / (_SHARED_PASSES if shared else _PASSES) + _TAP) + planned
     turned = 3 if spec.groups > 1 else 1  # groups are brought together, and back
     passes = taps * (turned * results / _SUMS + _TAP + spec.groups * _TAP)
     return passes + 2 * conv_operations(spec) / _PRODUCTS + planned
 
 
-_DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
+_DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": loop_seconds}
 
 
 def gemm_seconds(spec: ConvSpec) -> float:
@@ -129,7 +142,7 @@ def gemm_seconds(spec: ConvSpec) -> float:
     return 2 * copied + alone * products + weight + CALL
 
 
-def _fft_seconds(spec: ConvSpec) -> float:
+def fft_seconds(spec: ConvSpec) -> float:
     """By whichever NumPy does of them: the whole input, or of single planes tiles that overlap."""
     return min(whole_fft_seconds(spec), _cut_fft_seconds(spec))
 
@@ -143,9 +156,10 @@ def is_cut(spec: ConvSpec) -> bool:
 def _cut_fft_seconds(spec: ConvSpec) -> float:
     if not spec.filters_planes:
         return math.inf
-    if small.is_spectrum(spec):
-        return math.prod(spec.padded_size) / _TRANSFORMED + _ONCE
-    return overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _turned_seconds(spec) + _CUT
+    if spectra.is_at_once(spec):
+        return math.prod(spectra.only_tile(spec)) / _AT_ONCE[spec.axes] + _SPECTRUM
+    alone = overlap.operations(spec, DEFAULT_LIMIT) / _TILED + _turned_seconds(spec)
+    return _shared_seconds(alone, overlap.is_shared(spec, DEFAULT_LIMIT)) + _CUT
 
 
 def whole_fft_seconds(spec: ConvSpec) -> float:
@@ -174,4 +188,4 @@ def winograd_seconds(spec: ConvSpec) -> float:
     return multiplied / _TILE_PRODUCTS + moved / _TILES + read + made + _WOKEN + _BLOCKS
 
 
-COSTS = {"direct": direct_seconds, "gemm": gemm_seconds, "winograd": winograd_seconds, "fft": _fft_seconds}
+COSTS = {"direct": direct_seconds, "gemm": gemm_seconds, "winograd": winograd_seconds, "fft": fft_seconds}

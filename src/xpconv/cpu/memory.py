@@ -26,7 +26,7 @@ class Memory:
         size = math.prod(shape)
         held = self._arrays.get(name)
         if held is None or held.nbytes < size * dtype.itemsize:
-            held = self._arrays[name] = np.empty(-(-size * dtype.itemsize // 8), np.uint64)
+            held = self._arrays[name] = np.empty(-(-size * dtype.itemsize // 16) * 2, np.uint64)  # items of any dtype
         return held.view(dtype)[:size].reshape(shape)
 
     @property

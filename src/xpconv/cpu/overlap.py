@@ -18,59 +18,58 @@ import numpy as np
 from scipy import fft
 
 from xpconv.cpu import planes, signals, team
-from xpconv.cpu.memory import borrowed
+from xpconv.cpu.memory import Memory, borrowed
+from xpconv.cpu.spectra import of_kernel, only_tile
 from xpconv.spec import Array, ConvSpec, Sizes
 
-_ARRAYS = 4  # of a tile in double precision, held at a time
-_BLOCK_BYTES = 1 << 21  # of tiles that a thread transforms at once
-_SHARED = 20_000  # elements whose transforms take longer than waking a thread
+_ARRAYS = 5  # of a tile in double precision, held at a time
+_BLOCK_BYTES = 1 << 22  # of tiles that a thread transforms at once
+_SHARED = 40_000  # elements whose transforms take longer than waking a thread
 _WORK = {"float32": np.float32, "complex64": np.complex64, "complex128": np.complex128}
 _SAMPLES = 16  # elements along an axis that tell a tile's mean
 _LENGTHS = (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of transforms, in reaches of the window
 
 # In operations of a transform, for what takes as long.
 _MOVED = 16  # an element copied to its tile, multiplied, and brought back
-_CALLED = 200_000  # the calls for one block of tiles
+_CALLED = 1_000_000  # the calls for one block of tiles
+_ALONE = 2  # times as many operations take as long along one axis, of fewer tiles than
+_BESIDE = 4  # are transformed in one vector
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Tiles side by side along one axis, counted in results: where the first begins, how many, and of what length."""
+    """Along one axis tiles of as many results each: which of those at hand, where the first's results begin."""
 
+    tiles: slice
     start: int
-    tiles: int
     length: int
+    elements: int  # that each of them reads
 
 
 def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
-    """The result (N, *out, C) of padded `x` (N, *padded, C) and `w` (*window, 1, C): each channel by itself.
+    """The result (N, *out, C) of `x` (N, *size, C), around which there are zeros, and `w` (*window, 1, C).
 
     Tiles that hold what is not finite, which spreads over all of them, are computed again by `signals.conv`.
     """
     y, is_complex = planes.empty(spec, x.dtype), x.dtype.kind == "c"
-    source, results = (np.moveaxis(a, (-1, 0), (0, 1)) for a in (x, y))
     lengths = tile_lengths(spec, limit, is_complex)
+    counts = _tile_counts(spec, lengths)
+    each = spec.batch * math.prod(counts)  # tiles of a channel
     most, threads = _at_once(spec, lengths, limit, is_complex)
-    for (channels,) in _chunks(
-        (spec.channels,), max(1, most // (spec.batch * math.prod(_tile_counts(spec, lengths)) + 1))
-    ):
+    for (channels,) in _chunks((spec.channels,), max(1, most // (each + 1))):
+        some = channels.stop - channels.start
         kernel = w[..., channels]
-        at_once = max(1, most // kernel.shape[-1] - 1)
-        parts = [
-            (tiles[:, *chunk], out[:, *chunk])
-            for runs in product(*_runs(spec, lengths))
-            for tiles, out in [(_tiles(source[channels], runs, spec), _result_tiles(results[channels], runs))]
-            for chunk in _chunks(tiles.shape[1 : 2 + spec.axes], at_once)
-        ]
+        parts = list(_chunks((spec.batch, *counts), _evenly(each, max(1, most // some - 1), threads)))
         transforms = _Transforms(kernel, spec, lengths, threads if len(parts) == 1 else 1)
-
-        team.share(partial(_filter_parts, kernel, transforms, spec, limit), parts, threads)
+        share = _Share(x[..., channels], kernel, y[..., channels], spec, lengths, limit)
+        team.share(partial(_filter_parts, share, transforms), parts, threads)
     return y
 
 
-def _filter_parts(w: Array, transforms: _Transforms, spec: ConvSpec, limit: int, parts: Iterator) -> None:
-    for tiles, out in parts:
-        _filter(tiles, w, transforms, spec, limit, out)
+def _evenly(tiles: int, most: int, threads: int) -> int:
+    """Tiles that a thread transforms at once, so that all threads have as many."""
+    parts = -(-tiles // most)
+    return -(-tiles // (parts + -parts % threads)) if tiles >= threads else most
 
 
 class _Transforms:
@@ -79,83 +78,137 @@ class _Transforms:
     def __init__(self, w: Array, spec: ConvSpec, lengths: Sizes, threads: int) -> None:
         kernel = planes.offsets_first(w, spec)
         self._lengths, self._axes, self._is_complex = lengths, tuple(range(-spec.axes, 0)), kernel.dtype.kind == "c"
-        self._work, self._threads = _WORK.get(kernel.dtype.name, np.float64), threads
-        spread: Array = np.zeros((len(kernel), *(1,) * (spec.axes + 1), *lengths), self._work)
-        taps = tuple(slice(0, reach, d) for reach, d in zip(spec.reach, spec.dilation, strict=True))
-        spread[..., *taps] = kernel.conj().reshape(*spread.shape[: spec.axes + 2], *spec.window)
-        self._total = kernel.sum(axis=tuple(range(1, kernel.ndim)), dtype=np.result_type(self._work, np.float64))
-        self._spectrum = self._forward(spread)
+        self.work, self._threads = np.dtype(_WORK.get(kernel.dtype.name, np.float64)), threads
+        spread: Array = np.zeros((len(kernel), *(1,) * spec.axes, *spec.reach), self.work)
+        taps = kernel.conj().reshape(*spread.shape[: spec.axes + 1], *spec.window)
+        spread[..., *(slice(None, None, d) for d in spec.dilation)] = taps
+        self._total = kernel.sum(axis=tuple(range(1, kernel.ndim)), dtype=np.result_type(self.work, np.float64))
+        self._spectrum = of_kernel(spread, lengths)
         np.conj(self._spectrum, out=self._spectrum)  # of the kernel turned: a correlation is what windows are
 
-    def __call__(self, tiles: Array, steps: Sizes, out: Array) -> None:
-        """Filter tiles (C, ..., *elements); those results are written that have their window in the tile."""
-        with borrowed("tiles") as memory:
-            whole = memory.take("whole", (*tiles.shape[: -len(self._lengths)], *self._lengths), np.dtype(self._work))
-            elements = tiles.shape[-len(self._lengths) :]
-            for axis, n in zip(self._axes, elements, strict=True):
-                whole[(..., slice(n, None), *(slice(None),) * (-1 - axis))] = 0
-            some = tiles[..., *(slice(None, None, -(-n // _SAMPLES)) for n in elements)]
-            mean = some.mean(axis=self._axes, keepdims=True, dtype=self._work)
-            mean[~np.isfinite(mean)] = 0
-            np.subtract(tiles, mean, out=whole[..., *map(slice, elements)])
-            spectrum = self._forward(whole)
+    def taken_off(self, tiles: Array, out: Array) -> Array:
+        """Copy tiles (N, C, ..., *elements) to `out` (N, C, ..., *lengths) without their means: what results lack."""
+        elements = tiles.shape[-len(self._axes) :]
+        for axis, n in zip(self._axes, elements, strict=True):
+            out[(..., slice(n, None), *(slice(None),) * (-1 - axis))] = 0
+        some = tiles[..., *(slice(None, None, -(-n // _SAMPLES)) for n in elements)]
+        mean = some.mean(axis=self._axes, keepdims=True, dtype=self.work)
+        mean[~np.isfinite(mean)] = 0
+        np.subtract(tiles, mean, out=out[..., *map(slice, elements)])
+        return (mean * self._total.reshape(-1, *(1,) * (mean.ndim - 2))).astype(self.work)
+
+    def filtered(self, tiles: Array) -> Array:
+        """The circular convolutions of tiles (N, C, ..., *lengths)."""
+        spectrum = self._forward(tiles)
         spectrum *= self._spectrum
         back = fft.ifftn if self._is_complex else fft.irfftn
-        filtered = back(spectrum, self._lengths, self._axes, overwrite_x=True, workers=self._threads)
-        taken_off = (mean * self._total.reshape(-1, *(1,) * (mean.ndim - 1))).astype(self._work)
-        sizes = zip(out.shape[-len(steps) :], steps, strict=True)
-        results = filtered[..., *(slice(0, (n - 1) * s + 1, s) for n, s in sizes)]
-        np.add(results, taken_off, out=out, casting="same_kind")
+        return back(spectrum, self._lengths, self._axes, overwrite_x=True, workers=self._threads)
 
     def _forward(self, tiles: Array) -> Array:
         forward = fft.fftn if self._is_complex else fft.rfftn
         return forward(tiles, axes=self._axes, workers=self._threads)
 
 
-def _filter(source: Array, w: Array, transforms: _Transforms, spec: ConvSpec, limit: int, out: Array) -> None:
-    """Some tiles (C, N, *tiles, *elements) into (C, N, *tiles, *results)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        transforms(source, spec.stride, out)
-    if planes.finite(out):
-        return
-    elements = source.shape[-spec.axes :]
-    exact = replace(
-        spec, layout="channels_first", batch=1, channels=len(source), filters=len(source), groups=len(source),
-        size=elements, padding=((0, 0),) * spec.axes, padding_mode="zeros", input_dilation=(),
-    )  # fmt: skip
-    for place in np.ndindex(source.shape[1 : -spec.axes]):
-        if not planes.finite(out[:, *place]):
-            y = signals.conv(np.moveaxis(source[:, *place], 0, -1)[np.newaxis], w, exact, limit)
-            out[:, *place] = np.moveaxis(y[0], -1, 0)
+@dataclass(frozen=True)
+class _Share:
+    """Channels that are filtered at once: what is read, and where results go."""
+
+    x: Array
+    w: Array
+    y: Array
+    spec: ConvSpec
+    lengths: Sizes
+    limit: int
 
 
-def _runs(spec: ConvSpec, lengths: Sizes) -> list[list[_Run]]:
-    """For every axis the tiles that cover it; where they would reach beyond its end, one more that ends there."""
+def _filter_parts(share: _Share, transforms: _Transforms, parts: Iterator[tuple[slice, ...]]) -> None:
+    """Images and along every axis tiles, some after others."""
+    spec = share.spec
+    source, results = planes.channels_second(share.x), planes.channels_second(share.y)
+    with borrowed("tiles") as memory, np.errstate(over="ignore", invalid="ignore"):
+        for images, *places in parts:
+            runs = _runs(spec, share.lengths, places)
+            begins = [on_axis[0].start for on_axis in runs]
+            spans = _read_by(spec, [(on_axis[0].start, on_axis[-1]) for on_axis in runs])
+            elements = planes.surrounded(source[images], spans, memory)
+            shape = (*elements.shape[:2], *(at.stop - at.start for at in places), *share.lengths)
+            tiles, lacking = memory.take("tiles", shape, transforms.work), []
+            for some in product(*runs):
+                read = _tiles_read(elements, some, begins, spec)
+                lacking.append(transforms.taken_off(read, tiles[:, :, *(run.tiles for run in some)]))
+            filtered = transforms.filtered(tiles)
+            for some, lack in zip(product(*runs), lacking, strict=True):
+                kept = (slice(0, (run.length - 1) * s + 1, s) for run, s in zip(some, spec.stride, strict=True))
+                out = _results_of(some, results[images])
+                np.add(filtered[:, :, *(run.tiles for run in some), *kept], lack, out=out, casting="same_kind")
+                if not planes.finite(out):
+                    _filter_again(share, images, some, out)
+
+
+def _runs(spec: ConvSpec, lengths: Sizes, places: list[slice]) -> list[list[_Run]]:
+    """On every axis, of some tiles those that are whole, and the last, where results end before it does."""
     runs = []
-    for n, results in zip(spec.out_size, _results(spec, lengths), strict=True):
-        length = min(n, results)
-        last = [_Run(n - length, 1, length)] if n % length else []
-        runs.append([_Run(0, n // length, length), *last])
+    tiles = zip(places, lengths, only_tile(spec), _results(spec, lengths), strict=True)
+    axes = zip(tiles, spec.out_size, spec.stride, spec.reach, strict=True)
+    for (at, length, whole, step), count, s, reach in axes:
+        ends = [step * at.start, min(step * at.stop, count)]
+        full, rest = divmod(ends[1] - ends[0], step)
+        parts = [(slice(0, full), ends[0], step)] if full else []
+        parts += [(slice(full, full + 1), ends[0] + full * step, rest)] if rest else []
+        runs.append([_Run(*part, length if length >= whole else (part[2] - 1) * s + reach) for part in parts])
     return runs
 
 
-def _tiles(x: Array, runs: tuple[_Run, ...], spec: ConvSpec) -> Array:
-    """A view of planes (C, N, *padded) as (C, N, *tiles, *elements): what the results of each tile read."""
-    spans = [(run.length - 1) * s + reach for run, s, reach in zip(runs, spec.stride, spec.reach, strict=True)]
-    return _strided(x, runs, spec.stride, spans)
+def _read_by(spec: ConvSpec, runs: list[tuple[int, _Run]]) -> list[tuple[int, int]]:
+    """On every axis the elements, from the first up to the last, that results from one on up to a run's read."""
+    axes = zip(runs, spec.stride, spec.padding, strict=True)
+    return [
+        (begin * s - lo, (run.start + (run.tiles.stop - run.tiles.start - 1) * run.length) * s + run.elements - lo)
+        for (begin, run), s, (lo, _) in axes
+    ]
 
 
-def _result_tiles(y: Array, runs: tuple[_Run, ...]) -> Array:
-    """A view of results (C, N, *out) as (C, N, *tiles, *results)."""
-    return _strided(y, runs, (1,) * len(runs), [run.length for run in runs])
+def _tiles_read(elements: Array, runs: tuple[_Run, ...], begins: list[int], spec: ConvSpec) -> Array:
+    """A view of elements (N, C, *n), which those results from `begins` on read, as (N, C, *tiles, *elements)."""
+    axes = list(zip(runs, begins, spec.stride, strict=True))
+    begin = elements[:, :, *(slice((run.start - first) * s, None) for run, first, s in axes)]
+    return _tiled(begin, runs, tuple(run.length * s for run, _, s in axes), tuple(run.elements for run in runs))
 
 
-def _strided(x: Array, runs: tuple[_Run, ...], steps: Sizes, spans: list[int]) -> Array:
-    begin = x[:, :, *(slice(run.start * step, None) for run, step in zip(runs, steps, strict=True))]
-    strides = begin.strides[2:]
-    between = (run.length * step * stride for run, step, stride in zip(runs, steps, strides, strict=True))
-    shape = (*begin.shape[:2], *(run.tiles for run in runs), *spans)
-    return np.lib.stride_tricks.as_strided(begin, shape, (*begin.strides[:2], *between, *strides))
+def _results_of(runs: tuple[_Run, ...], results: Array) -> Array:
+    """A view of results (N, C, *out) as (N, C, *tiles, *length)."""
+    lengths = tuple(run.length for run in runs)
+    begin = results[:, :, *(slice(run.start, None) for run in runs)]
+    return _tiled(begin, runs, lengths, lengths)
+
+
+def _tiled(x: Array, runs: tuple[_Run, ...], moves: Sizes, lengths: Sizes) -> Array:
+    """A view of `x` (N, C, *n) as (N, C, *tiles, *lengths): tiles that begin `moves` apart."""
+    counts = (run.tiles.stop - run.tiles.start for run in runs)
+    between = (move * stride for move, stride in zip(moves, x.strides[2:], strict=True))
+    shape, strides = (*x.shape[:2], *counts, *lengths), (*x.strides[:2], *between, *x.strides[2:])
+    return np.lib.stride_tricks.as_strided(x, shape, strides)
+
+
+def _filter_again(share: _Share, images: slice, runs: tuple[_Run, ...], out: Array) -> None:
+    """Those tiles (N, C, *tiles, *results) that are not finite, by products: each by itself."""
+    spec = share.spec
+    for image, *tile in np.ndindex(out.shape[0], *out.shape[2 : 2 + spec.axes]):
+        here = out[image, :, *tile]
+        if not planes.finite(here):
+            places = zip(tile, runs, spec.reach, spec.stride, strict=True)
+            alone = [
+                _Run(slice(0, 1), run.start + place * run.length, run.length, (run.length - 1) * s + reach)
+                for place, run, reach, s in places
+            ]
+            spans = _read_by(spec, [(run.start, run) for run in alone])
+            elements = planes.surrounded(planes.channels_second(share.x)[images][image : image + 1], spans, Memory())
+            exact = replace(
+                spec, layout="channels_first", batch=1, channels=len(here), filters=len(here), groups=len(here),
+                size=elements.shape[2:], padding=((0, 0),) * spec.axes, padding_mode="zeros", input_dilation=(),
+            )  # fmt: skip
+            y = signals.conv(elements.transpose(0, *range(2, elements.ndim), 1), share.w, exact, share.limit)
+            here[...] = planes.channels_second(y)[0]
 
 
 def _chunks(shape: Sizes, most: int) -> Iterator[tuple[slice, ...]]:
@@ -172,10 +225,12 @@ def _chunks(shape: Sizes, most: int) -> Iterator[tuple[slice, ...]]:
 def tile_lengths(spec: ConvSpec, limit: int, is_complex: bool = False) -> Sizes:
     """The lengths of a tile's transforms with the fewest operations, of tiles that stay below `limit`."""
     axes = []
-    for n, s, reach in zip(spec.out_size, spec.stride, spec.reach, strict=True):
-        whole = (n - 1) * s + reach
-        wanted = {min(math.ceil(reach * factor), whole) for factor in _LENGTHS}
-        axes.append(sorted({fft.next_fast_len(length, real=not is_complex) for length in wanted | {whole}}))
+    for n, s, reach, whole in zip(spec.out_size, spec.stride, spec.reach, only_tile(spec), strict=True):
+        wanted = {whole}
+        for results in {max((math.ceil(reach * factor) - reach) // s, 1) for factor in _LENGTHS}:
+            each = -(-n // -(-n // results))  # as many tiles, of as many results each
+            wanted.add(min((each - 1) * s + reach, whole))
+        axes.append(sorted({fft.next_fast_len(length, real=not is_complex) for length in wanted}))
     candidates = list(product(*axes))
     small = [lengths for lengths in candidates if 2 * _tile_bytes(lengths, is_complex) <= limit]
     return min(small or candidates[:1], key=lambda lengths: _operations(spec, lengths, limit, is_complex))
@@ -188,9 +243,20 @@ def operations(spec: ConvSpec, limit: int, is_complex: bool = False) -> float:
 
 def _operations(spec: ConvSpec, lengths: Sizes, limit: int, is_complex: bool) -> float:
     elements, tiles = math.prod(lengths), spec.batch * spec.channels * math.prod(_tile_counts(spec, lengths))
-    each = (1 + is_complex) * elements * (2.5 * math.log2(max(elements, 2)) + _MOVED / 2)
-    blocks = math.ceil(tiles / _tiles_at_once(lengths, limit, is_complex))
-    return (2 * tiles + spec.channels) * each + blocks * _CALLED
+    most, threads = _at_once(spec, lengths, limit, is_complex)
+    beside = min(most, -(-tiles // threads))
+    alone = _ALONE if spec.axes == 1 and beside < _BESIDE else 1
+    each = (1 + is_complex) * elements * (2.5 * math.log2(max(elements, 2)) * alone + _MOVED / 2)
+    return (2 * tiles + spec.channels) * each + math.ceil(tiles / most) * _CALLED
+
+
+def is_shared(spec: ConvSpec, limit: int) -> bool:
+    """Whether the transforms take so long that a second thread is worth waking."""
+    return _is_shared(spec, tile_lengths(spec, limit))
+
+
+def _is_shared(spec: ConvSpec, lengths: Sizes) -> bool:
+    return math.prod(lengths) * math.prod(_tile_counts(spec, lengths)) * spec.batch * spec.channels > _SHARED
 
 
 def workspace(spec: ConvSpec, limit: int, is_complex: bool = False) -> int:
@@ -203,7 +269,8 @@ def workspace(spec: ConvSpec, limit: int, is_complex: bool = False) -> int:
 
 def _results(spec: ConvSpec, lengths: Sizes) -> Sizes:
     """Results of a tile on every axis, at the spec's stride."""
-    return tuple((n - reach) // s + 1 for n, reach, s in zip(lengths, spec.reach, spec.stride, strict=True))
+    axes = zip(lengths, only_tile(spec), spec.out_size, spec.reach, spec.stride, strict=True)
+    return tuple(count if n >= whole else (n - reach) // s + 1 for n, whole, count, reach, s in axes)
 
 
 def _tile_counts(spec: ConvSpec, lengths: Sizes) -> Sizes:
@@ -214,8 +281,7 @@ def _tile_counts(spec: ConvSpec, lengths: Sizes) -> Sizes:
 def _at_once(spec: ConvSpec, lengths: Sizes, limit: int, is_complex: bool) -> tuple[int, int]:
     """Tiles, or kernels, that a thread transforms, and how many threads the limit and the work are enough for."""
     most = _tiles_at_once(lengths, limit, is_complex)
-    elements = math.prod(lengths) * math.prod(_tile_counts(spec, lengths)) * spec.batch * spec.channels
-    enough = limit // (max(most, 2) * _tile_bytes(lengths, is_complex)) if elements > _SHARED else 1
+    enough = limit // (max(most, 2) * _tile_bytes(lengths, is_complex)) if _is_shared(spec, lengths) else 1
     return most, max(1, min(team.thread_count(), enough))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.cpu import costs, overlap, strips, winograd, winograd_blocks
+from xpconv.cpu import costs, overlap, strips, tiled_spectra, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec, Windows
@@ -17,11 +17,13 @@ _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond t
 _READ = 20e9  # elements of windows read, a vector of channels at a time
 _POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
 _FILTERED = 95e9  # products of a filter of planes, lanes along the columns
+_SPECTRAL = 15e9  # elements of tiles times factors of two of their transforms, as `tiled_spectra` counts them
 _PASSED = 0.5e9  # elements of planes read and stored
 _PACKED = 5e9  # elements of a weight put into the tiles' order
 _REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
 _STREAMED = 8.0e9  # elements of a weight that is read: transformed, and itself, to be told from others
 _FAR = 10.0e9  # of those, where they are more than a processor's last cache holds
+_BESIDE = 7.0e9  # of those, while vectors that are not wide are multiplied
 _NEAR_ELEMENTS = 4_000_000
 
 # Below these, handing work over to other threads costs more than it brings.
@@ -45,8 +47,9 @@ class Compiled:
     depthwise: bool = False
     plane: bool = False
     winograd: bool = False
+    spectra: bool = False  # of tiles of planes
     threads: int = 1  # that are free
-    wide: bool = True  # vectors of 64 bytes, which multiply twice as much as others while as much is read
+    wide: bool = True  # 64 bytes at once, which multiply twice as much as 32 while as much is read
 
 
 @lru_cache(maxsize=4096)
@@ -74,6 +77,8 @@ def conv_plan(
             transform = winograd.compiled_for(spec)
             taps = transform.points * transform.terms(spec.window)
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
+        if kernel == "spectra":
+            weight = 2 * math.prod(tiled_spectra.lengths(spec)) * spec.channels * itemsize
         threads = _threads(spec, kernel, compiled.threads)
         return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected, threads)
     tile, workspace = _numpy_tile(spec, itemsize, method, limit)
@@ -91,6 +96,7 @@ _KERNELS = {
     "depthwise": "results by a vector of channels in registers",
     "plane": "rows by vectors of columns in registers; along both axes where the weight is a product",
     "winograd": "tiles transformed in registers, of 4 x 4 or 2 x 2 results, or of 3 or 9 in a row",
+    "spectra": "tiles of the input that overlap, two at a time",
 }
 
 
@@ -160,7 +166,7 @@ def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
 def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[str, float]:
     """What each method is expected to take, infinite where it does not apply; only the ratios matter."""
     seconds = {name: cost(spec) for name, cost in costs.COSTS.items()}
-    for method in ("direct", "winograd"):
+    for method in ("direct", "winograd", "fft"):
         if kernel := kernel_for(spec, method, compiled):
             seconds[method] = _compiled_seconds(spec, compiled)[kernel]
     return seconds
@@ -173,6 +179,9 @@ def kernel_for(spec: ConvSpec, method: str, compiled: Compiled) -> str:
     if method == "winograd":
         return method if method in seconds else ""
     seconds.pop("winograd", None)
+    spectral = seconds.pop("spectra", math.inf)
+    if method == "fft":
+        return "spectra" if spectral < costs.fft_seconds(spec) else ""
     if method != "direct" or not seconds:
         return ""
     fastest = min(seconds, key=seconds.__getitem__)
@@ -190,6 +199,8 @@ def _compiled_seconds(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
         seconds["plane"] = _plane_seconds(spec)
     if compiled.winograd:
         seconds["winograd"] = _compiled_winograd_seconds(spec, max(compiled.filters, spec.filters), compiled.wide)
+    if compiled.spectra:
+        seconds["spectra"] = tiled_spectra.operations(spec) / _SPECTRAL + 2 * costs.CALL  # once more for the filters
     return seconds
 
 
@@ -220,7 +231,9 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int, wide: bool) -> flo
     """Products at the machine's full speed, those of the filters that fill up the tiles included, tiles to transform,
     and the transformed weight to read.
 
-    3x3 512@7, N=1 on two cores of a Zen 3, whose vectors are not wide: 2.4 ms, and 4.2 directly.
+    3x3 512@7, N=1 on two cores of a Zen 3, whose vectors are not wide: 2.4 ms, and 4.2 directly. A Zen 4, which is not
+    wide either, hides products behind a weight that it reads from afar: 512@4 0.95 ms, 512@5 1.0, 512@7 1.05; directly
+    0.55, 0.71 and 1.2.
     """
     transform = winograd.compiled_for(spec)
     terms, (products, _) = transform.terms(spec.window), winograd.operations(spec, transform)
@@ -228,9 +241,12 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int, wide: bool) -> flo
     maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
     transforms = (1 if transform.squared else 1 / 2) * transformed / _REGISTERED  # which are told for two axes
-    read = weight / (_STREAMED if weight <= _NEAR_ELEMENTS else _FAR) / (1 if wide else 2)  # in times of products
-    multiplied = products / spec.filters * computed / _COMPILED
-    return multiplied + transforms + read + 2 * costs.CALL  # once more to look at the weight
+    multiplied, is_near = products / spec.filters * computed / _COMPILED, weight <= _NEAR_ELEMENTS
+    if wide or is_near:
+        multiplied += weight / (_STREAMED if is_near else _FAR) / (1 if wide else 2)  # in times of products
+    else:
+        multiplied = max(multiplied, weight / _BESIDE)
+    return multiplied + transforms + 2 * costs.CALL  # once more to look at the weight
 
 
 def winograd_gradient_pays(spec: ConvSpec) -> bool:

@@ -14,9 +14,10 @@ from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.results import new
 from xpconv.spec import Array, ConvSpec
 
-_BLOCK_BYTES = 1 << 21  # of a block, its copies and its results: with a quarter a half more time
+_BLOCK_BYTES = 1 << 22  # of a block, its copies and its results: with half a fifth more time, with twice as much none
 _PARTS = 4  # blocks of a plane are a multiple of, for threads to share evenly
-_SHARED = 200_000  # results, or a tenth of the products, that take longer than waking a thread
+_SHARED = 20_000_000  # products of signals, those with zeros included, that are worth waking a thread; of planes twice
+_BESIDE = 5  # products that a result takes as long as beside its own
 
 Block = tuple[slice, slice, slice]  # images, channels, rows of results
 Filtered = Callable[[Array, slice, Array, Memory], None]  # a block of the padded planes, its channels, where results go
@@ -38,13 +39,13 @@ def by_blocks(x: Array, w: Array, spec: ConvSpec, limit: int, rows: Rows, filter
     (*window, 1, C) tap by tap.
     """
     y, kernel = empty(spec, x.dtype), offsets_first(w, spec)
-    planes, results = np.moveaxis(x, -1, 1), np.moveaxis(y, -1, 1)
-    blocks, threads = _blocks(spec, rows, limit)
+    planes, results = channels_second(x), channels_second(y)
+    blocks, threads = _blocks(spec, rows, limit, is_read_in_place=spec.axes == 1 and _is_for_blas(planes))
 
     def work(blocks: Iterator[Block]) -> None:
         with borrowed("planes") as memory, np.errstate(over="ignore", invalid="ignore"):
             for images, channels, some in blocks:
-                source = _surrounded(planes[images, channels], spec, some, memory)
+                source = surrounded(planes[images, channels], _read_by(spec, some), memory)
                 here = results[images, channels, some]
                 out = here if here.strides[-1] == here.itemsize else memory.take("out", here.shape, here.dtype)
                 filtered(source, channels, out, memory)
@@ -61,48 +62,72 @@ def by_blocks(x: Array, w: Array, spec: ConvSpec, limit: int, rows: Rows, filter
 def empty(spec: ConvSpec, dtype: np.dtype) -> Array:
     """A result (N, *out, C) that lies in memory as the spec's layout wants it."""
     y = new(spec.y_shape, dtype)
-    return y if spec.layout == "channels_last" else np.moveaxis(y, 1, -1)
+    return y if spec.layout == "channels_last" else y.transpose(0, *range(2, y.ndim), 1)
+
+
+def channels_second(x: Array) -> Array:
+    """A view of x (N, *size, C) as (N, C, *size); `numpy.moveaxis` takes ten times as long."""
+    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
 
 
 def offsets_first(w: Array, spec: ConvSpec) -> Array:
     """The weight (*window, 1, C) as (C, *window), by the offsets of the window."""
-    w = np.moveaxis(w[..., 0, :], -1, 0)
-    return np.flip(w, axis=tuple(range(1, w.ndim))) if spec.flip else w
+    w = w[(*(slice(None, None, -1),) * spec.axes, 0)] if spec.flip else w[..., 0, :]
+    return w.transpose(spec.axes, *range(spec.axes))
 
 
-def _blocks(spec: ConvSpec, take: Rows, limit: int) -> tuple[list[Block], int]:
+def is_shared(spec: ConvSpec) -> bool:
+    """Whether the filters take so long that a second thread is worth waking."""
+    results = spec.batch * math.prod(spec.out_size) * spec.channels
+    products = results * (_BESIDE + math.prod(spec.window[:-1]) * (spec.reach[-1] + 15))
+    return products > (_SHARED if spec.axes == 1 else 2 * _SHARED)
+
+
+def _blocks(spec: ConvSpec, take: Rows, limit: int, *, is_read_in_place: bool) -> tuple[list[Block], int]:
     """Blocks that stay close, at least a row each, and how many threads memory and work are enough for."""
     stride, reach, height = spec.stride[0], spec.reach[0], spec.out_size[0]
 
     def rows_within(nbytes: int) -> int:
         return (nbytes - take.read * (reach - stride)) // (take.read * stride + take.written)
 
-    results = spec.batch * math.prod(spec.out_size) * spec.channels
-    is_shared = results * max(10, math.prod(spec.window)) > 10 * _SHARED
-    close = min(limit, _BLOCK_BYTES)
+    shared, close = is_shared(spec), min(limit, _BLOCK_BYTES)
     rows = max(1, rows_within(close), min(rows_within(limit), take.fewest))
     parts = -(-height // max(rows, 1))
-    if is_shared and parts > 1:
+    if shared and parts > 1:
         parts += -parts % _PARTS
     rows = max(1, -(-height // parts))
+    ends = [(0, height)]
+    if is_read_in_place and shared:
+        ends, shares = _between_the_ends(spec), team.thread_count()
+        rows = max(rows, min(-(-height // shares), rows_within(limit // shares)))
+    spans = [slice(row, min(row + rows, end)) for begin, end in ends for row in range(begin, end, rows)]
     plane = take.read * ((rows - 1) * stride + reach) + take.written * rows
     channels = max(1, min(spec.channels, close // plane))
     images = max(1, min(spec.batch, close // (plane * channels)))
     blocks = [
-        (slice(n, n + images), slice(c, min(c + channels, spec.channels)), slice(row, min(row + rows, height)))
-        for n, c, row in product(
-            range(0, spec.batch, images), range(0, spec.channels, channels), range(0, height, rows)
-        )
+        (slice(n, n + images), slice(c, min(c + channels, spec.channels)), some)
+        for n, c, some in product(range(0, spec.batch, images), range(0, spec.channels, channels), spans)
     ]
-    return blocks, limit // (plane * channels * images) if is_shared else 1
+    return blocks, limit // (plane * channels * images) if shared else 1
 
 
-def _surrounded(planes: Array, spec: ConvSpec, rows: slice, memory: Memory) -> Array:
-    """What rows of results read of planes (N, C, *size), with zeros beyond: rows one after another, for BLAS."""
-    first = rows.start * spec.stride[0] - spec.padding[0][0]
-    last = (rows.stop - 1) * spec.stride[0] + spec.reach[0] - spec.padding[0][0]
-    spans = [(first, last), *((-lo, n + hi) for n, (lo, hi) in zip(spec.size[1:], spec.padding[1:], strict=True))]
-    inside = [(max(lo, 0), max(min(hi, n), max(lo, 0))) for (lo, hi), n in zip(spans, spec.size, strict=True)]
+def _between_the_ends(spec: ConvSpec) -> list[tuple[int, int]]:
+    """A signal's results: those at its ends, which read zeros, so copies, and all others, which do not."""
+    (stride,), (reach,), (count,), ((before, _),) = spec.stride, spec.reach, spec.out_size, spec.padding
+    begin, end = max(-(-before // stride), 0), (spec.size[0] + before - reach) // stride + 1
+    return [(0, begin), (begin, end), (end, count)] if begin < end <= count else [(0, count)]
+
+
+def _read_by(spec: ConvSpec, rows: slice) -> list[tuple[int, int]]:
+    """Along every axis the elements, from the first up to the last, that rows of results read."""
+    before, stride = spec.padding[0][0], spec.stride[0]
+    down = rows.start * stride - before, (rows.stop - 1) * stride + spec.reach[0] - before
+    return [down, *((-lo, n + hi) for n, (lo, hi) in zip(spec.size[1:], spec.padding[1:], strict=True))]
+
+
+def surrounded(planes: Array, spans: list[tuple[int, int]], memory: Memory) -> Array:
+    """Elements of planes (N, C, *size) along every axis, with zeros beyond: rows one after another, for BLAS."""
+    inside = [(max(lo, 0), max(min(hi, n), max(lo, 0))) for (lo, hi), n in zip(spans, planes.shape[2:], strict=True)]
     there = planes[:, :, *(slice(lo, hi) for lo, hi in inside)]
     if inside == spans and _is_for_blas(there):
         return there

@@ -17,10 +17,10 @@ from functools import partial
 
 import numpy as np
 
+from xpconv.cpu.lines import lined
 from xpconv.spec import Array, Sizes
 from xpconv.workspace import current_limit
 
-_LINE = 64  # bytes of the caches; kernels store what begins with a line past them
 _LARGE = 1 << 20  # bytes of a result that may be stored so
 _MAPPED = 1 << 25  # bytes from which glibc's malloc always asks the system
 _PAGE = 1 << 21  # bytes of a huge page
@@ -31,18 +31,14 @@ _kept: deque[mmap.mmap] = deque(maxlen=2)  # what layers of one size write in tu
 
 def new(shape: Sizes, dtype: np.dtype) -> Array:
     """Memory for a result, its values undefined; a large one begins with a line of the caches."""
-    size = math.prod(shape)
-    nbytes = size * dtype.itemsize
+    nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _LARGE:
         return np.empty(shape, dtype)
     if _MAPPED <= nbytes <= _KEPT_LIMITS * current_limit() and _IS_RECYCLED:
         memory = _recycled(nbytes)
         if memory is not None:
             return memory[:nbytes].view(dtype).reshape(shape)
-    per_line = _LINE // dtype.itemsize
-    whole = np.empty(size + per_line, dtype)
-    start = -(whole.ctypes.data // dtype.itemsize) % per_line
-    return whole[start : start + size].reshape(shape)
+    return lined(shape, dtype)
 
 
 def maker(shape: Sizes, dtype: np.dtype) -> Callable[[], Array]:

@@ -15,15 +15,15 @@ from xpconv.cpu import banded, planes
 from xpconv.cpu.memory import Memory
 from xpconv.spec import Array, ConvSpec
 
-_ROWS = 4  # of results that one product makes: with 1 a quarter to a third more time, with 8 a tenth
+_UNPACKED = 1_000_000  # multiplications of a product for which OpenBLAS makes no copies with AVX-512: half the time
+_ROWS = 2  # of results that one product makes: with 1 or 4 up to a tenth more time, with AVX-512 or without
 
 
 def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     """The result (N, *out, C) of `x` (N, *size, C), around which there are zeros, and `w` (*window, 1, C)."""
     kernel = planes.offsets_first(w, spec)
     filtered = _filtered_signals(kernel, spec) if spec.axes == 1 else _filtered_planes(kernel, spec)
-    rows = rows_of(spec, x.dtype.itemsize)
-    return planes.by_blocks(x, w, spec, limit, rows, filtered)
+    return planes.by_blocks(x, w, spec, limit, rows_of(spec, x.itemsize), filtered)
 
 
 def rows_of(spec: ConvSpec, itemsize: int) -> planes.Rows:
@@ -43,7 +43,9 @@ def _filtered_signals(kernel: Array, spec: ConvSpec) -> planes.Filtered:
         rows = out.shape[-1] // length
         done = rows * length if rows > len(out) else 0
         if done:
-            banded.across(_rows(source, rows, length * step), band[channels], step, _rows(out, rows, length))
+            for first, count, height in _products(rows, max(1, _UNPACKED // (span * results))):
+                read = _rows(source[..., first * length * step :], count, height, length * step)
+                banded.across(read, band[channels], step, _rows(out[..., first * length :], count, height, length))
         if done < out.shape[-1]:
             source, out = (a.swapaxes(0, 1)[np.newaxis] for a in (source[..., done * step :], out[..., done:]))
             banded.across(source, band[channels], step, out)
@@ -51,18 +53,27 @@ def _filtered_signals(kernel: Array, spec: ConvSpec) -> planes.Filtered:
     return filtered
 
 
-def _rows(x: Array, rows: int, length: int) -> Array:
-    """A view of signals (..., n) as (..., rows, length), one after another."""
-    strides = (*x.strides[:-1], length * x.itemsize, x.itemsize)
-    return np.lib.stride_tricks.as_strided(x, (*x.shape[:-1], rows, length), strides)
+def _products(rows: int, most: int) -> list[tuple[int, int, int]]:
+    """Rows as products (first row, how many products, rows of each): as many of the most rows as there are, a rest."""
+    count, rest = divmod(rows, most)
+    return [(first, n, height) for first, n, height in ((0, count, most), (count * most, 1, rest)) if n * height]
+
+
+def _rows(x: Array, count: int, height: int, length: int) -> Array:
+    """A view of signals (..., n) as (..., count, height, length), one row after another."""
+    row = length * x.itemsize
+    shape, strides = (*x.shape[:-1], count, height, length), (*x.strides[:-1], height * row, row, x.itemsize)
+    return np.lib.stride_tricks.as_strided(x, shape, strides)
 
 
 def _filtered_planes(kernel: Array, spec: ConvSpec) -> planes.Filtered:
     """The columns of the kernel, for some rows of results, times the rows under their windows; then added up."""
     channels, _, *others = kernel.shape
-    band = banded.matrix(np.moveaxis(kernel, 1, -1), min(_ROWS, spec.out_size[0]), spec.stride[0], spec.dilation[0])
+    last, geometry = kernel.transpose(0, *range(2, kernel.ndim), 1), (spec.stride[0], spec.dilation[0])
+    band = banded.matrix(last, min(_ROWS, spec.out_size[0]), *geometry)
     some, columns = band.shape[-1], math.prod(others)
-    band = np.moveaxis(band, -1, 1).reshape(channels, 1, some * columns, band.shape[-2])
+    band = band.transpose(0, band.ndim - 1, *range(1, band.ndim - 1))
+    band = band.reshape(channels, 1, some * columns, band.shape[-1])
 
     def filtered(source: Array, channels: slice, out: Array, memory: Memory) -> None:
         sums = memory.take("sums", (*out.shape[:3], columns, *source.shape[3:]), out.dtype)

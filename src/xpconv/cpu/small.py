@@ -5,16 +5,13 @@ What is prepared is a function of x and w, whatever axes of one element they hav
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
-from scipy import fft
-from scipy.fft import next_fast_len
 
-from xpconv.cpu import banded, blas, team
+from xpconv.cpu import banded, blas
 from xpconv.cpu.memory import borrowed
 from xpconv.cpu.planes import finite
 from xpconv.cpu.small_patches import rooms
@@ -22,11 +19,9 @@ from xpconv.cpu.small_products import Sums
 from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
-_COPIED = 10_000  # elements of a signal that are copied in less time than its taps are looked at
+COPIED = 10_000  # elements of a signal that are copied in less time than its taps are looked at
 _MOST_SUMS = 1 << 20  # of a plane that is small
 _MOST_SIGNAL = 1 << 17  # elements of a signal whose rows are multiplied at once
-_MOST_TRANSFORMED = {1: 1 << 16, 2: 1 << 19}  # elements whose spectrum is taken at once, by axes
-_SHARED_TRANSFORM = 1 << 17  # elements whose transform takes longer than waking a thread
 _SHARED_BY_BLAS = 1 << 18  # multiplications of a product that OpenBLAS shares among threads, and waits for busy ones
 
 
@@ -52,7 +47,7 @@ def loop(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     (size,), (window,), turn = spec.size, spec.window, slice(None, None, -1 if spec.flip else 1)
     if spec.padding == ((0, 0),):
         return lambda x, w: np.correlate(x.reshape(size), w.reshape(window)[turn], "valid")
-    if fill == 0 and size > _COPIED:
+    if fill == 0 and size > COPIED:
         return lambda x, w: correlation(x.reshape(1, size, 1), w.reshape(window, 1, 1), spec)[0, :, 0]
     spares = rooms(spec, dtype, fill, lambda whole: whole.reshape(-1))
 
@@ -142,46 +137,5 @@ def signal(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, A
             into = np.ndarray(written[0], dtype, y, 0, written[1])
             np.matmul(np.ndarray(read[0], dtype, whole, 0, read[1]), band, out=into)
         return y[:count] if finite(y[:count]) else None
-
-    return filtered
-
-
-def is_spectrum(spec: ConvSpec) -> bool:
-    """Whether one signal or plane is filtered whose spectrum is taken at once."""
-    one = spec.filters_planes and (spec.batch, spec.channels) == (1, 1) and set(spec.dilation) == {1}
-    return (
-        one
-        and 0 not in (*spec.out_size, *spec.window)
-        and math.prod(spec.padded_size) <= _MOST_TRANSFORMED.get(spec.axes, 0)
-    )
-
-
-def spectrum(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Array], Array | None]:
-    """A function of x (*size) and w (*window): what `overlap` computes of one tile.
-
-    None where a result is not finite.
-    """
-    lengths = tuple(next_fast_len(n, real=True) for n in spec.padded_size)
-    shape, axes, last = spec.padded_size, tuple(range(spec.axes)), tuple(m - 1 for m in spec.window)
-    inner = tuple(slice(lo, lo + n) for (lo, _), n in zip(spec.padding, spec.size, strict=True))
-    geometry = zip(last, spec.out_size, spec.stride, strict=True)
-    kept, turns = tuple(slice(m, m + (n - 1) * s + 1, s) for m, n, s in geometry), (slice(None, None, -1),) * spec.axes
-
-    large = math.prod(shape) > _SHARED_TRANSFORM
-
-    def filtered(x: Array, w: Array) -> Array | None:
-        w = w.reshape(spec.window)
-        w = w if spec.flip else w[turns]
-        threads = team.thread_count() if large else 1
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = x.mean(dtype=np.float64)  # of which the kernel makes its sum: nothing is lost where it cancels
-            mean = mean if np.isfinite(mean) else 0.0
-            whole = np.full(shape, fill - mean, dtype)
-            np.subtract(x.reshape(spec.size), dtype.type(mean), out=whole[inner])
-            product = fft.rfftn(whole, lengths, axes, workers=threads)
-            product *= fft.rfftn(w, lengths, axes, workers=threads)
-            y = fft.irfftn(product, lengths, axes, overwrite_x=True, workers=threads)[kept]
-            y = y + dtype.type(mean * w.sum(dtype=np.float64))
-        return y if finite(y) else None
 
     return filtered

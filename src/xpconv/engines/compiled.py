@@ -168,7 +168,7 @@ def holds(out: Any, spec: ConvSpec, dtype: Any) -> bool:
 def is_written_by(kernel: str, y: Array) -> bool:
     """Whether kernels write a channels-last result that lies so: channels side by side, or all planes dense."""
     planes = np.moveaxis(y, -1, 1).flags.c_contiguous
-    return planes or (y.strides[-2] if kernel == "plane" else y.strides[-1]) == y.itemsize
+    return planes or (y.strides[-2] if kernel in ("plane", "spectra") else y.strides[-1]) == y.itemsize
 
 
 def prepared(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
-from xpconv.cpu.costs import direct_by, is_cut, may_separate
+from xpconv.cpu.costs import direct_by, is_cut, loop_seconds, may_separate
 from xpconv.cpu.plan import Tile, conv_plan, kernel_for
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
@@ -39,13 +39,13 @@ def itemsize(x: Array) -> int:
 
 def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
     """Sums of products: of single planes by their axes or by bands, else one pass over the result per tap."""
-    if direct_by(spec) == "loop":
+    if by_loop(spec, x.dtype):
         return small.correlation(x, w, spec)
     if x.dtype.char in _IN_BLAS and direct_by(spec) == "bands":
         if may_separate(spec) and (factors := separable.factors(w, spec)):
             return separable.conv(x, w, factors, spec, current_limit())
         return signals.conv(x, w, spec, current_limit())
-    if _by_passes(spec):
+    if _by_passes(spec, x.dtype):
         return strips.conv(x, w, spec, current_limit())
     if spec.groups != spec.channels:
         return agnostic.total(
@@ -100,11 +100,20 @@ def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Ar
 
 def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether zeros are put around a block of the input at a time, or around nothing, and not around the whole."""
+    if method == "fft":
+        return dtype.char in _IN_BLAS and is_cut(spec)
     if method != "direct":
         return method in ("gemm", "winograd")
-    return _by_passes(spec) or direct_by(spec) == "loop" or (dtype.char in _IN_BLAS and direct_by(spec) == "bands")
+    in_bands = direct_by(spec) == "bands" and dtype.char in _IN_BLAS
+    return in_bands or by_loop(spec, dtype) or _by_passes(spec, dtype)
 
 
-def _by_passes(spec: ConvSpec) -> bool:
-    """Whether every channel is filtered by itself, tap by tap."""
-    return spec.groups == spec.channels == spec.filters and direct_by(spec) == "taps"
+def by_loop(spec: ConvSpec, dtype: np.dtype) -> bool:
+    """Whether NumPy's own loop sums the products: of double precision those of 3 taps at any length."""
+    return direct_by(spec) == "loop" or (dtype.char == "d" and spec.window == (3,) and loop_seconds(spec) < math.inf)
+
+
+def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
+    """Whether every channel is filtered by itself, tap by tap: what BLAS does not multiply as well."""
+    by_taps = direct_by(spec) == "taps" or (direct_by(spec) == "bands" and dtype.char not in _IN_BLAS)
+    return spec.groups == spec.channels == spec.filters and by_taps

@@ -121,6 +121,7 @@ def _summed(
     if kernel := compiled.kernel_of(x.dtype, spec, method):
         if kernel == "plane" and (y := compiled.by_axes(x, w, bias, spec, fill, activation, out)) is not None:
             return y
+        careful = careful or kernel == "spectra"  # whose values that are not finite spread no further by NumPy either
         return compiled.by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
     computed = small.conv(x.dtype, method, spec, fill, activation)  # as a repeated call computes it, to the bit
     if computed is not None:

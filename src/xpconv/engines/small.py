@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu import joined, small, small_pools, small_products
+from xpconv.cpu import joined, small, small_pools, small_products, spectra
 from xpconv.cpu.costs import direct_by
 from xpconv.cpu.plan import row_bytes
 from xpconv.cpu.planes import finite
 from xpconv.engines import pooled
 from xpconv.engines.agnostic import divisors_of
+from xpconv.engines.methods import by_loop
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec, PoolSpec
 from xpconv.workspace import current_limit
@@ -83,15 +84,14 @@ def _sums(dtype: Any, method: str, spec: ConvSpec, fill: complex, limit: int) ->
         return small.plane(spec, dtype, fill) if small.sums(spec) * dtype.itemsize <= limit else None
     if method == "direct" and direct_by(spec) == "bands" and small.is_signal(spec):
         return small.signal(spec, dtype, fill) if 4 * spec.padded_size[0] * dtype.itemsize <= limit else None
-    if method == "fft" and small.is_spectrum(spec):
+    if method == "fft" and spectra.is_at_once(spec):
         held = 8 * math.prod(spec.padded_size) * dtype.itemsize
-        return small.spectrum(spec, dtype, fill) if held <= limit else None
-    if conv_operations(spec) >= 2 * small.MOST:
-        return None
-    if method == "direct" and direct_by(spec) == "loop":
+        return spectra.at_once(spec, dtype, fill) if held <= limit else None
+    few, long = conv_operations(spec) < 2 * small.MOST, fill == 0 and spec.size[0] > small.COPIED
+    if method == "direct" and by_loop(spec, dtype) and (few or long):
         return small.loop(spec, dtype, fill)
     patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
-    if method != "gemm" or spec.groups > 1 or patches > limit:
+    if method != "gemm" or not few or spec.groups > 1 or patches > limit:
         return None
     if small_products.are_columns(spec) or joined.results(spec) == 1:
         return small_products.product(spec, dtype, fill)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from xpconv.cpu.compiled.blocks import Blocks
-from xpconv.cpu.compiled.call import LINE
 from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 FIELDS = ("ahead", "ahead_row", "ahead_column", "asking")

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from xpconv.cpu.compiled.address import address_of, words, words_of
+from xpconv.cpu.address import address_of, words, words_of
 from xpconv.cpu.compiled.ir import Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import OUTSIDE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes

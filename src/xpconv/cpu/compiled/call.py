@@ -13,6 +13,7 @@ import numpy as np
 
 from xpconv.cpu.compiled.blocks import Sources
 from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.lines import LINE
 from xpconv.cpu.plan import SINGLE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
@@ -20,7 +21,7 @@ Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
 """Of ``(x, w, bias, y)``, of which all but `w` may have lost axes of one element: writes the result to `y`, and tells
 whether it can be used: where False, a value that is not finite may have spread beyond the windows that hold it."""
 
-STREAMED, LINE = 1 << 24, 64  # bytes of a result that pushes all else from the caches, and of a line of them
+STREAMED = 1 << 24  # bytes of a result that pushes all else from the caches
 TOGETHER = 3 << 23  # bytes of an input and a result of as many channels that do
 
 

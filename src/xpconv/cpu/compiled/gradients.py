@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import blocks, threads
-from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector

@@ -73,6 +73,9 @@ class Value:
 
     __rmul__ = __mul__
 
+    def __neg__(self) -> Value:
+        return Value(self.kernel, (self.kernel.builder.fneg if self.floating else self.kernel.builder.neg)(self.raw))
+
     def __floordiv__(self, other: Operand) -> Value:
         """Of non-negative integers."""
         return self._emit("sdiv", "fdiv", other)
@@ -249,6 +252,10 @@ class Kernel:
     def narrowed(self, number: Value, bits: int) -> Value:
         """An integer as one of so many bits, of which it needs no more."""
         return number if bits == I64.width else Value(self, self.builder.trunc(number.raw, ir.IntType(bits)))
+
+    def floating(self, number: Value, element: ir.Type) -> Value:
+        """An integer as a float."""
+        return Value(self, self.builder.sitofp(number.raw, element))
 
     def widened(self, numbers: Value) -> Value:
         """A vector of integers as one of 64-bit integers."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.build import library
 from xpconv.cpu.compiled.ir import I32, I64, Kernel, vector
 from xpconv.cpu.entries import Entries, key_of

@@ -18,6 +18,7 @@ from xpconv.cpu.compiled import (
     plane,
     plane_pooling,
     scatter,
+    spectra,
     spread,
     spread_channels,
     threads,
@@ -37,10 +38,12 @@ from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
     "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
+    "spectra": spectra.Spectra,
 }  # fmt: skip
 _READY: dict[str, Callable[..., bool]] = {
     "direct": direct.is_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
-    "winograd": winograd.is_ready, "gradient": gradients.is_ready, "winograd gradient": winograd_gradient.is_ready,
+    "winograd": winograd.is_ready, "spectra": spectra.is_ready, "gradient": gradients.is_ready,
+    "winograd gradient": winograd_gradient.is_ready,
     "indexed": indexed.is_ready, "scatter": scatter.is_ready,
     "spread": lambda dtype, spec: _SPREADS[spec.layout].is_ready(dtype, spec),
     **{
@@ -137,8 +140,8 @@ def _takes(dtype: str, spec: ConvSpec, limit: int, free: int) -> Compiled:
         return Compiled()
     return Compiled(
         direct.computed(dtype, spec, limit), spec.filters_planes and channelwise.takes(dtype, spec, limit),
-        plane.takes(dtype, spec, limit), winograd.takes(dtype, spec, limit), free,
-        here.vector_bytes >= 64,
+        plane.takes(dtype, spec, limit), winograd.takes(dtype, spec, limit), spectra.takes(dtype, spec, limit), free,
+        here.is_wide,
     )  # fmt: skip
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources, runs_of
+from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import LINE, Call, streamed_planes
+from xpconv.cpu.compiled.call import Call, streamed_planes
 from xpconv.cpu.compiled.ir import I64, Kernel, Operand, Value
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of
 from xpconv.cpu.compiled.plane_tiles import WIDEST, Taps, is_shared, shapes, taps_of, tiles
@@ -25,6 +25,7 @@ from xpconv.cpu.compiled.rows import (
     STRIDES,
     aligning,
     gathered_rows_kernel,
+    padded_rows,
     phase_bytes,
     rows_kernel,
     stream_kernel,
@@ -32,6 +33,7 @@ from xpconv.cpu.compiled.rows import (
 )
 from xpconv.cpu.compiled.tile import SUMMED, finishing
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
+from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = ("x", "w", "y", "bias")
@@ -184,16 +186,11 @@ def _even(count: int, parts: int, multiple: int) -> int:
 def _tables(
     spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float, cut: _Cut
 ) -> dict[str, Array]:
-    """Where rows of the padded plane come from, the runs of each, and where taps lie, all in bytes; what is outside."""
-    *down, across = sources(spec)
-    rows = down[0] if down else np.zeros(1, np.int64)
-    line = np.where(across < 0, OUTSIDE, across * x_strides[-2])
-    return {
-        "row_sources": np.where(rows < 0, OUTSIDE, rows * (x_strides[-3] if down else 0)),
-        "runs": runs_of(line, x_strides[-2]),
-        "outside": np.full(spec.size[-1] + 1, fill, dtype),
+    """Where rows of the padded plane come from, or are gathered, and where taps lie, all in bytes."""
+    rows = padded_rows(spec, x_strides, dtype, sources, fill)
+    return rows | {
         "offsets": tap_offsets(spec.window[-1], spec.dilation[-1], spec.stride[-1], cut.half, dtype),
-        "gathered": np.arange(len(rows), dtype=np.int64) * cut.pitch,
+        "gathered": np.arange(len(rows["row_sources"]), dtype=np.int64) * cut.pitch,
     }
 
 

@@ -16,7 +16,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.call import LINE, streamed_planes
+from xpconv.cpu.compiled.call import streamed_planes
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of, put, take
 from xpconv.cpu.compiled.rows import (
@@ -30,6 +30,7 @@ from xpconv.cpu.compiled.rows import (
     tap_offsets,
 )
 from xpconv.cpu.compiled.tile import SUMMED
+from xpconv.cpu.lines import LINE
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
 

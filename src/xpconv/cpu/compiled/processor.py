@@ -18,6 +18,11 @@ class Machine:
     vector_bytes: int
     registers: int  # of vectors
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether 64 bytes are multiplied at once: a Zen 4 multiplies one half after the other."""
+        return self.vector_bytes == 64 and self.name != "znver4"
+
 
 @cache
 def machine() -> Machine | None:

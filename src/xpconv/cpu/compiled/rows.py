@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled.call import LINE
+from xpconv.cpu.compiled.blocks import Sources, runs_of
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
-from xpconv.spec import Array
+from xpconv.cpu.lines import LINE
+from xpconv.spec import Array, ConvSpec, Sizes
 
 STRIDES = (1, 2)  # along the row, that there are kernels for
 UNITS = 4  # vectors of a row at once, or pairs of them where the stride is two
@@ -26,6 +27,7 @@ _ARGUMENTS = (
     "x", "rows", "count", "row_step", "down", "dilation", "first", "columns", "left", "width", "nothing", "to", "pitch",
     "half", "ahead", "fresh", "row_bytes", "divisor",
 )  # fmt: skip
+_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
 
 
 def phase_bytes(columns: int, stride: int, dtype: str) -> int:
@@ -43,6 +45,18 @@ def tap_offsets(taps: int, dilation: int, stride: int, half: int, dtype: str) ->
 def aligning(left: int, stride: int, dtype: str) -> int:
     """Bytes to skip so that the first column that is not padding begins a line, as most others that are read do."""
     return -(left // stride) * np.dtype(dtype).itemsize % LINE
+
+
+def padded_rows(spec: ConvSpec, x_strides: Sizes, dtype: str, sources: Sources, fill: float) -> dict[str, Array]:
+    """Where rows of the padded plane come from, and the runs of each, in bytes; and what is outside."""
+    *down, across = sources(spec)
+    rows = down[0] if down else np.zeros(1, np.int64)
+    line = np.where(across < 0, OUTSIDE, across * x_strides[-2])
+    return {
+        "row_sources": np.where(rows < 0, OUTSIDE, rows * (x_strides[-3] if down else 0)),
+        "runs": runs_of(line, x_strides[-2]),
+        "outside": np.full(spec.size[-1] + 1, fill, dtype),
+    }
 
 
 def joined(kernel: Kernel, operation: str, first: Value, second: Value) -> Value:
@@ -155,14 +169,14 @@ def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-def gathered_rows_kernel(module: ir.Module, dtype: str) -> Kernel:
-    """``gather(...)``: a part of padded rows, side by side, rows a pitch apart."""
+def gathered_rows_kernel(module: ir.Module, dtype: str, *, short: int = _SHORT) -> Kernel:
+    """``gather(...)``: a part of padded rows, side by side, rows a pitch apart, filled first where they are `short`."""
     fill, copy = fill_kernel(module, dtype), copy_kernel(module, dtype)
     size, element = np.dtype(dtype).itemsize, FLOATS[dtype]
     names = ("x", "rows", "count", "runs", "run_count", "step", "first", "columns", "outside", "to", "pitch")
     kernel = Kernel(module, "gather", names)
     x, rows, count, runs, run_count, step, first, columns, outside, to, pitch = kernel.arguments
-    stop, at_once = first + columns, columns < _SHORT // size
+    stop, at_once = first + columns, columns < short // size
     with kernel.when(at_once):
         kernel.call(fill, outside, to, count * pitch // size)
     with kernel.loop(count) as row:
@@ -185,9 +199,6 @@ def gathered_rows_kernel(module: ir.Module, dtype: str) -> Kernel:
             position.set(end)
     kernel.finish()
     return kernel
-
-
-_SHORT = 1024  # bytes of a row below which all are filled at once before they are copied
 
 
 def stream_kernel(module: ir.Module, dtype: str) -> Kernel:

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.ir import FLOATS, I64, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import fill_kernel, in_vectors, lanes_of, name_of, take
+from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ScatterSpec
 
 _NAMES = (
@@ -26,7 +27,6 @@ _NAMES = (
     "value_item", "value_step", "value_channel", "index_item", "index_step", "index_channel", "item", "step",
     "channel", "wrong",
 )  # fmt: skip
-_LINE = 64  # bytes of the caches: channels of different items share none
 _SINGLE = 50_000  # elements that one thread adds sooner than it hands them over
 # Bytes of a plane that are made zero at a time. 64 channels of 112 by 112 took 0.85 ms; by 64 KB 1.1, all first 1.5.
 _AHEAD = 4 << 10
@@ -42,7 +42,7 @@ def scattered(values: Array, indices: Array, planes: Array) -> bool:
     compiled = _library(dtype)
     assert compiled is not None
     team = threads.thread_count() if values.size + planes.size > _SINGLE else 1
-    line = _LINE // size
+    line = LINE // size  # channels of different items share none
     shares = -(-2 * team // batch) if batch % team else 1  # of one image's channels; fewer at a time took three times
     width = -(-channels // (shares * line)) * line
     groups, task = -(-channels // width), _task_for(values, indices, planes)

@@ -23,14 +23,14 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import blas, processors
-from xpconv.cpu.compiled.address import address_of
+from xpconv.cpu.address import address_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.lines import LINE, lined
 
-_LINE = 64  # bytes of a cache line
-_JOB, _NEXT, _DONE, _TASK = (_LINE * i for i in range(4))
+_JOB, _NEXT, _DONE, _TASK = (LINE * i for i in range(4))
 _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE = (_TASK + 8 * i for i in range(1, 5))
-_WORDS = 5 * _LINE // 8
+_BYTES = 5 * LINE
 _MOST_ITEMS = 1 << 31
 _CLOSED = _MOST_ITEMS // 2  # beyond the items of any job, below the next job's
 # For work before a helper sleeps, below a millisecond in all. One that was asleep may wake on its caller's processor
@@ -146,8 +146,9 @@ class Team:
         self.lock = Lock()
         self._functions = _functions()
         self._job, self.processor = 0, -1  # the caller's processor, which helpers keep off
-        self._memory = np.zeros(_WORDS + _LINE // 8, np.int64)
-        self._words = -(-self._memory.ctypes.data // _LINE) * _LINE
+        self._memory = lined((_BYTES,), np.dtype(np.uint8))
+        self._memory[:] = 0
+        self._words = address_of(self._memory)
         self._helpers = [_Helper(self._functions, self._words, number) for number in range(1, threads)]
 
     def run(self, task: int, arguments: bytes, items: int, scratch: int, stride: int) -> None:
@@ -234,20 +235,20 @@ def _run(task: int, arguments: bytes, items: int, stride: int, threads: int) -> 
         _spare.append((scratch, place))
 
 
-# Memory of calls that have ended, and where its first line begins; the next take it, page faults and all behind it.
+# Memory of calls that have ended, and where it lies; the next take it, page faults and all behind it.
 _spare: list[tuple[np.ndarray, int]] = []
 _MOST_SPARE = 1 << 25  # bytes of one of them
 
 
 def _scratch(nbytes: int) -> tuple[np.ndarray, int]:
-    """So much memory, and where its first cache line begins."""
+    """So much memory, and where it lies."""
     try:
         memory, place = _spare.pop()
     except IndexError:
         memory, place = np.empty(0, np.uint8), 0
-    if memory.size < nbytes + _LINE:
-        memory = np.empty(nbytes + _LINE, np.uint8)
-        place = -(-address_of(memory) // _LINE) * _LINE
+    if memory.size < nbytes:
+        memory = lined((nbytes,), np.dtype(np.uint8))
+        place = address_of(memory)
     return memory, place
 
 

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import name_of, transpose_kernel

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import grid
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
 from xpconv.cpu.compiled.moves import lanes_of, put, take, turned
+from xpconv.cpu.lines import lined
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARGUMENTS = (
@@ -57,7 +57,7 @@ class Packing:
 
     def __call__(self, w: Array, team: int = 1) -> Array:
         """The weight at the address of `w`, packed by as many threads as are worth it."""
-        packed = _in_lines(self._shape, self._dtype)
+        packed = lined(self._shape, self._dtype)
         arguments = words(address_of(w), address_of(packed)) + self._others
         threads.run(self._address, arguments, self._items, 0, team if packed.size > _SINGLE else 1)
         return packed
@@ -77,17 +77,6 @@ class PackedBias:
         packed = self._none.copy()
         packed[:, : self._maps] = bias.reshape(self._groups, self._maps)
         return packed
-
-
-def _in_lines(shape: Sizes, dtype: np.dtype) -> Array:
-    """An array that begins with a line of the caches: vectors that lie in two lines take twice as long to load."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(nbytes + _LINE, np.uint8)
-    start = -address_of(memory) % _LINE
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
-
-
-_LINE = 64
 
 
 def _squares(sources: Array, size: int, lanes: int) -> Array:

@@ -17,8 +17,8 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import winograd as transforms
+from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import blocks, threads
-from xpconv.cpu.compiled.address import address_of, words
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.gradients import heights, sums_tile
@@ -35,7 +35,15 @@ from xpconv.cpu.compiled.moves import (
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
 from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, forward_kernel, weight_back
 from xpconv.cpu.compiled.turn import turned
-from xpconv.cpu.compiled.winograd import band_of, plane_bytes, sources_of, tables_of, tile_counts, unit_of, whole_of
+from xpconv.cpu.compiled.winograd_tables import (
+    band_of,
+    plane_bytes,
+    sources_of,
+    tables_of,
+    tile_counts,
+    unit_of,
+    whole_of,
+)  # fmt: skip
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = ("x", "gy", "sums")
