@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from xpconv.dispatch import device_of, engine_of, run
@@ -65,18 +65,24 @@ class _Known:
     """A call that was described before: its request without arrays, and where the arrays stand in the arguments."""
 
     def __init__(self, request: Request, places: _Places, replay: Callable[..., Any] | None) -> None:
-        self._places = tuple(-1 if place is None else place for place in places)
+        self._arrays = _picked(tuple(-1 if place is None else place for place in places))
         self.replay, self.writes = replay, request.out is not None
         self._request = replace(request, given=(), out=None)  # without the arrays, which would be kept alive
 
-    def arrays(self, values: tuple[Any, ...]) -> list[Array | None]:
+    def arrays(self, values: tuple[Any, ...]) -> tuple[Array | None, ...]:
         """Those of this call, as the engine takes them."""
-        given = (*values, None)
-        return [given[place] for place in self._places]
+        return self._arrays((*values, None))
 
     def request(self, values: tuple[Any, ...]) -> Request:
         """The request with the arrays of this call."""
-        return replace(self._request, given=tuple(self.arrays(values)))
+        return replace(self._request, given=self.arrays(values))
+
+
+def _picked(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """A function of a tuple: its entries at these places."""
+    if len(places) == 1:
+        return lambda values: (values[places[0]],)
+    return itemgetter(*places)
 
 
 def _replay(request: Request) -> Any:
