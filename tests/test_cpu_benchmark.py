@@ -63,6 +63,17 @@ def test_the_summary_has_a_mean_for_all_and_for_each_class():
     assert "depthwise" not in means
 
 
+def test_small_calls_have_a_mean_of_their_own_and_one_beside_torch_alone():
+    rounds, group = [{"xpconv": 1.0, "torch": 4.0, "numpy": 1.0}], "overhead"
+    found = {"a": entry(rounds, group=group, kind="small convolution")}
+    found["b"] = entry([{"xpconv": 1.0, "torch": 1.0}], group=group, kind="small pooling")
+    means = {name.strip(): (count, mean) for name, count, mean in report.summary(found)}
+    assert means["overhead"] == (2, pytest.approx(1.0))
+    assert means["small convolution"] == means["small pooling"] == (1, pytest.approx(1.0))
+    assert means["overhead, torch alone"] == (2, pytest.approx(2.0))
+    assert {cell.kind for cell in cells(("overhead",))} == {"small convolution", "small pooling"}
+
+
 def test_there_are_34_cells_of_convolutions_and_every_name_is_unique():
     assert len(cells(("conv",))) == 34
     keys = [cell.key for cell in cells()]
@@ -101,7 +112,7 @@ def test_plain_arrays_agree_with_the_reference(operation, size, peers):
     assert_right(replace(TINY, batch=0, layer=layer, operation=operation, peers=peers), both=True)
 
 
-@pytest.mark.parametrize("cell", [cells((group,))[0] for group in ("lenet", "overhead")], ids=lambda cell: cell.key)
+@pytest.mark.parametrize("cell", [cells(("lenet",))[0], *cells(("overhead",))], ids=lambda cell: cell.key)
 def test_peers_that_are_installed_agree_with_the_reference(cell):
     assert_right(cell, both=True)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import xpconv
 from cases import conv_cases, first, integers, pool_cases, weight_first
+from xpconv import repeats
 from xpconv.dispatch import run
 
 REMEMBERED = ("numpy", "numpy:readonly", "cupy")
@@ -70,6 +71,18 @@ def test_arguments_that_are_equal_but_not_the_same_are_told_apart():
     xpconv.conv1d(x, w, stride=1)
     with pytest.raises(ValueError, match="stride must be an integer"):
         xpconv.conv1d(x, w, stride=1.0)
+
+
+def test_what_is_equal_but_not_the_same_has_another_key():
+    def key(*values):
+        return repeats._key((), values)
+
+    values = 1, 1.0, True, 0.0, -0.0, float("nan"), "1", None, (1,), (True,), (1.0,), ((1,),), (None,), ("1",)
+    assert len({key(value) for value in values}) == len(values)
+    assert key(float("nan")) == key(float("nan"))
+    assert repeats._key(("x",), (1,)) != key("x", 1)
+    for unknown in (np.float64(1), [1], (1, [2]), (np.ones(3),), object()):
+        assert key(1, unknown) is None
 
 
 def test_equal_values_of_other_names_are_another_call():

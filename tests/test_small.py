@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 import xpconv
 from cases import conv_cases, first, integers, weight_first
 from xpconv.cpu import costs, small, spectra
+from xpconv.cpu.spares import KEPT_BYTES, Spares
 from xpconv.dispatch import run
+from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
+from xpconv.engines import small as small_calls
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,274 @@ def test_whatever_is_repeated_is_what_the_long_way_computes(case, method, channe
     x, w = (first(case.x), weight_first(case.w)) if channels_first else (case.x, case.w)
     layout = "channels_first" if channels_first else "channels_last"
     options = {**case.options, "layout": layout, "fill_value": case.fill, "method": method}
-    check(getattr(xpconv, case.function), (x, w, case.bias), **options)
+    function = getattr(xpconv, case.function)
+    if check(function, (x, w, case.bias), **options):
+        request = function.request(x, w, case.bias, **options)
+        expected = first(case.expected()) if channels_first else case.expected()
+        np.testing.assert_array_equal(engine.replay(request)(*request.given), expected)
+
+
+def defined(function, arrays, **options):
+    """The reference engine's result."""
+    request = function.request(*arrays, **options)
+    y = getattr(agnostic, request.operation)(*request.arrays, request.spec, **request.options)
+    return y[request.drop]
+
+
+LAYERS = {  # batch, size, channels, filters, window, options
+    "single channel": (1, (8, 9), 1, 4, (3, 3), {"padding": 1}),
+    "single channels": (2, (8, 9), 1, 4, (3, 2), {"padding": ((2, 0), (0, 1)), "stride": (1, 2), "dilation": (2, 1)}),
+    "channels": (1, (8, 8), 5, 6, (3, 3), {"padding": 1}),
+    "images": (3, (8, 7), 5, 6, (3, 2), {"stride": 2, "padding": 1, "padding_mode": "constant", "fill_value": 2}),
+    "no padding": (2, (8, 8), 3, 4, (2, 3), {}),
+    "one tap": (2, (6, 5), 7, 4, (1, 1), {}),
+    "one tap, padded": (1, (6, 5), 7, 4, (1, 1), {"padding": 1}),
+    "one tap, strided": (2, (6, 5), 3, 1, (1, 1), {"stride": 2}),
+    "one filter": (2, (8, 8), 3, 1, (3, 3), {"padding": "same"}),
+    "joined": (1, (28, 28), 3, 6, (5, 5), {"padding": 2}),
+    "signals": (2, (30,), 3, 4, (5,), {"padding": "full"}),
+    "volume": (1, (5, 6, 4), 2, 3, (2, 3, 2), {"padding": 1}),
+    "more than is kept": (1, (64, 70), 4, 2, (3, 3), {"padding": 1}),
+}
+
+
+def layer(name, layout, dtype, rng):
+    batch, size, channels, filters, window, options = LAYERS[name]
+    x, w, bias = (rng.standard_normal(n) for n in ((batch, *size, channels), (*window, channels, filters), (filters,)))
+    x, w = (first(x), weight_first(w)) if layout == "channels_first" else (x, w)
+    arrays = tuple(np.ascontiguousarray(a, dtype) for a in (x, w, bias))
+    return arrays, {**options, "layout": layout}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("function", [xpconv.conv, xpconv.corr])
+def test_small_layers_are_the_definition(name, layout, dtype, function):
+    arrays, options = layer(name, layout, dtype, np.random.default_rng(0))
+    for activation in (None, "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"):
+        for some in (arrays, arrays[:2]):
+            assert check(function, some, activation=activation, **options)
+            expected = defined(function, [a.astype("float64") for a in some], activation=activation, **options)
+            for _ in range(2):
+                y = function(*some, activation=activation, **options)
+                np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", ["single channel", "channels", "no padding", "one tap", "one filter", "signals", "volume"]
+)
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("family", ["conv", "corr"])
+def test_small_input_gradients_are_repeated(name, layout, family):
+    (x, w, _), options = layer(name, layout, "float64", np.random.default_rng(0))
+    size = LAYERS[name][1]
+    grad, transpose = (getattr(xpconv, f"{family}_{part}") for part in ("grad_input", "transpose"))
+    gy = getattr(xpconv, family)(x, w, **options)
+    bias = np.arange(1.0, 1 + LAYERS[name][2])
+    for function, arrays, more in ((grad, (gy, w), {"size": size}), (transpose, (gy, w, bias), {"activation": "relu"})):
+        assert check(function, arrays, **options, **more)
+        expected = defined(function, arrays, **options, **more)
+        for _ in range(2):
+            np.testing.assert_allclose(function(*arrays, **options, **more), expected, rtol=1e-9, atol=1e-12)
+    assert not check(grad, (gy, w), **{**options, "padding_mode": "wrap"}, size=size)
+
+
+@pytest.mark.filterwarnings("error")
+def test_results_that_are_joined_are_given_up_without_a_warning_where_one_is_not_finite():
+    (x, w, _), options = layer("joined", "channels_last", "float64", np.random.default_rng(0))
+    computed = small_calls.conv(x.dtype, "gemm", xpconv.corr.request(x, w, **options).spec, 0, None)
+    assert computed(x, w, None) is not None
+    x[0, 9, 9] = np.inf
+    assert computed(x, w, None) is None
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_is_not_finite_in_a_small_layer_goes_where_the_definition_says(name, layout, value, where):
+    arrays, options = layer(name, layout, "float64", np.random.default_rng(0))
+    arrays[where].flat[arrays[where].size // 2] = value
+    for activation in (None, "relu", "leaky_relu"):
+        expected = defined(xpconv.corr, arrays, activation=activation, **options)
+        for _ in range(2):
+            y = xpconv.corr(*arrays, activation=activation, **options)
+            np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["single channel", "images", "one tap"])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_a_small_layer_reads_arrays_wherever_they_lie(name, layout):
+    arrays, options = layer(name, layout, "float32", np.random.default_rng(0))
+    x, w, bias = arrays
+    expected = xpconv.corr(*arrays, **options)
+    spread = np.zeros((*x.shape, 2), x.dtype)
+    spread[..., 1] = x
+    x.flags.writeable = w.flags.writeable = False
+    backwards = [np.ascontiguousarray(a[::-1])[::-1] for a in arrays]
+    for lying in ((x, w, bias), (spread[..., 1], np.asfortranarray(w), bias), backwards):
+        for _ in range(2):
+            np.testing.assert_array_equal(xpconv.corr(*lying, **options), expected)
+
+
+def test_a_small_call_is_told_what_changed_in_place_and_gives_memory_of_its_own():
+    rng = np.random.default_rng(0)
+    for name in LAYERS:
+        arrays, options = layer(name, "channels_last", "float64", rng)
+        earlier = []
+        for _ in range(4):
+            y = xpconv.corr(*arrays, **options)
+            np.testing.assert_allclose(y, defined(xpconv.corr, arrays, **options), rtol=1e-9, atol=1e-12)
+            assert not any(np.shares_memory(y, other) for other in (*arrays, *earlier))
+            earlier.append(y)
+            for a in arrays:
+                a += 1
+
+
+def test_threads_that_repeat_a_small_call_do_not_disturb_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    rng = np.random.default_rng(0)
+    w, window = integers(rng, (3, 3, 4, 5), "float32"), {"stride": 1, "padding": 1}
+    xs = [integers(rng, (1, 8, 8, 4), "float32") for _ in range(8)]
+    expected = [(defined(xpconv.corr, (x, w), padding=1), defined(xpconv.max_pool, (x, 3), **window)) for x in xs]
+
+    def repeated(k):
+        for _ in range(300):
+            np.testing.assert_array_equal(xpconv.corr(xs[k], w, padding=1), expected[k][0])
+            np.testing.assert_array_equal(xpconv.max_pool(xs[k], 3, **window), expected[k][1])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(repeated, range(8)))
+
+
+def test_a_call_within_a_call_has_memory_of_its_own_and_little_of_it_is_kept():
+    spares = Spares(object, KEPT_BYTES)
+    one, other = spares.take(), spares.take()
+    assert one is not other
+    spares.give(one)
+    assert spares.take() is one
+    many = [spares.take() for _ in range(100)]
+    for each in many:
+        spares.give(each)
+    assert 100 - len({*many} - {spares.take() for _ in range(100)}) <= 4
+    large = Spares(object, KEPT_BYTES + 1)
+    large.give(one)
+    assert large.take() is not one
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("name", ["single channel", "channels", "no padding"])
+def test_a_small_layer_is_repeated_into_memory_of_the_users(name, layout):
+    (x, w, bias), options = layer(name, layout, "float32", np.random.default_rng(0))
+    expected = xpconv.corr(x, w, bias, activation="relu", **options)
+    out = np.empty_like(expected)
+    turned = np.empty(expected.shape[::-1], expected.dtype).T
+    for memory in (out, turned):
+        request = xpconv.corr.request(x, w, bias, activation="relu", out=memory, **options)
+        assert engine.replay_into(request)(x, w, bias, memory) is memory
+        np.testing.assert_array_equal(memory, expected)
+        memory[...] = 0
+        for _ in range(2):
+            assert xpconv.corr(x, w, bias, activation="relu", out=memory, **options) is memory
+            np.testing.assert_array_equal(memory, expected)
+    out.flags.writeable = False
+    with pytest.raises(TypeError, match="out cannot be written"):
+        xpconv.corr(x, w, bias, activation="relu", out=out, **options)
+    assert engine.replay_into(xpconv.corr.request(x, w, out=np.empty(expected.shape), **options)) is None
+
+
+def test_a_small_signal_is_repeated_into_memory_of_the_users():
+    x, w, out = np.arange(40.0), np.array([1.0, 2, -1]), np.empty(42)
+    assert engine.replay_into(xpconv.conv1d.request(x, w, padding="full", out=out)) is not None
+    for _ in range(3):
+        np.testing.assert_array_equal(xpconv.conv1d(x, w, padding="full", out=out), np.convolve(x, w))
+    memory = np.arange(60.0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="out overlaps x"):
+            xpconv.conv1d(memory[:40], w, padding="full", out=memory[18:])
+
+
+@pytest.mark.parametrize("mode", ["full", "same", "valid"])
+@pytest.mark.parametrize("boundary", ["fill", "symm"])
+@pytest.mark.parametrize("shapes", [((100,), (5,)), ((5,), (100,)), ((20, 18), (3, 4)), ((100,), (4,))])
+def test_signals_in_the_words_of_scipy_are_repeated(mode, boundary, shapes):
+    from scipy import signal as scipy_signal
+
+    rng = np.random.default_rng(0)
+    for name in ("convolve", "correlate"):
+        for _ in range(3):
+            in1, in2 = (integers(rng, shape) for shape in shapes)
+            options = {} if boundary == "fill" else {"boundary": boundary}
+            if len(shapes[0]) == 2 and not (name == "correlate" and mode == "same"):
+                expected = getattr(scipy_signal, f"{name}2d")(in1, in2, mode, **options)
+            elif boundary == "fill":
+                expected = getattr(scipy_signal, name)(in1, in2, mode, method="direct")
+            else:
+                continue
+            np.testing.assert_array_equal(getattr(xpconv.signal, name)(in1, in2, mode, **options), expected)
+
+
+def test_of_signals_what_is_told_by_their_shapes_is_repeated():
+    for shapes in ((100, 5), (5, 100)):
+        in1, in2 = (np.arange(n, dtype="float64") for n in shapes)
+        request = xpconv.signal.convolve.request(in1, in2)
+        np.testing.assert_array_equal(engine.replay(request)(*request.given), np.convolve(in1, in2))
+        assert {id(a) for a in request.given if a is not None} == {id(in1), id(in2)}
+
+
+POOLS = [
+    ((1, 8, 8, 4), 2, {}), ((2, 9, 7, 3), 3, {"stride": 2, "padding": 1}), ((2, 9, 7, 3), (3, 1), {"stride": 1}),
+    ((2, 9, 7, 3), (1, 4), {"stride": (2, 1)}), ((1, 7, 8, 2), 2, {"ceil_mode": True, "padding": ((1, 0), (0, 1))}),
+    ((2, 7, 9, 2), 2, {"ceil_mode": True}), ((2, 20, 3), 5, {"stride": 1, "dilation": 2, "padding": "same"}),
+    ((1, 5, 4, 6, 2), 2, {}), ((3, 30), (2,), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "window", "options"), POOLS)
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_poolings_are_the_definition(shape, window, options, layout, dtype):
+    rng = np.random.default_rng(0)
+    x = integers(rng, shape, dtype)
+    x = np.ascontiguousarray(np.moveaxis(x, -1, -len(window if isinstance(window, tuple) else shape[2:]) - 1)) if (
+        layout == "channels_first") else x  # fmt: skip
+    options = {**options, "layout": layout}
+    counts = ({"count_include_pad": True}, {"count_include_pad": False}, {"divisor": 3})
+    calls = [(xpconv.max_pool, {}), (xpconv.sum_pool, {}), *((xpconv.avg_pool, more) for more in counts)]
+    for spoilt in (None, np.nan, np.inf, -np.inf):
+        if spoilt is not None:
+            x.flat[x.size // 2] = spoilt
+        for function, more in calls:
+            expected = defined(function, (x, window), **options, **more)
+            request = function.request(x, window, **options, **more)
+            repeat = engine.replay(request)
+            for a in (x, np.asfortranarray(x), np.ascontiguousarray(x[::-1])[::-1]):
+                one, other = repeat(a), repeat(a)
+                np.testing.assert_allclose(one, expected, rtol=1e-6)
+                assert not np.shares_memory(one, other)
+                for _ in range(2):
+                    y = function(a, window, **options, **more)
+                    np.testing.assert_allclose(y, expected, rtol=1e-6)
+                    assert y.dtype == x.dtype
+
+
+def test_poolings_that_are_not_small_take_the_long_way():
+    spec = xpconv.max_pool.request(np.ones((1, 8, 8, 4)), 2).spec
+    options = {"return_indices": False}
+    assert small_calls.pool("max_pool", np.dtype("float64"), spec, options) is not None
+    assert small_calls.pool("max_pool", np.dtype("float64"), spec, {"return_indices": True}) is None
+    assert small_calls.pool("max_pool", np.dtype("int64"), spec, options) is None
+    assert small_calls.pool("lp_pool", np.dtype("float64"), spec, options) is None
+    with xpconv.workspace_limit(8 * 8 * 4 * 8):
+        assert small_calls.pool("max_pool", np.dtype("float64"), spec, options) is not None
+    with xpconv.workspace_limit(8 * 8 * 4 * 8 - 1):
+        assert small_calls.pool("max_pool", np.dtype("float64"), spec, options) is None
+    for shape, window in (((1, 182, 182, 1), 2), ((1, 9, 9, 1), 1), ((0, 9, 9, 1), 2)):
+        spec = xpconv.max_pool.request(np.ones(shape), window).spec
+        assert small_calls.pool("max_pool", np.dtype("float64"), spec, options) is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -127,7 +397,7 @@ def assert_once(prepare, size, window, options, dtype, bound):
         arrays = x[None, ..., None], w[..., None, None]
         request = function.request(*arrays, **options)
         fill = request.options["fill_value"]
-        y = prepare(request.spec, x.dtype, fill)(*arrays)
+        y = prepare(request.spec, x.dtype, fill)(*arrays).reshape(request.spec.y_shape)
         assert y.dtype == dtype
         wide = (a.astype("longdouble") for a in arrays)
         expected = function(*wide, **options)

@@ -122,7 +122,23 @@ def _float64() -> Iterator[Cell]:
             yield replace(cell, group="float64", kind="float64", dtype="float64", peers=("torch",))
 
 
+SMALL = ("small convolution", "small pooling")
+
+
 def _overhead() -> Iterator[Cell]:
-    signal = _layer("conv1d 50 x 5", 50, 1, 1, 5, axes=1)
-    yield Cell("overhead", "overhead", signal, 0, "signal", peers=("torch", "numpy"))
-    yield Cell("overhead", "overhead", _layer("conv2d 3x3 1->4@8", 8, 1, 4, 3), 1, peers=("torch",))
+    convolution, pooling = SMALL
+    for name, size, dtype in (("conv1d 50 x 5", 50, "float32"), ("conv1d 100 x 5", 100, "float64")):
+        yield Cell(
+            "overhead", convolution, _layer(name, size, 1, 1, 5, axes=1), 0, "signal", dtype, peers=("torch", "numpy")
+        )
+    small = _layer("conv2d 3x3 1->4@8", 8, 1, 4, 3)
+    layers = (
+        _layer("conv2d 3x3 8->8@8", 8, 8, 8, 3),
+        _layer("conv2d 1x1 16->16@8", 8, 16, 16, 1),
+        *(cell.layer for cell in _lenet() if cell.batch == 1),
+    )
+    for layer, dtype in ((small, "float32"), (small, "float64"), *((layer, "float32") for layer in layers)):
+        yield Cell("overhead", convolution, layer, 1, dtype=dtype, peers=("torch",))
+    for operation, name in (("max pool", "max 2x2s2 4@8"), ("average pool", "average 2x2s2 4@8")):
+        layer = _layer(name, 8, 4, 4, 2, stride=2, padding=0, groups=4)
+        yield Cell("overhead", pooling, layer, 1, operation, peers=("torch",))

@@ -9,7 +9,7 @@ from xpconv.bench.machine import slowed
 from xpconv.bench.sides import OURS
 from xpconv.bench.statistics import geometric_mean, medians, ratios
 
-from .cells import CONVOLUTIONS, GROUPS, KINDS
+from .cells import CONVOLUTIONS, GROUPS, KINDS, SMALL
 from .sides import FIRST
 
 Entries = list[dict[str, Any]]
@@ -49,8 +49,11 @@ def summary(cells: dict[str, dict[str, Any]]) -> list[tuple[str, int, float]]:
     rows += [(f"  N = {batch}", [e for e in convolutions if e["batch"] == batch]) for batch in (1, 8)]
     rows += [(f"  {kind}", [e for e in convolutions if e["kind"] == kind]) for kind in KINDS]
     rows += [(group, [e for e in timed if e["group"] == group]) for group in GROUPS[1:]]
+    rows += [(f"  {kind}", [e for e in timed if e["kind"] == kind]) for kind in SMALL]
+    small = [entry for entry in timed if entry["group"] == "overhead"]
     found = [(name, [e["ratio"] for e in entries]) for name, entries in rows]
     found += [(f"convolutions, {peer} alone", _alone(convolutions, peer)) for peer in ("torch", "onnxruntime")]
+    found.append(("overhead, torch alone", _alone(small, "torch")))
     found.append(("convolutions, first calls", [e["first"]["ratio"] for e in convolutions if _first_ratio(e)]))
     found.append(("time of channels_first over channels_last", [e["first_over_last"] for e in _with_both(cells)]))
     return [(name, len(values), mean) for name, values in found if (mean := geometric_mean(values)) is not None]

@@ -8,9 +8,9 @@ an array to be described, such as ``stride=np.array(2)``, is not remembered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
-from functools import lru_cache
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from xpconv.dispatch import device_of, engine_of, run
@@ -19,7 +19,6 @@ from xpconv.spec import Array
 from xpconv.workspace import current_limit
 
 _MOST = 1024  # descriptions kept for one function; a program that makes more kinds of calls does not repeat them
-_PLAIN = (int, str, type(None), bool)
 _Key = tuple[Hashable, ...]
 _Places = tuple[int | None, ...]  # in the arguments
 
@@ -33,11 +32,16 @@ class Repeats:
 
     def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the function gives for these arguments."""
-        values = (*args, *kwargs.values())
-        key = _key(kwargs, values)
+        values = (*args, *kwargs.values()) if kwargs else args
+        key = _key(tuple(kwargs), values)
         known = None if key is None else self._known.get(key)
-        if known is not None and known.replay is not None and (result := known.again(values)) is not NotImplemented:
-            return result
+        if known is not None and known.replay is not None:
+            try:
+                result = known.replay(*known.arrays(values))
+            except MemoryError:
+                result = NotImplemented  # `run` tries again with the smallest tiles
+            if result is not NotImplemented:
+                return result
         with device_of(values):
             if known is not None and not known.writes:
                 return run(known.request(values))
@@ -61,24 +65,24 @@ class _Known:
     """A call that was described before: its request without arrays, and where the arrays stand in the arguments."""
 
     def __init__(self, request: Request, places: _Places, replay: Callable[..., Any] | None) -> None:
-        self._places, self.replay = places, replay
-        self.writes = request.out is not None
+        self._arrays = _picked(tuple(-1 if place is None else place for place in places))
+        self.replay, self.writes = replay, request.out is not None
         self._request = replace(request, given=(), out=None)  # without the arrays, which would be kept alive
 
-    def again(self, values: tuple[Any, ...]) -> Any:
-        """The result by what the engine has prepared, or NotImplemented."""
-        assert self.replay is not None
-        try:
-            return self.replay(*self._arrays(values))
-        except MemoryError:
-            return NotImplemented  # `run` tries again with the smallest tiles
+    def arrays(self, values: tuple[Any, ...]) -> tuple[Array | None, ...]:
+        """Those of this call, as the engine takes them."""
+        return self._arrays((*values, None))
 
     def request(self, values: tuple[Any, ...]) -> Request:
         """The request with the arrays of this call."""
-        return replace(self._request, given=tuple(self._arrays(values)))
+        return replace(self._request, given=self.arrays(values))
 
-    def _arrays(self, values: tuple[Any, ...]) -> list[Array | None]:
-        return [None if place is None else values[place] for place in self._places]
+
+def _picked(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """A function of a tuple: its entries at these places."""
+    if len(places) == 1:
+        return lambda values: (values[places[0]],)
+    return itemgetter(*places)
 
 
 def _replay(request: Request) -> Any:
@@ -104,41 +108,47 @@ def _places(request: Request, values: tuple[Any, ...]) -> _Places | None:
     return tuple(None if array is None else places[id(array)] for array in arrays)
 
 
-def _key(names: Iterable[str], values: tuple[Any, ...]) -> _Key | None:
+def _key(names: tuple[str, ...], values: tuple[Any, ...]) -> _Key | None:
     """What the meaning of a call follows from: values, the last of which are named; None where that is not plain."""
-    parts: list[Hashable] = [current_limit(), *names]
-    for value in values:
-        part = _part_for(type(value))(value)  # type: ignore[arg-type]  # mypy: a type may be unhashable
-        if part is None:
-            return None
-        parts.append(part)
-    return tuple(parts)
+    parts = [_PART_OF[type(value)](value) for value in values]
+    return None if None in parts else (current_limit(), names, *parts)
 
 
-@lru_cache(maxsize=256)
-def _part_for(kind: type) -> Callable[[Any], Hashable | None]:
-    """What makes a value of that type a part of the key: an array by all but its values, a plain one with its type."""
-    return _ARRAYS.get(_name_of(kind), _plain)
+class _PartOf(dict[type, Callable[[Any], Hashable | None]]):
+    """What makes a value of a type a part of the key: an array by all but its values; None of what is not plain."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], Hashable | None]:
+        make = _ARRAYS.get(_name_of(kind), _nothing)
+        if make is not _nothing:
+            self[kind] = make
+        return make
+
+
+def _nothing(_: Any) -> None:
+    return None
 
 
 def _name_of(kind: type) -> tuple[str, str]:
     return kind.__module__, kind.__name__
 
 
-def _plain(value: Any) -> Hashable | None:
-    kind = type(value)
-    if kind is float:
-        return kind, repr(value)  # 0.0 and -0.0 are equal, NaN is not
-    if kind in _PLAIN:
-        return kind, value
-    if kind is tuple:
-        parts = tuple([_plain(entry) for entry in value])
-        return None if None in parts else parts
-    return None
+def _float(value: float) -> Hashable:
+    return float, repr(value)  # 0.0 and -0.0 are equal, NaN is not
 
 
-def _numpy_array(array: Array) -> Hashable:
-    return array.shape, array.dtype, array.strides
+def _bool(value: bool) -> Hashable:
+    return bool, value  # which is equal to an integer
+
+
+def _tuple(value: tuple[Any, ...]) -> Hashable | None:
+    parts = tuple([_PART_OF[type(entry)](entry) if type(entry) in _PLAIN else None for entry in value])
+    return None if None in parts else parts
+
+
+_PLAIN: dict[type, Callable[[Any], Hashable | None]] = {
+    int: int, str: str, type(None): type, bool: _bool, float: _float, tuple: _tuple,
+}  # fmt: skip
+_PART_OF = _PartOf(_PLAIN)
 
 
 def _cupy_array(array: Array) -> Hashable:
@@ -147,6 +157,6 @@ def _cupy_array(array: Array) -> Hashable:
 
 
 _ARRAYS: dict[tuple[str, str], Callable[[Any], Hashable]] = {
-    ("numpy", "ndarray"): _numpy_array,
+    ("numpy", "ndarray"): attrgetter("shape", "dtype", "strides"),
     ("cupy", "ndarray"): _cupy_array,
 }

@@ -96,10 +96,13 @@ def _signal(
     )  # fmt: skip
     kernel = in2 if variant.flip else _conjugate(in2)
     x, w = (kernel, in1) if pairing.swapped else (in1, kernel)
+    options = {"fill_value": fill, "activation": None, "precision": "highest", "method": method}
+    if len(pairing.order) == spec.axes == x.ndim and (variant.flip or not pairing.swapped):
+        lift = ((None, None, ...),) * 2  # all axes are convolved, and those of items and channels are all that lacks
+        return Request("conv", (x, w, None), spec, options, lift=lift, drop=(0, 0, ...), reference_methods=True)
     x, w = _arranged(x, pairing, spec.x_shape), _arranged(w, pairing, spec.w_shape)
     if pairing.swapped and not variant.flip:
         x = _reversed(x)  # a correlation is the convolution with in2 reversed, and that does not mind which is which
-    options = {"fill_value": fill, "activation": None, "precision": "highest", "method": method}
     restore = partial(_restored, pairing=pairing)
     return Request("conv", (x, w, None), spec, options, then=restore, reference_methods=True)
 

@@ -38,6 +38,7 @@ _TURNED = 0.2e9  # elements of channels that are brought together in planes, and
 
 # Seconds, of one array operation.
 _TAP = 4.5e-6
+_PLANNED = 20e-6  # a call that is planned each time, where others would be prepared once
 CALL = 10e-6  # of the compiled kernels, repeated: weights packed, threads asked
 _HANDED = 100e-6  # strips to another thread
 _WOKEN = 250e-6  # another thread
@@ -112,12 +113,14 @@ def may_separate(spec: ConvSpec) -> bool:
 def _taps_seconds(spec: ConvSpec) -> float:
     """One pass over the result per tap; where a group has several channels, of products that a matrix makes."""
     taps, results = math.prod(spec.window), spec.batch * math.prod(spec.out_size) * spec.filters
+    planned = _PLANNED if spec.groups == 1 else 0
     if spec.groups == spec.channels:
         short = 64 / spec.filters if spec.filters > spec.channels else 0  # loops over the filters of a result
         shared = spec.filters_planes and spec.channels > 1  # in strips, whose runs are long
-        return taps * (results * (1 + short) / (_SHARED_PASSES if shared else _PASSES) + _TAP)
+        return taps * (results * (1 + short) / (_SHARED_PASSES if shared else _PASSES) + _TAP) + planned
     turned = 3 if spec.groups > 1 else 1  # groups are brought together, and back
-    return taps * (turned * results / _SUMS + _TAP + spec.groups * _TAP) + 2 * conv_operations(spec) / _PRODUCTS
+    passes = taps * (turned * results / _SUMS + _TAP + spec.groups * _TAP)
+    return passes + 2 * conv_operations(spec) / _PRODUCTS + planned
 
 
 _DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}

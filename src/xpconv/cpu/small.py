@@ -1,20 +1,21 @@
-"""Small convolutions in NumPy, repeated: all that can be known of the arrays is known before the call.
+"""Small filters of a signal or a plane in NumPy, repeated: what can be known of the arrays is known before the call.
 
-Padding takes two array operations and a product of patches four, each about a microsecond.
+What is prepared is a function of x and w, whatever axes of one element they have besides, and gives the results alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import accumulate
+from dataclasses import replace
 
 import numpy as np
 
 from xpconv.cpu import banded, blas
 from xpconv.cpu.memory import borrowed
 from xpconv.cpu.planes import finite
+from xpconv.cpu.small_patches import rooms
+from xpconv.cpu.small_products import Sums
 from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
@@ -22,40 +23,6 @@ COPIED = 10_000  # elements of a signal that are copied in less time than its ta
 _MOST_SUMS = 1 << 20  # of a plane that is small
 _MOST_SIGNAL = 1 << 17  # elements of a signal whose rows are multiplied at once
 _SHARED_BY_BLAS = 1 << 18  # multiplications of a product that OpenBLAS shares among threads, and waits for busy ones
-
-
-def padding(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array], Array]:
-    """A function of x (N, *size, C) that surrounds it with a constant, or crops it where that is negative."""
-    shape = (spec.batch, *spec.padded_size, spec.channels)
-    axes = [(n, *pads) for n, pads in zip(spec.size, spec.padding, strict=True)]
-    kept = (slice(None), *(slice(max(-lo, 0), n + min(hi, 0)) for n, lo, hi in axes))
-    inner = (slice(None), *(slice(max(lo, 0), n + lo + min(hi, 0)) for n, lo, hi in axes))
-
-    def padded(x: Array) -> Array:
-        whole = np.zeros(shape, dtype) if fill == 0 else np.full(shape, fill, dtype)
-        whole[inner] = x[kept]
-        return whole
-
-    return padded if any(pads != (0, 0) for pads in spec.padding) else lambda x: x
-
-
-def product(spec: ConvSpec, dtype: np.dtype) -> Callable[[Array, Array], Array]:
-    """A function of padded x and w (*window, C, F), without groups: all patches, times the weight, (N, *out, F)."""
-    shape = (spec.batch, *spec.padded_size, spec.channels)
-    steps = list(accumulate(reversed(shape), lambda step, n: step * n, initial=dtype.itemsize))[-2::-1]
-    moves = [step * s for step, s in zip(steps[1:], spec.stride, strict=False)]
-    taps = [step * d for step, d in zip(steps[1:], spec.dilation, strict=False)]
-    length, results = math.prod(spec.window) * spec.channels, spec.batch * math.prod(spec.out_size)
-    windows, strides = (spec.batch, *spec.out_size, *spec.window, spec.channels), (steps[0], *moves, *taps, steps[-1])
-    y_shape, turns = (spec.batch, *spec.out_size, spec.filters), (slice(None, None, -1),) * spec.axes
-
-    def multiplied(x: Array, w: Array) -> Array:
-        x = x if x.flags.c_contiguous else np.ascontiguousarray(x)
-        patches = np.ndarray(windows, dtype, x, 0, strides).reshape(results, length)
-        w = w[turns] if spec.flip else w
-        return (patches @ w.reshape(length, spec.filters)).reshape(y_shape)
-
-    return multiplied
 
 
 def correlation(x: Array, w: Array, spec: ConvSpec) -> Array:
@@ -69,9 +36,29 @@ def correlation(x: Array, w: Array, spec: ConvSpec) -> Array:
     if 0 < max(before, after) < m <= spec.size[0] and np.isfinite(taps).all():
         y = np.correlate(x[0, :, 0], taps, "full")[m - 1 - before :][: spec.out_size[0]]
     else:
-        whole = x if (before, after) == (0, 0) else padding(spec, x.dtype, 0)(x)
-        y = np.correlate(whole[0, :, 0], taps, "valid")
+        x = x[0, max(-before, 0) : spec.size[0] + min(after, 0), 0]
+        y = np.correlate(np.pad(x, (max(before, 0), max(after, 0))), taps, "valid")
     return y[None, :, None]
+
+
+def loop(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
+    """A function of x (n) and w (m): what `correlation` computes, of a short signal in memory that is kept."""
+    spec = replace(spec, layout="channels_first")  # (1, 1, n)
+    (size,), (window,), turn = spec.size, spec.window, slice(None, None, -1 if spec.flip else 1)
+    if spec.padding == ((0, 0),):
+        return lambda x, w: np.correlate(x.reshape(size), w.reshape(window)[turn], "valid")
+    if fill == 0 and size > COPIED:
+        return lambda x, w: correlation(x.reshape(1, size, 1), w.reshape(window, 1, 1), spec)[0, :, 0]
+    spares = rooms(spec, dtype, fill, lambda whole: whole.reshape(-1))
+
+    def filtered(x: Array, w: Array) -> Array:
+        room = spares.take()
+        room.inner[...] = x.reshape(size)
+        y = np.correlate(room.read, w.reshape(window)[turn], "valid")
+        spares.give(room)
+        return y
+
+    return filtered
 
 
 def sums(spec: ConvSpec) -> int:
@@ -85,8 +72,8 @@ def is_plane(spec: ConvSpec) -> bool:
     return one and 0 not in (*spec.out_size, *spec.window) and sums(spec) <= _MOST_SUMS
 
 
-def plane(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Array], Array]:
-    """A function of x (1, *size, 1) and w (*window, 1, 1): what `signals` computes, all at once, (1, *out, 1)."""
+def plane(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
+    """A function of x (*size) and w (*window): what `signals` computes, all at once."""
     (rows, results), (height, across), item = spec.out_size, spec.window, dtype.itemsize
     width, shape = spec.padded_size[1], spec.padded_size
     inner = tuple(slice(lo, lo + n) for (lo, _), n in zip(spec.padding, spec.size, strict=True))
@@ -96,14 +83,13 @@ def plane(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Ar
 
     def filtered(x: Array, w: Array) -> Array:
         whole = np.zeros(shape, dtype) if fill == 0 else np.full(shape, fill, dtype)
-        whole[inner] = x[0, ..., 0]
-        w = w[..., 0, 0]
+        whole[inner] = x.reshape(spec.size)
+        w = w.reshape(spec.window)
         columns = (w[turns] if spec.flip else w).T.copy()
         with borrowed("planes") as memory, np.errstate(over="ignore", invalid="ignore"):
             added = memory.take("sums", (rows, across, width), dtype)
             np.matmul(columns, np.ndarray(under[0], dtype, whole, 0, under[1]), out=added)
-            y = np.add.reduce(np.ndarray(shifted[0], dtype, added, 0, shifted[1]), axis=1)
-        return y[None, ..., None]
+            return np.add.reduce(np.ndarray(shifted[0], dtype, added, 0, shifted[1]), axis=1)
 
     return filtered
 
@@ -124,7 +110,7 @@ def _signal_rows(spec: ConvSpec) -> tuple[int, int, int]:
 
 
 def signal(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Array], Array | None]:
-    """A function of x (1, n, 1) and w (m, 1, 1): what `signals` computes by blocks, all at once, (1, out, 1).
+    """A function of x (n) and w (m): what `signals` computes by blocks, all at once.
 
     None where a result is not finite. The last rows of results are filled up, and so is what they read.
     """
@@ -142,14 +128,14 @@ def signal(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, A
 
     def filtered(x: Array, w: Array) -> Array | None:
         whole, band = np.full(length, fill, dtype), np.zeros((span, results), dtype)
-        whole[inner] = x[0, :, 0]
-        w = w[::-1, 0, 0] if spec.flip else w[:, 0, 0]
+        whole[inner] = x.reshape(spec.size)
+        w = w.reshape(spec.window)
+        w = w[::-1] if spec.flip else w
         np.ndarray(taps[0], dtype, band, 0, taps[1])[...] = w[:, None]
         y = np.empty(rows * pieces * results, dtype)
         with np.errstate(over="ignore", invalid="ignore"), by_one():
             into = np.ndarray(written[0], dtype, y, 0, written[1])
             np.matmul(np.ndarray(read[0], dtype, whole, 0, read[1]), band, out=into)
-        y = y[None, :count, None]
-        return y if finite(y) else None
+        return y[:count] if finite(y[:count]) else None
 
     return filtered

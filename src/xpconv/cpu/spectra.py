@@ -41,7 +41,7 @@ def is_at_once(spec: ConvSpec) -> bool:
 
 
 def at_once(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Array], Array | None]:
-    """A function of x (1, *size, 1) and w (*window, 1, 1): what `overlap` computes of one tile, (1, *out, 1).
+    """A function of x (*size) and w (*window), whatever axes of one element they have besides: the results (*out).
 
     None where a result is not finite.
     """
@@ -51,17 +51,18 @@ def at_once(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, 
     turns = (slice(None, None, -1),) * spec.axes
 
     def filtered(x: Array, w: Array) -> Array | None:
-        w = w[(*turns, 0, 0)] if spec.flip else w[..., 0, 0]
+        w = w.reshape(spec.window)
+        w = w[turns] if spec.flip else w
         with np.errstate(over="ignore", invalid="ignore"):
             mean = x.mean(dtype=np.float64)  # of which the kernel makes its sum: nothing is lost where it cancels
             mean = mean if np.isfinite(mean) else 0.0
             whole = np.full(lengths, fill - mean, dtype)
-            np.subtract(x[0, ..., 0], dtype.type(mean), out=whole[inner])
+            np.subtract(x.reshape(spec.size), dtype.type(mean), out=whole[inner])
             product = of_kernel(w, lengths)
             np.conj(product, out=product)  # a correlation is what windows are
             product *= fft.rfftn(whole, lengths, axes)
             y = fft.irfftn(product, lengths, axes, overwrite_x=True)[kept]
             y = y + dtype.type(mean * w.sum(dtype=np.float64))
-        return y[None, ..., None] if finite(y) else None
+        return y if finite(y) else None
 
     return filtered

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import joined, overlap, separable, signals, small, spectra, strips, winograd_blocks
+from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
-from xpconv.cpu.plan import Tile, conv_plan, kernel_for, row_bytes
-from xpconv.cpu.planes import finite
+from xpconv.cpu.plan import Tile, conv_plan, kernel_for
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
-from xpconv.plan import Plan, conv_operations
+from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec
 from xpconv.workspace import current_limit
 
@@ -115,49 +112,3 @@ def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether every channel is filtered by itself, tap by tap: what BLAS does not multiply as well."""
     by_taps = direct_by(spec) == "taps" or (direct_by(spec) == "bands" and dtype.char not in _IN_BLAS)
     return spec.groups == spec.channels == spec.filters and by_taps
-
-
-def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callable[[Array, Array], Any] | None:
-    """A small one's sums in one go: a function of x (N, *size, C) and w (*window, C, F); None for what is not small.
-
-    Its result (N, *out, F) is None where it cannot be used.
-    """
-    surrounds = spec.padding_mode in ("zeros", "constant") and min(min(pads) for pads in spec.padding) >= 0
-    if not surrounds or spec.input_dilation or dtype.char not in "fd":
-        return None
-    if method == "direct" and direct_by(spec) == "bands" and small.is_plane(spec):
-        return small.plane(spec, dtype, fill) if small.sums(spec) * dtype.itemsize <= current_limit() else None
-    if method == "direct" and direct_by(spec) == "bands" and small.is_signal(spec):
-        return small.signal(spec, dtype, fill) if 4 * spec.padded_size[0] * dtype.itemsize <= current_limit() else None
-    if method == "fft" and spectra.is_at_once(spec):
-        held = 8 * math.prod(spec.padded_size) * dtype.itemsize
-        return spectra.at_once(spec, dtype, fill) if held <= current_limit() else None
-    if method == "direct" and fill == 0 and direct_by(spec) == "loop" and spec.size[0] > small.COPIED:
-        return lambda x, w: small.correlation(x, w, spec)
-    if conv_operations(spec) >= 2 * small.MOST:
-        return None
-    pad = small.padding(spec, dtype, fill)
-    if method == "direct" and direct_by(spec) == "loop":
-        valid = spec.valid
-        return lambda x, w: small.correlation(pad(x), w, valid)
-    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
-    if method != "gemm" or spec.groups > 1 or patches > current_limit():
-        return None
-    if joined.results(spec) > 1:
-        return _small_joined(spec, small.product(joined.wide(spec), dtype), pad)
-    multiply = small.product(spec, dtype)
-    return lambda x, w: multiply(pad(x), w)
-
-
-def _small_joined(
-    spec: ConvSpec, multiply: Callable[[Array, Array], Array], pad: Callable[[Array], Array]
-) -> Callable[[Array, Array], Array | None]:
-    """A function of x and w: a product of results beside each other, or None if one is not finite."""
-    weight, shape = joined.wide_weight(spec), (spec.batch, *spec.out_size, spec.filters)
-
-    def summed(x: Array, w: Array) -> Array | None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = multiply(pad(x), weight(w))
-        return y.reshape(shape) if finite(y) else None
-
-    return summed

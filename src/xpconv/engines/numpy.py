@@ -15,8 +15,9 @@ from xpconv.cpu.plan import row_bytes, spectra_plan, tiles, tiling
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
-from xpconv.engines import agnostic, compiled, fft, pooled
+from xpconv.engines import agnostic, compiled, fft, pooled, small
 from xpconv.engines.agnostic import (
+    as_layout,
     as_weight,
     channels_last,
     epilogue,
@@ -24,6 +25,7 @@ from xpconv.engines.agnostic import (
     pad,
     surrounded,
     unpad,
+    weight_as,
     weight_last,
 )
 from xpconv.engines.methods import (
@@ -33,7 +35,6 @@ from xpconv.engines.methods import (
     itemsize,
     patches_of,
     planned,
-    small_sums,
     summed,
 )
 from xpconv.engines.replays import replay as replay
@@ -122,9 +123,11 @@ def _summed(
             return y
         careful = careful or kernel == "spectra"  # whose values that are not finite spread no further by NumPy either
         return compiled.by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
-    sums = small_sums(x.dtype, method, spec, fill)  # as a repeated call computes it, to the bit
-    if sums is not None and (y := sums(x, w)) is not None:
-        return epilogue(y, bias, activation, spec.layout, x.dtype)
+    computed = small.conv(x.dtype, method, spec, fill, activation)  # as a repeated call computes it, to the bit
+    if computed is not None:
+        y = computed(as_layout(x, spec.layout), weight_as(w, spec.layout), bias)
+        if y is not None:
+            return y.reshape(spec.y_shape)
     careful = careful and method in ROUNDING and not (method == "fft" and in_tiles(x, spec))
     with np.errstate(over="ignore", invalid="ignore") if careful else nullcontext():
         y = summed(method, x, w, spec, fill)
@@ -281,6 +284,8 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
         return pooled.indexed(x, spec) if return_indices else pooled.reduced(kernel, "largest", x, spec)
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
+    if merged := small.pool("max_pool", x.dtype, spec, {}):
+        return merged(x).reshape(spec.y_shape)
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
     return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
 
@@ -289,6 +294,8 @@ def sum_pool(x: Array, spec: PoolSpec) -> Array:
     """By the compiled kernels, or running sums, axis by axis."""
     if kernel := pooled.by("sum_pool", x, spec):
         return pooled.reduced(kernel, "added", x, spec)
+    if merged := small.pool("sum_pool", x.dtype, spec, {}):
+        return merged(x).reshape(spec.y_shape)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
@@ -308,6 +315,9 @@ def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: floa
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is not None and (kernel := pooled.by("avg_pool", x, spec)):
         return pooled.reduced(kernel, "added", x, spec, shared)
+    options = {"count_include_pad": count_include_pad, "divisor": divisor}
+    if averaged := small.pool("avg_pool", x.dtype, spec, options):
+        return averaged(x).reshape(spec.y_shape)
     y = sum_pool(widened(x), spec)
     divisors = divisor or agnostic.divisors_of(y, spec, count_include_pad)
     return np.divide(y, divisors, out=y).astype(x.dtype, copy=False)  # in new memory it takes twice as long

@@ -12,9 +12,9 @@ import numpy as np
 
 from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, spectra_plan
 from xpconv.cpu.results import maker
-from xpconv.engines import compiled, pooled
-from xpconv.engines.agnostic import channels_last, divisors_of, epilogue, exchanged, weight_last
-from xpconv.engines.methods import planned, small_sums
+from xpconv.engines import compiled, pooled, small
+from xpconv.engines.agnostic import channels_last, divisors_of, exchanged, weight_as, weight_last
+from xpconv.engines.methods import planned
 from xpconv.plan import conv_operations, operations
 from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes, in_layout
@@ -53,13 +53,39 @@ def replay_into(request: Request) -> Callable[..., Any] | None:
 
 
 def _replay_into(request: Request) -> Callable[..., Any] | None:
-    out, spec, x = request.out, request.spec, request.arrays[0]
-    if request.operation != "conv" or x is None or x.dtype.char not in "fd" or not compiled.holds(out, spec, x.dtype):
+    spec, x = request.spec, request.arrays[0]
+    if request.operation != "conv" or x is None or x.dtype.char not in "fd":
         return None
-    prepared = _prepared_conv(x, out, request)
-    if prepared is None or not compiled.is_written_by(prepared[0], channels_last(out, spec.layout)):
+    method = planned(x, spec, request.options["method"]).method
+    if not compiled.kernel_of(x.dtype, spec, method):
+        return _replay_into_by_numpy(x, method, request)
+    if not compiled.holds(request.out, spec, x.dtype):
+        return None
+    prepared = _prepared_conv(x, request.out, request)
+    if prepared is None or not compiled.is_written_by(prepared[0], channels_last(request.out, spec.layout)):
         return None
     _, call, finish = prepared
+    return None if finish is not None else _for_as_many_threads(_into(call), conv_operations(spec) // 2)
+
+
+def _replay_into_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
+    computed = _replay_by_numpy(x, method, request)
+    out, shape = request.out, _shape_of_result(x, request)
+    if computed is None or type(out) is not np.ndarray or (out.shape, out.dtype) != (shape, x.dtype):
+        return None
+
+    def call(x: Array, w: Array, bias: Array | None, out: Array) -> bool:
+        y = computed(x, w, bias)
+        if y is NotImplemented:
+            return False
+        out[...] = y
+        return True
+
+    return _into(call)
+
+
+def _into(call: Callable[..., bool]) -> Callable[..., Any]:
+    """What tells of memory to write to whether it has been written, as a replay that looks at the memory before."""
 
     def again(x: Array, w: Array, bias: Array | None, out: Array) -> Any:
         shared = any(a is not None and np.may_share_memory(out, a) for a in (x, w, bias))
@@ -67,7 +93,7 @@ def _replay_into(request: Request) -> Callable[..., Any] | None:
             return NotImplemented
         return out
 
-    return None if finish is not None else _for_as_many_threads(again, conv_operations(spec) // 2)
+    return again
 
 
 def _for_as_many_threads(again: Callable[..., Any], products: int) -> Callable[..., Any]:
@@ -130,6 +156,8 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
     if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input")):
         return None
     stored, finish = compiled.stored_and_left(activation)
+    if not strided and (method := _method_of_numpys(gy, spec.input_adjoint)):
+        return _replay_adjoint_by_numpy(gy, method, request)
     layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
     shape = in_layout(layout, spec.batch, spec.size, spec.channels)
     gy, gx = channels_last(gy, spec.layout), channels_last(np.empty(shape, gy.dtype), layout)
@@ -151,6 +179,28 @@ def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
         return (gx if finish is None else finish(gx))[drop]
 
     return _for_as_many_threads(again, conv_operations(spec) // 2)
+
+
+def _method_of_numpys(x: Array, spec: ConvSpec) -> str:
+    """The method by which NumPy computes it; "" where kernels do."""
+    method = planned(x, spec, "auto").method
+    return "" if compiled.kernel_of(x.dtype, spec, method) else method
+
+
+def _replay_adjoint_by_numpy(gy: Array, method: str, request: Request) -> Callable[..., Any] | None:
+    """A small one, that is one convolution."""
+    spec = request.spec
+    computed = small.conv(gy.dtype, method, spec.input_adjoint, 0, request.options.get("activation"))
+    if computed is None:
+        return None
+    exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], order=_order(spec), groups=spec.groups)
+    shape = np.empty(spec.x_shape, gy.dtype)[request.drop].shape
+
+    def again(gy: Array, w: Array, bias: Array | None) -> Any:
+        gx = computed(gy, weight_as(exchange(w), spec.layout), bias)
+        return NotImplemented if gx is None else gx.reshape(shape)
+
+    return again
 
 
 def _order(spec: ConvSpec) -> Sizes:
@@ -185,30 +235,32 @@ def _prepared_part(
 
 
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
-    """A small one, whose sums NumPy makes in one go."""
+    """A small one, that NumPy computes in one go."""
     spec, options = request.spec, request.options
-    sums = small_sums(x.dtype, method, spec, options["fill_value"])
-    if sums is None:
+    computed = small.conv(x.dtype, method, spec, options["fill_value"], options["activation"])
+    if computed is None:
         return None
-    (x_index, w_index), drop = request.lift, request.drop
-    plain = options["activation"] is None and spec.layout == "channels_last"
+    shape = _shape_of_result(x, request)
 
     def again(x: Array, w: Array, bias: Array | None) -> Any:
-        y = sums(channels_last(x[x_index], spec.layout), weight_last(w[w_index], spec.layout))
-        if y is None:
-            return NotImplemented
-        if not plain or bias is not None:
-            y = np.ascontiguousarray(epilogue(y, bias, options["activation"], spec.layout, y.dtype))
-        return y[drop]
+        y = computed(x, w, bias)
+        return NotImplemented if y is None else y.reshape(shape)
 
     return again
+
+
+def _shape_of_result(x: Array, request: Request) -> Sizes:
+    """The user's."""
+    return np.empty(request.spec.y_shape, x.dtype)[request.drop].shape
 
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     spec, divisor, shape = _pooling(x, request)
     kernel, reduction = pooled.by(request.operation, x, request.spec), pooled.REDUCTIONS[request.operation]
-    if request.options.get("return_indices") or not kernel:
+    if request.options.get("return_indices"):
         return None
+    if not kernel:
+        return _replay_pool_by_numpy(x, shape, request)
     y = np.empty(spec.y_shape, x.dtype)
     call = pooled.prepared(kernel, reduction, x, y, spec, 1.0 if divisor is None else divisor)
     divisors = divisors_of(y, spec, request.options["count_include_pad"]) if divisor is None else None
@@ -225,6 +277,14 @@ def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     return _for_as_many_threads(again, operations(spec) or 0)
 
 
+def _replay_pool_by_numpy(x: Array, shape: Sizes, request: Request) -> Callable[..., Any] | None:
+    """A small one."""
+    if not isinstance(request.spec, PoolSpec):
+        return None
+    merged = small.pool(request.operation, x.dtype, request.spec, request.options)
+    return None if merged is None else lambda x: merged(x).reshape(shape)
+
+
 def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]:
     """The windows, what all their sums are divided by, and the shape of the result."""
     spec, options = request.spec, request.options
@@ -232,4 +292,4 @@ def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]
         spec = pooled.whole_maps(tuple(x.shape), spec)
         return spec, math.prod(spec.size), spec.y_shape if options["keepdims"] else (spec.batch, spec.channels)
     divisor = pooled.shared_divisor(spec, **options) if request.operation == "avg_pool" else 1.0
-    return spec, divisor, np.empty(spec.y_shape, x.dtype)[request.drop].shape
+    return spec, divisor, _shape_of_result(x, request)

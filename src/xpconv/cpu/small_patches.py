@@ -1,0 +1,84 @@
+"""Patches of small inputs, copied side by side: their places, the padding and all views are known before the call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpconv.cpu.spares import Spares
+from xpconv.spec import Array, Sizes, Windows, in_layout
+
+
+class Room(NamedTuple):
+    """Padded memory: where the input goes, and views of what is read of it."""
+
+    inner: Array
+    read: Any
+
+
+def rooms(spec: Windows, dtype: np.dtype, fill: complex, read: Callable[[Array], Any]) -> Spares[Room]:
+    """Memory for a padded input in the spec's layout, what is read of it, and around it the fill value."""
+    shape = in_layout(spec.layout, spec.batch, spec.padded_size, spec.channels)
+    spatial = (slice(lo, lo + n) for (lo, _), n in zip(spec.padding, spec.size, strict=True))
+    every = (slice(None),) * (1 if spec.layout == "channels_last" else 2)
+    inside = (*every, *spatial)
+
+    def made() -> Room:
+        whole = np.zeros(shape, dtype) if fill == 0 else np.full(shape, fill, dtype)
+        return Room(whole[inside], read(whole))
+
+    return Spares(made, math.prod(shape) * dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A view of all patches, and the shape of its copy: a matrix, or one for each image."""
+
+    shape: Sizes
+    strides: Sizes
+    offset: int
+    flat: Sizes
+
+    def of(self, x: Array) -> Array:
+        """The view of a padded input, in one piece of memory."""
+        return np.ndarray(self.shape, x.dtype, x, self.offset, self.strides)
+
+
+class Steps(NamedTuple):
+    """Bytes from one image, window, tap or channel of a padded input to the next, those of windows and taps by axes."""
+
+    batch: int
+    windows: Sizes
+    taps: Sizes
+    channel: int
+
+
+def steps_of(spec: Windows, dtype: np.dtype) -> Steps:
+    """Those of a padded input in the spec's layout, in one piece of memory."""
+    steps = np.empty(in_layout(spec.layout, spec.batch, spec.padded_size, spec.channels), dtype).strides
+    batch, *along, channel = steps if spec.layout == "channels_last" else (steps[0], *steps[2:], steps[1])
+    windows = tuple(step * s for step, s in zip(along, spec.stride, strict=True))
+    return Steps(batch, windows, tuple(step * d for step, d in zip(along, spec.dilation, strict=True)), channel)
+
+
+def of_patches(
+    spec: Windows, dtype: np.dtype, fill: complex, patches: Patches, compute: Callable[..., Array]
+) -> Callable[..., Array]:
+    """A function of x, and of more: what is computed of a copy of the patches, which lie side by side, and of these."""
+    flat, x_shape, axes = patches.flat, spec.x_shape, spec.axes + 2
+    if spec.padded_size == spec.size:
+        return lambda x, *more: compute(patches.of(np.ascontiguousarray(x)).reshape(flat), *more)
+    spares = rooms(spec, dtype, fill, patches.of)
+
+    def computed(x: Array, *more: Array) -> Array:
+        room = spares.take()
+        room.inner[...] = x if x.ndim == axes else x.reshape(x_shape)
+        y = compute(room.read.reshape(flat), *more)
+        spares.give(room)
+        return y
+
+    return computed

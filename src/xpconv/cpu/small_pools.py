@@ -1,0 +1,32 @@
+"""Poolings of small maps: every tap of all windows side by side, merged in one operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from xpconv.cpu.small_patches import Patches, of_patches, steps_of
+from xpconv.spec import Array, PoolSpec, in_layout
+from xpconv.workspace import current_limit
+
+_MOST_BYTES = 1 << 18  # of patches; of more, windows are merged axis by axis
+
+
+def fits(spec: PoolSpec, dtype: np.dtype) -> bool:
+    """Whether the maps are so small that calls take longer than what they do."""
+    patches = math.prod(spec.patches_shape) * dtype.itemsize
+    return 0 < patches <= min(_MOST_BYTES, current_limit()) and math.prod(spec.window) > 1
+
+
+def merged(spec: PoolSpec, dtype: np.dtype, merge: np.ufunc, fill: float) -> Callable[[Array], Array]:
+    """A function of x in the spec's layout, which may lack axes of one element, that merges the elements of windows."""
+    (batch, moves, taps, channel), results = steps_of(spec.reading, dtype), spec.y_shape
+    patches = Patches(
+        (*spec.window, *results),
+        (*taps, *in_layout(spec.layout, batch, moves, channel)),
+        0,
+        (math.prod(spec.window), math.prod(results)),
+    )
+    return of_patches(spec.reading, dtype, fill, patches, merge.reduce)
