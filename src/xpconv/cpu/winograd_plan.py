@@ -46,7 +46,7 @@ class Piece:
         return self.images.stop - self.images.start, len(self.rows), self.across
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """What is computed at once: pieces, and which slices of the input are added up to which slices of results."""
 
@@ -55,7 +55,7 @@ class Block:
     results: list[Place]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """How a convolution is cut into blocks."""
 
@@ -66,6 +66,7 @@ class Plan:
     blocks: list[Block]
     block_bytes: int
     threads: int  # that the limit lets have a block each
+    itemsize: int
 
     @property
     def step(self) -> int:
@@ -106,7 +107,7 @@ def plan_of(spec: ConvSpec, limit: int, itemsize: int, threads: int) -> Plan:
     rounds = max(1, round(total * len(leads) / (wanted * threads)))
     rows = max(1, min((limit // threads - spare) // row, -(-total * len(leads) // (rounds * threads))))
     blocks = [Block(part, *lead) for part in _cut(pieces, rows) for lead in leads]
-    return Plan(spec, transform, terms, run, blocks, rows * row + spare, min(threads, len(blocks)))
+    return Plan(spec, transform, terms, run, blocks, rows * row + spare, min(threads, len(blocks)), itemsize)
 
 
 def _row_elements(spec: ConvSpec, transform: Transform, slices: tuple[int, int], run: int, across: int) -> int:
