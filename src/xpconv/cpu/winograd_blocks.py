@@ -9,7 +9,7 @@ neighbours, and one matrix product with rows of `terms * C` elements adds it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import numpy as np
@@ -19,8 +19,8 @@ from xpconv.cpu.kept import MOST_BYTES, Kept
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.results import new
 from xpconv.cpu.winograd import Transform, taps_of
-from xpconv.cpu.winograd_plan import LINE, Block, apart, plan_of
-from xpconv.cpu.winograd_steps import Steps, steps_of
+from xpconv.cpu.winograd_plan import LINE, Plan, apart, plan_of
+from xpconv.cpu.winograd_steps import Part, steps_of
 from xpconv.spec import Array, ConvSpec
 
 
@@ -33,18 +33,44 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     if spec.flip:
         w = np.flip(w, axis=tuple(range(spec.axes)))
     plan = plan_of(spec, limit, x.dtype.itemsize, team.thread_count())
-    _, *matrices = _matrices(plan.transform, x.dtype)
     images = x[:, :, np.newaxis] if spec.axes == 1 else x
-
-    def work(blocks: Iterator[Block]) -> None:
-        with borrowed("blocks") as memory:
-            for block in blocks:
-                _filter(images, weight, steps_of(plan, block), y, memory, matrices)
-
     with blas.products_by_one(), borrowed("weight") as held:  # a woken thread of BLAS would keep one of ours waiting
         weight = _weight(w, plan.transform, held)
-        team.share(work, plan.blocks, plan.threads)
+        filter_ = _by_stages if plan.together > 1 else _by_groups
+        filter_(images, weight, plan, y)
     return y
+
+
+def _by_groups(x: Array, weight: Array, plan: Plan, y: Array) -> None:
+    """Every thread takes whole groups through all their stages."""
+
+    def work(groups: Iterator[range]) -> None:
+        with borrowed("blocks") as memory:
+            for group in groups:
+                stages = _Stages(x, weight, plan, group, y, memory)
+                stages.read(stages.steps.parts, memory)
+                stages.multiply([slice(None)])
+                stages.write(stages.steps.parts)
+
+    team.share(work, plan.groups, plan.threads)
+
+
+def _by_stages(x: Array, weight: Array, plan: Plan, y: Array) -> None:
+    """Threads share every stage of a group, its products by points: each reads a part of the weight, once."""
+    points = plan.transform.points
+    each = -(-points // (_TURNS * plan.threads))
+    turns = [slice(point, point + each) for point in range(0, points, each)]
+    with borrowed("group") as memory:
+        for group in plan.groups:
+            stages = _Stages(x, weight, plan, group, y, memory)
+
+            def read(parts: Iterator[Part], stages: _Stages = stages) -> None:
+                with borrowed("blocks") as own:
+                    stages.read(parts, own)
+
+            team.share(read, stages.steps.parts, plan.threads)
+            team.share(stages.multiply, turns, plan.threads)
+            team.share(stages.write, stages.steps.parts, plan.threads)
 
 
 def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
@@ -96,28 +122,46 @@ def _transform(w: Array, transform: Transform, into: Array) -> None:
 
 
 _kept = Kept()
+_TURNS = 3  # of a thread, of points: one that begins late takes fewer
 _PART = 4096  # elements of a weight that are transformed in one product
 _SHARED = 50_000  # elements of a weight that take longer than waking a thread
 
 
-# --- One block --------------------------------------------------------------------------------------------------------
+# --- One group of blocks ----------------------------------------------------------------------------------------------
 
 
-def _filter(x: Array, weight: Array, steps: Steps, y: Array, memory: Memory, matrices: list[Array]) -> None:
-    """A block's results, from the images to where they belong."""
-    forward, back = matrices
-    one, other = (memory.take(*of, x.dtype) for of in (("one", (steps.one_size,)), ("other", (steps.other_size,))))
-    whole = memory.take("whole", (steps.whole_size,), x.dtype)
-    for reading in steps.readings:
-        for margin in reading.margins:
-            margin.of(whole)[...] = 0
-        for index, there in reading.sources:
-            there.of(whole)[...] = x[index]
-        reading.cut.of(one)[...] = reading.tiles.of(whole)
-    for spare in steps.spare:
-        spare.of(other)[...] = 0
-    np.matmul(forward, steps.cut.of(one), out=steps.spectrum.of(other))
-    np.matmul(steps.windows.of(other), weight, out=steps.sums.of(one))
-    np.matmul(back, steps.total.of(one), out=steps.parts.of(other))
-    for part, place in steps.results:
-        place.of(y)[...] = part.of(other)
+class _Stages:
+    """From the images to the results, in the memory that a group of blocks shares."""
+
+    def __init__(self, x: Array, weight: Array, plan: Plan, group: range, y: Array, memory: Memory) -> None:
+        self.x, self.weight, self.y, self.steps = x, weight, y, steps_of(plan, group)
+        _, self.forward, self.back = _matrices(plan.transform, x.dtype)
+        self.one = memory.take("one", (self.steps.one_size,), x.dtype)
+        self.other = memory.take("other", (self.steps.other_size,), x.dtype)
+        for spare in self.steps.spare:
+            spare.of(self.other)[...] = 0
+
+    def read(self, parts: Iterable[Part], memory: Memory) -> None:
+        """The tiles, and their points."""
+        whole = memory.take("whole", (self.steps.whole_size,), self.x.dtype)
+        for part in parts:
+            for reading in part.readings:
+                for margin in reading.margins:
+                    margin.of(whole)[...] = 0
+                for index, there in reading.sources:
+                    there.of(whole)[...] = self.x[index]
+                reading.cut.of(self.one)[...] = reading.tiles.of(whole)
+            np.matmul(self.forward, part.cut.of(self.one), out=part.spectrum.of(self.other))
+
+    def multiply(self, turns: Iterable[slice]) -> None:
+        """The products of some points."""
+        windows, sums = self.steps.windows.of(self.other), self.steps.sums.of(self.one)
+        for points in turns:
+            np.matmul(windows[points], self.weight[points], out=sums[points])
+
+    def write(self, parts: Iterable[Part]) -> None:
+        """The results, put where they belong."""
+        for part in parts:
+            np.matmul(self.back, part.total.of(self.one), out=part.parts.of(self.other))
+            for made, place in part.results:
+                place.of(self.y)[...] = made.of(self.other)

@@ -44,50 +44,65 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """What a block's arrays are, within two memories that all steps take in turn."""
+class Part:
+    """What is a block's own, of the arrays of a group: columns of its matrices."""
 
-    one_size: int
-    other_size: int
-    whole_size: int
     readings: list[Reading]
     cut: View  # of one: elements of tiles
     spectrum: View  # of the other: their points
-    spare: list[View]  # of the other: where the last windows end, of slices that make no results
-    windows: View  # of the other: what the weights are multiplied with
-    sums: View  # of one: their products
-    total: View  # of one: the same as a matrix, with a row for each point
+    total: View  # of one: sums of products, a row for each point
     parts: View  # of the other: results of tiles
     results: list[tuple[View, View]]  # of the other, and where in the result they belong
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What the arrays of a group of blocks are, within two memories that all steps take in turn."""
+
+    one_size: int
+    other_size: int
+    whole_size: int  # of what a block reads
+    parts: list[Part]
+    spare: list[View]  # of the other: where the last windows end, of slices that make no results
+    windows: View  # of the other: what the weights are multiplied with
+    sums: View  # of one: their products
+
+
 @lru_cache(maxsize=4096)
-def steps_of(plan: Plan, block: Block) -> Steps:
-    """Of a block."""
+def steps_of(plan: Plan, group: range) -> Steps:
+    """Of the blocks with these numbers, which all have as many slices."""
     spec, transform, terms, item = plan.spec, plan.transform, plan.terms, plan.itemsize
-    (sources, made), channels, filters = plan.slices(block), spec.channels, spec.filters
+    blocks = plan.blocks[group.start : group.stop]
+    (sources, made), channels, filters = plan.slices(blocks[0]), spec.channels, spec.filters
     points, elements, results = transform.points, math.prod(transform.edges), math.prod(transform.tile)
-    *ends, count = accumulate(math.prod(piece.shape) for piece in block.pieces)
+    *ends, count = accumulate(sum(math.prod(piece.shape) for piece in block.pieces) for block in blocks)
     before, after = count * sources * channels, count * made * filters  # elements of a point
     spare = (terms - 1) * channels
     step, step_after = apart(before + spare, item), apart(after, item)
     one = _blank((max(elements * step, points * step_after),), item)
     other = _blank((max(points * step, results * step_after),), item)
-
     cut, spectrum = _rows(one, elements, step), _rows(other, points, step)
-    tiles = cut[:, :before].reshape(elements, count, sources, channels)
-    spans = list(zip(block.pieces, (0, *ends), (*ends, count), strict=True))
-    readings = [_reading(plan, piece, block, tiles[:, begin:end], one) for piece, begin, end in spans]
-    total, parts = _rows(one, points, step_after)[:, :after], _rows(other, results, step_after)[:, :after]
-    made_tiles = parts.reshape(results, count, made, filters)
+    total, made_tiles = _rows(one, points, step_after), _rows(other, results, step_after)
+
+    def part(block: Block, begin: int, end: int) -> Part:
+        columns, columns_after = (slice(begin * n, end * n) for n in (sources * channels, made * filters))
+        tiles = cut[:, columns].reshape(elements, end - begin, sources, channels)
+        back = made_tiles[:, columns_after].reshape(results, end - begin, made, filters)
+        *inner, last = accumulate(math.prod(piece.shape) for piece in block.pieces)
+        pieces = [(piece, slice(*span)) for piece, *span in zip(block.pieces, (0, *inner), (*inner, last), strict=True)]
+        return Part(
+            [_reading(plan, piece, block, tiles[:, span], one) for piece, span in pieces],
+            _view(cut[:, columns], one), _view(spectrum[:, columns], other),
+            _view(total[:, columns_after], one), _view(made_tiles[:, columns_after], other),
+            [pair for piece, span in pieces for pair in _results(back[:, span], other, plan, piece, block)],
+        )  # fmt: skip
+
+    parts = [part(*each) for each in zip(blocks, (0, *ends), (*ends, count), strict=True)]
     return Steps(
-        one.size, other.size, max(reading.size for reading in readings), readings,
-        _view(cut[:, :before], one), _view(spectrum[:, :before], other),
+        one.size, other.size, max(reading.size for part in parts for reading in part.readings), parts,
         [_view(spectrum[:, before : before + spare], other)] if spare else [],
         _windows(points, step * item, channels * item, count * sources, terms, made, item),
-        _view(total.reshape(points, -1, min(made, terms), filters).swapaxes(1, 2), one),
-        _view(total, one), _view(parts, other),
-        [pair for piece, begin, end in spans for pair in _results(made_tiles[:, begin:end], other, plan, piece, block)],
+        _view(total[:, :after].reshape(points, -1, min(made, terms), filters).swapaxes(1, 2), one),
     )  # fmt: skip
 
 
