@@ -144,11 +144,11 @@ def test_memory_is_kept_for_the_next_call_and_shared_by_none():
         assert fresh.nbytes == 0
 
 
-@pytest.mark.parametrize(("rows", "batch"), [(14, 1), (14, 2)])
-def test_what_blas_shares_is_one_product_and_threads_take_as_many_strips_each(rows, batch, monkeypatch):
+@pytest.mark.parametrize(("images", "batch"), [(1, 1), (2, 2), (1, 4)])
+def test_what_blas_shares_is_one_product_and_threads_take_as_many_strips_each(images, batch, monkeypatch):
     monkeypatch.setattr(team, "thread_count", lambda: 2)
     told = strips.told(spec_of((14, 14), (3, 3), 256, 256, batch), 4, 1 << 26)
-    assert told == f"1 of {batch} images, {rows} of 14 rows"
+    assert told == f"{images} of {batch} images, 14 of 14 rows"
 
 
 @pytest.mark.parametrize(("size", "window", "channels", "filters", "options", "count"), [

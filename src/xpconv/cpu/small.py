@@ -17,6 +17,7 @@ from scipy.fft import next_fast_len
 from xpconv.cpu import banded, blas, team
 from xpconv.cpu.memory import borrowed
 from xpconv.cpu.planes import finite
+from xpconv.cpu.results import maker
 from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
@@ -52,12 +53,13 @@ def product(spec: ConvSpec, dtype: np.dtype) -> Callable[[Array, Array], Array]:
     length, results = math.prod(spec.window) * spec.channels, spec.batch * math.prod(spec.out_size)
     windows, strides = (spec.batch, *spec.out_size, *spec.window, spec.channels), (steps[0], *moves, *taps, steps[-1])
     y_shape, turns = (spec.batch, *spec.out_size, spec.filters), (slice(None, None, -1),) * spec.axes
+    new = maker((results, spec.filters), dtype)
 
     def multiplied(x: Array, w: Array) -> Array:
         x = x if x.flags.c_contiguous else np.ascontiguousarray(x)
         patches = np.ndarray(windows, dtype, x, 0, strides).reshape(results, length)
         w = w[turns] if spec.flip else w
-        return (patches @ w.reshape(length, spec.filters)).reshape(y_shape)
+        return np.matmul(patches, w.reshape(length, spec.filters), out=new()).reshape(y_shape)
 
     return multiplied
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import joined, overlap, separable, signals, small, strips, winograd_blocks
+from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
 from xpconv.cpu.plan import Tile, conv_plan, kernel_for, row_bytes
 from xpconv.cpu.planes import finite
@@ -101,6 +102,15 @@ def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Ar
     return ALGORITHMS[method](x, w, spec)
 
 
+def summed_if_finite(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array | None:
+    """The same; None where a value that is not finite would have spread over a tile or a spectrum."""
+    if method not in ROUNDING or (method == "fft" and in_tiles(x, spec)):
+        return summed(method, x, w, spec, fill)
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = summed(method, x, w, spec, fill)
+    return y if compiled.finite(y) else None
+
+
 def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether zeros are put around a block of the input at a time, or around nothing, and not around the whole."""
     if method != "direct":
@@ -128,7 +138,7 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
     if method == "fft" and small.is_spectrum(spec):
         held = 8 * math.prod(spec.padded_size) * dtype.itemsize
         return small.spectrum(spec, dtype, fill) if held <= current_limit() else None
-    if conv_operations(spec) >= 2 * small.MOST:
+    if conv_operations(spec) >= 2 * small.MOST and not (spec.layout == "channels_last" and strips.is_product(spec)):
         return None
     pad = small.padding(spec, dtype, fill)
     if method == "direct" and direct_by(spec) == "loop":
@@ -143,6 +153,13 @@ def small_sums(dtype: Any, method: str, spec: ConvSpec, fill: complex) -> Callab
         return _small_joined(spec, small.product(joined.wide(spec), dtype), pad)
     multiply = small.product(spec, dtype)
     return lambda x, w: multiply(pad(x), w)
+
+
+def products_of_planes(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """A product of channels-first planes as they lie, without a transpose: (F, C) times (N, C, positions)."""
+    planes = x.reshape(spec.batch, spec.channels, math.prod(spec.size))
+    y = strips.products_of_planes(w.reshape(spec.filters, spec.channels), planes, spec)
+    return y.reshape(spec.batch, spec.filters, *spec.size)
 
 
 def _small_joined(

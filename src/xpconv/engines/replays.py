@@ -10,11 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from xpconv.cpu import strips
 from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, spectra_plan
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, pooled
-from xpconv.engines.agnostic import channels_last, divisors_of, epilogue, exchanged, weight_last
-from xpconv.engines.methods import planned, small_sums
+from xpconv.engines.agnostic import (
+    as_layout,
+    channels_last,
+    divisors_of,
+    epilogue,
+    exchanged,
+    weight_as,
+    weight_last,
+)
+from xpconv.engines.methods import planned, products_of_planes, small_sums, summed, summed_if_finite
 from xpconv.plan import conv_operations, operations
 from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes, in_layout
@@ -185,9 +194,9 @@ def _prepared_part(
 
 
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
-    """A small one, whose sums NumPy makes in one go."""
+    """By a method whose plan the values of the arrays do not change."""
     spec, options = request.spec, request.options
-    sums = small_sums(x.dtype, method, spec, options["fill_value"])
+    sums = small_sums(x.dtype, method, spec, options["fill_value"]) or _large_sums(method, request)
     if sums is None:
         return None
     (x_index, w_index), drop = request.lift, request.drop
@@ -202,6 +211,17 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
         return y[drop]
 
     return again
+
+
+def _large_sums(method: str, request: Request) -> Callable[[Array, Array], Any] | None:
+    """As `small_sums`, of any size."""
+    spec, fill, layout = request.spec, request.options["fill_value"], request.spec.layout
+    if method not in ("gemm", "winograd"):
+        return None
+    if method == "gemm" and layout == "channels_first" and strips.is_product(spec):
+        return lambda x, w: channels_last(products_of_planes(as_layout(x, layout), weight_as(w, layout), spec), layout)
+    sums = summed_if_finite if request.options["method"] == "auto" else summed
+    return lambda x, w: sums(method, x, w, spec, fill)
 
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
