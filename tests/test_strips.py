@@ -1,5 +1,6 @@
 """Sums of products in NumPy, strip by strip, and the threads that share the strips."""
 
+import contextlib
 import math
 import os
 import signal
@@ -257,7 +258,29 @@ def test_no_thread_is_put_on_the_processor_that_asks(monkeypatch):
     monkeypatch.setattr(team, "_Member", lambda processor: processor)
     monkeypatch.setattr(processors, "allowed", lambda: [3, 4, 5])
     monkeypatch.setattr(processors, "now", lambda: 3)
-    assert team._members(2) == [4, 5]
+    assert team._members(2) == ([4, 5], 3)
+    monkeypatch.setattr(processors, "now", lambda: -1)  # it is not known
+    assert team._members(2) == ([3, 4], None)
+
+
+@pytest.mark.skipif(not processors.CAN_CHOOSE or len(processors.allowed()) < 2, reason="no processors to choose from")
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_thread_that_asks_stays_on_its_processor_until_all_is_done(fails, monkeypatch):
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    before, meeting, places = os.sched_getaffinity(0), threading.Barrier(2, timeout=20), []
+
+    def work(parts):
+        for _ in parts:
+            meeting.wait()
+            places.append(os.sched_getaffinity(0))
+            if fails:
+                raise MemoryError
+
+    with pytest.raises(MemoryError) if fails else contextlib.nullcontext():
+        team.share(work, range(2), 2)
+    assert [len(place) for place in places] == [1, 1]
+    assert places[0] != places[1]
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
