@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from xpconv.cpu import blas, team
 from xpconv.cpu.kept import MOST_BYTES, Kept
 from xpconv.cpu.memory import Memory, borrowed
+from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
 from xpconv.cpu.winograd import Transform, taps_of
 from xpconv.cpu.winograd_plan import LINE, Plan, apart, plan_of
@@ -26,6 +28,17 @@ from xpconv.spec import Array, ConvSpec
 
 def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     """The result (N, *out, F) of `x` (N, *size, C), around which there are zeros, and `w` (*window, C, F)."""
+    return _conv(x, w, spec, limit)
+
+
+def conv_if_finite(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array | None:
+    """The same; None where a value of a tile is not finite, which is looked at while the tile is close."""
+    seen: list[bool] = []
+    y = _conv(x, w, spec, limit, seen)
+    return y if all(seen) else None
+
+
+def _conv(x: Array, w: Array, spec: ConvSpec, limit: int, seen: list[bool] | None = None) -> Array:
     y = new((spec.batch, *spec.out_size, spec.filters), x.dtype)
     if 0 in (*y.shape, spec.channels):
         y[...] = 0
@@ -35,34 +48,44 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     plan = plan_of(spec, limit, x.dtype.itemsize, team.thread_count())
     images = x[:, :, np.newaxis] if spec.axes == 1 else x
     with blas.products_by_one(), borrowed("weight") as held:  # a woken thread of BLAS would keep one of ours waiting
-        weight = _weight(w, plan.transform, held)
-        filter_ = _by_stages if plan.together > 1 else _by_groups
-        filter_(images, weight, plan, y)
+        layer = _Layer(images, _weight(w, plan.transform, held), plan, y, seen)
+        (_by_stages if plan.together > 1 else _by_groups)(layer)
     return y
 
 
-def _by_groups(x: Array, weight: Array, plan: Plan, y: Array) -> None:
+@dataclass(frozen=True)
+class _Layer:
+    """What is computed."""
+
+    x: Array
+    weight: Array
+    plan: Plan
+    y: Array
+    seen: list[bool] | None  # whether values are finite, of every block, where that is asked
+
+
+def _by_groups(layer: _Layer) -> None:
     """Every thread takes whole groups through all their stages."""
 
     def work(groups: Iterator[range]) -> None:
         with borrowed("blocks") as memory:
             for group in groups:
-                stages = _Stages(x, weight, plan, group, y, memory)
+                stages = _Stages(layer, group, memory)
                 stages.read(stages.steps.parts, memory)
                 stages.multiply([slice(None)])
                 stages.write(stages.steps.parts)
 
-    team.share(work, plan.groups, plan.threads)
+    team.share(work, layer.plan.groups, layer.plan.threads)
 
 
-def _by_stages(x: Array, weight: Array, plan: Plan, y: Array) -> None:
+def _by_stages(layer: _Layer) -> None:
     """Threads share every stage of a group, its products by points: each reads a part of the weight, once."""
-    points = plan.transform.points
+    plan, points = layer.plan, layer.plan.transform.points
     each = -(-points // (_TURNS * plan.threads))
     turns = [slice(point, point + each) for point in range(0, points, each)]
     with borrowed("group") as memory:
         for group in plan.groups:
-            stages = _Stages(x, weight, plan, group, y, memory)
+            stages = _Stages(layer, group, memory)
 
             def read(parts: Iterator[Part], stages: _Stages = stages) -> None:
                 with borrowed("blocks") as own:
@@ -133,23 +156,23 @@ _SHARED = 50_000  # elements of a weight that take longer than waking a thread
 class _Stages:
     """From the images to the results, in the memory that a group of blocks shares."""
 
-    def __init__(self, x: Array, weight: Array, plan: Plan, group: range, y: Array, memory: Memory) -> None:
-        self.x, self.weight, self.y, self.steps = x, weight, y, steps_of(plan, group)
-        _, self.forward, self.back = _matrices(plan.transform, x.dtype)
-        self.one = memory.take("one", (self.steps.one_size,), x.dtype)
-        self.other = memory.take("other", (self.steps.other_size,), x.dtype)
+    def __init__(self, layer: _Layer, group: range, memory: Memory) -> None:
+        self.layer, self.steps, dtype = layer, steps_of(layer.plan, group), layer.x.dtype
+        _, self.forward, self.back = _matrices(layer.plan.transform, dtype)
+        self.one = memory.take("one", (self.steps.one_size,), dtype)
+        self.other = memory.take("other", (self.steps.other_size,), dtype)
         for spare in self.steps.spare:
             spare.of(self.other)[...] = 0
 
     def read(self, parts: Iterable[Part], memory: Memory) -> None:
         """The tiles, and their points."""
-        whole = memory.take("whole", (self.steps.whole_size,), self.x.dtype)
+        whole = memory.take("whole", (self.steps.whole_size,), self.one.dtype)
         for part in parts:
             for reading in part.readings:
                 for margin in reading.margins:
                     margin.of(whole)[...] = 0
                 for index, there in reading.sources:
-                    there.of(whole)[...] = self.x[index]
+                    there.of(whole)[...] = self.layer.x[index]
                 reading.cut.of(self.one)[...] = reading.tiles.of(whole)
             np.matmul(self.forward, part.cut.of(self.one), out=part.spectrum.of(self.other))
 
@@ -157,11 +180,14 @@ class _Stages:
         """The products of some points."""
         windows, sums = self.steps.windows.of(self.other), self.steps.sums.of(self.one)
         for points in turns:
-            np.matmul(windows[points], self.weight[points], out=sums[points])
+            np.matmul(windows[points], self.layer.weight[points], out=sums[points])
 
     def write(self, parts: Iterable[Part]) -> None:
         """The results, put where they belong."""
         for part in parts:
-            np.matmul(self.back, part.total.of(self.one), out=part.parts.of(self.other))
-            for made, place in part.results:
-                place.of(self.y)[...] = made.of(self.other)
+            made = part.parts.of(self.other)
+            np.matmul(self.back, part.total.of(self.one), out=made)
+            if self.layer.seen is not None:
+                self.layer.seen.append(finite(made))
+            for some, place in part.results:
+                place.of(self.layer.y)[...] = some.of(self.other)

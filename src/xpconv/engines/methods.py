@@ -96,9 +96,7 @@ ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _ff
 
 def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array:
     """The sums of products (N, *out, F) of `x` (N, *size, C), surrounded as the spec says, by one of the methods."""
-    zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
-    if not (zeros and not spec.input_dilation and _in_blocks(method, spec, x.dtype)):
-        x, spec = agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
+    x, spec = _as_read(method, x, spec, fill)
     return ALGORITHMS[method](x, w, spec)
 
 
@@ -107,8 +105,19 @@ def summed_if_finite(method: str, x: Array, w: Array, spec: ConvSpec, fill: comp
     if method not in ROUNDING or (method == "fft" and in_tiles(x, spec)):
         return summed(method, x, w, spec, fill)
     with np.errstate(over="ignore", invalid="ignore"):
-        y = summed(method, x, w, spec, fill)
+        x, spec = _as_read(method, x, spec, fill)
+        if method == "winograd":
+            return winograd_blocks.conv_if_finite(x, w, spec, current_limit())
+        y = ALGORITHMS[method](x, w, spec)
     return y if compiled.finite(y) else None
+
+
+def _as_read(method: str, x: Array, spec: ConvSpec, fill: complex) -> tuple[Array, ConvSpec]:
+    """`x` as the method reads it, and what it then does: surrounded, unless it sees to that itself."""
+    zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
+    if zeros and not spec.input_dilation and _in_blocks(method, spec, x.dtype):
+        return x, spec
+    return agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
 
 
 def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
