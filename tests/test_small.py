@@ -336,14 +336,44 @@ def test_small_layers_and_signals_are_repeated(x_shape, w_shape, options, activa
         assert check(function, turned, activation=activation, **options)
 
 
-def test_what_is_large_or_read_by_other_rules_takes_the_long_way():
-    x, w = np.ones((1, 8, 8, 2)), np.ones((3, 3, 2, 4))
-    assert check(xpconv.conv2d, (x, w))
-    assert not check(xpconv.conv2d, (x, w), padding=1, padding_mode="wrap")
-    assert not check(xpconv.conv2d, (x, w[:, :, :1]), groups=2)
-    assert not check(xpconv.conv2d, (np.ones((1, 80, 80, 2)), np.ones((9, 9, 2, 4))))
-    with xpconv.workspace_limit(36 * 18 * 8 - 1):
-        assert not check(xpconv.conv2d, (x, w))  # the patches of all results at once
+def test_what_is_large_or_read_by_other_rules_is_repeated_as_well():
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((1, 8, 8, 2)), rng.standard_normal((3, 3, 2, 4))
+    assert check(xpconv.conv2d, (x, w), method="gemm")
+    assert check(xpconv.conv2d, (x, w), method="gemm", padding=1, padding_mode="wrap")
+    assert check(xpconv.conv2d, (x, w[:, :, :1]), method="gemm", groups=2)
+    assert check(xpconv.conv2d, (rng.standard_normal((1, 80, 80, 2)), rng.standard_normal((9, 9, 2, 4))), method="gemm")
+    with xpconv.workspace_limit(36 * 18 * 8 - 1):  # less than the patches of all results
+        assert check(xpconv.conv2d, (x, w), method="gemm")
+    assert not check(xpconv.conv2d, (x, w), method="fft")
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("x_shape", "w_shape", "options"), [
+    ((2, 56, 56, 16), (1, 1, 16, 80), {}),
+    ((2, 40, 40, 32), (3, 3, 32, 48), {"padding": 1}),
+    ((2, 40, 40, 32), (3, 3, 32, 48), {"padding": ((0, 2), (3, 1)), "stride": 2}),
+])  # fmt: skip
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("value", [0, np.nan, -np.inf])
+def test_large_layers_are_repeated(x_shape, w_shape, options, activation, layout, value):
+    rng = np.random.default_rng(2)
+    x, w, bias = (rng.standard_normal(shape, np.float32) for shape in (x_shape, w_shape, w_shape[-1:]))
+    x[1, 5, 7, 3] = value
+    x.flags.writeable = False
+    if layout == "channels_first":
+        x, w = np.ascontiguousarray(first(x)), weight_first(w)
+    asked = {**options, "layout": layout, "activation": activation}
+    with np.errstate(invalid="ignore"):
+        for arrays in ((x, w, bias), (x[:, ::-1], w, None)):
+            request = xpconv.corr2d.request(*arrays, **asked)
+            y = engine.replay(request)(*request.given)
+            if y is NotImplemented:
+                assert xpconv.explain(xpconv.corr2d, *arrays, **asked).method == "winograd"
+                assert value != 0
+            else:
+                np.testing.assert_array_equal(y, run(request))
+                assert y.flags.c_contiguous
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])

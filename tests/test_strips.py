@@ -1,5 +1,6 @@
 """Sums of products in NumPy, strip by strip, and the threads that share the strips."""
 
+import contextlib
 import math
 import os
 import signal
@@ -118,8 +119,6 @@ def test_strips_take_no_more_than_the_limit(window, channels, limit, monkeypatch
     (False, (14, 14), (3, 3), 96, 1, 96),
     (True, (14, 14), (3, 3), 256, 8, 32),
     (False, (14, 14), (3, 3), 256, 1, 32),
-    (False, (56, 56), (1, 1), 64, 1, 1),
-    (True, (56, 56), (1, 1), 64, 8, 1),
     (False, (14, 14), (3, 3), 256, 1, 1),
     (True, (14, 14), (3, 3), 256, 8, 1),
 ])  # fmt: skip
@@ -134,6 +133,20 @@ def test_threads_share_what_takes_longer_than_waking_them_and_blas_does_not(
     assert most == [1 + shared]
 
 
+@pytest.mark.parametrize(("batch", "step", "shares"), [(8, 1, []), (8, -1, [2]), (1, -1, [1])])
+def test_windows_of_one_are_one_product_that_blas_shares_where_the_input_lies_as_a_matrix(
+    batch, step, shares, monkeypatch
+):
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    share, most = team.share, []
+    monkeypatch.setattr(team, "share", lambda *arguments: (most.append(arguments[-1]), share(*arguments)))
+    rng = np.random.default_rng(batch)
+    x, w = rng.integers(-9, 9, (batch, 56, 56, 64)) + 0.0, rng.integers(-9, 9, (1, 1, 64, 64)) + 0.0
+    y = strips.conv(x[:, ::step], w, spec_of((56, 56), (1, 1), 64, 64, batch), 1 << 26)
+    np.testing.assert_array_equal(y, np.einsum("nijc,cf->nijf", x[:, ::step], w[0, 0]))
+    assert most == shares
+
+
 def test_memory_is_kept_for_the_next_call_and_shared_by_none():
     with memory.borrowed("test") as outer, memory.borrowed("test") as inner:
         assert outer is not inner
@@ -144,11 +157,11 @@ def test_memory_is_kept_for_the_next_call_and_shared_by_none():
         assert fresh.nbytes == 0
 
 
-@pytest.mark.parametrize(("rows", "batch"), [(14, 1), (14, 2)])
-def test_what_blas_shares_is_one_product_and_threads_take_as_many_strips_each(rows, batch, monkeypatch):
+@pytest.mark.parametrize(("images", "batch"), [(1, 1), (2, 2), (1, 4)])
+def test_what_blas_shares_is_one_product_and_threads_take_as_many_strips_each(images, batch, monkeypatch):
     monkeypatch.setattr(team, "thread_count", lambda: 2)
     told = strips.told(spec_of((14, 14), (3, 3), 256, 256, batch), 4, 1 << 26)
-    assert told == f"1 of {batch} images, {rows} of 14 rows"
+    assert told == f"{images} of {batch} images, 14 of 14 rows"
 
 
 @pytest.mark.parametrize(("size", "window", "channels", "filters", "options", "count"), [
@@ -257,7 +270,29 @@ def test_no_thread_is_put_on_the_processor_that_asks(monkeypatch):
     monkeypatch.setattr(team, "_Member", lambda processor: processor)
     monkeypatch.setattr(processors, "allowed", lambda: [3, 4, 5])
     monkeypatch.setattr(processors, "now", lambda: 3)
-    assert team._members(2) == [4, 5]
+    assert team._members(2) == ([4, 5], 3)
+    monkeypatch.setattr(processors, "now", lambda: -1)  # it is not known
+    assert team._members(2) == ([3, 4], None)
+
+
+@pytest.mark.skipif(not processors.CAN_CHOOSE or len(processors.allowed()) < 2, reason="no processors to choose from")
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_thread_that_asks_stays_on_its_processor_until_all_is_done(fails, monkeypatch):
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    before, meeting, places = os.sched_getaffinity(0), threading.Barrier(2, timeout=20), []
+
+    def work(parts):
+        for _ in parts:
+            meeting.wait()
+            places.append(os.sched_getaffinity(0))
+            if fails:
+                raise MemoryError
+
+    with pytest.raises(MemoryError) if fails else contextlib.nullcontext():
+        team.share(work, range(2), 2)
+    assert [len(place) for place in places] == [1, 1]
+    assert places[0] != places[1]
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")

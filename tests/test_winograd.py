@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xpconv
-from xpconv.cpu import blas, kept, winograd, winograd_blocks
+from xpconv.cpu import blas, kept, team, winograd, winograd_blocks, winograd_plan
 from xpconv.engines import compiled as compiled_calls
 
 
@@ -147,6 +147,47 @@ def test_winograd_says_what_it_takes(window, options, words):
     x = np.ones((1, *(30,) * (len(window) - 2), 2), np.float32)
     with pytest.raises(ValueError, match=words):
         xpconv.conv(x, np.ones(window, np.float32), method="winograd", **options)
+
+
+@pytest.fixture
+def by_stages(alone, monkeypatch):  # noqa: ARG001
+    """NumPy alone, and three threads that share every stage, whatever the size."""
+    monkeypatch.setattr(team, "thread_count", lambda: 3)
+    monkeypatch.setattr(winograd_plan, "is_staged", lambda spec: True)  # noqa: ARG005
+    monkeypatch.setattr(winograd_plan, "_SHARED_OPERATIONS", 0)
+    winograd_plan.plan_of.cache_clear()
+    yield
+    winograd_plan.plan_of.cache_clear()
+
+
+@pytest.mark.usefixtures("by_stages")
+@pytest.mark.parametrize(("size", "window", "options"), [
+    ((29, 31), (3, 3), {"padding": 1}),
+    ((29, 31), (3, 3), {"padding": ((3, 0), (0, 4)), "dilation": 2}),
+    ((5, 7), (3, 3), {}),
+    ((2000,), (9,), {"padding": 4}),
+    ((500,), (31,), {"padding": 2, "dilation": 3}),
+    ((7, 12, 13), (3, 3, 3), {"padding": 1}),
+    ((40, 12, 13), (2, 3, 3), {"padding": (1, 0, 0), "dilation": (3, 1, 1)}),
+])  # fmt: skip
+@pytest.mark.parametrize("limit", [1, 2**26])
+def test_stages_that_threads_share_make_what_the_definition_says(size, window, options, limit):
+    rng = np.random.default_rng(len(size))
+    x, w = rng.standard_normal((3, *size, 6)), rng.standard_normal((*window, 6, 5))
+    x = x[:, ::-1]
+    x.flags.writeable = False
+    with xpconv.workspace_limit(limit):
+        y = xpconv.corr(x, w, method="winograd", **options)
+    assert_near(y, exact(xpconv.corr, x, w, **options), 1e-12)
+
+
+@pytest.mark.usefixtures("by_stages")
+def test_products_are_made_of_the_blocks_of_all_threads_where_the_weight_is_large():
+    spec = xpconv.corr.request(np.ones((8, 28, 28, 16)), np.ones((3, 3, 16, 8))).spec
+    plan = winograd_plan.plan_of(spec, 2**20, 8, 3)
+    assert len(plan.groups) > 1
+    assert {len(group) for group in plan.groups[:-1]} == {3}
+    assert [number for group in plan.groups for number in group] == list(range(len(plan.blocks)))
 
 
 def test_winograd_refuses_integers():

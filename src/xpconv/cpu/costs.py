@@ -178,12 +178,13 @@ def winograd_seconds(spec: ConvSpec) -> float:
     transform = winograd.transform_for(spec)
     products, transforms = winograd.operations(spec, transform)
     points, terms, channels, filters = transform.points, transform.terms(spec.window), spec.channels, spec.filters
-    tiles = products // (2 * points * terms * channels * filters or 1)
+    tiles = winograd.tiles_of(spec, transform)
     moved = tiles * (math.prod(transform.edges) * (channels + 6) + math.prod(transform.tile) * filters)
     short = 1 + 16 / max(channels, 1) + 4 / max(filters, 1)  # sums and rows of a product
     multiplied = products * short + transforms * (1 + (16 / points) ** 2)
     weight, given = points * terms * channels * filters, math.prod(spec.window) * channels * filters
-    read = max(2, tiles / winograd.BLOCK_ROWS) * weight / (_WEIGHTS if weight <= winograd.FAR else _FAR_WEIGHTS)
+    times = 1 if winograd.is_staged(spec) else max(2, tiles / winograd.BLOCK_ROWS)
+    read = times * weight / (_WEIGHTS if weight <= winograd.FAR else _FAR_WEIGHTS)
     made = given / _COMPARED if 4 * (weight + given) <= MOST_BYTES else weight / _FRESH_WEIGHTS
     return multiplied / _TILE_PRODUCTS + moved / _TILES + read + made + _WOKEN + _BLOCKS
 

@@ -81,7 +81,7 @@ def conv_plan(
             weight = 2 * math.prod(tiled_spectra.lengths(spec)) * spec.channels * itemsize
         threads = _threads(spec, kernel, compiled.threads)
         return Plan(method, reason, f"compiled: {_KERNELS[kernel]}", weight, expected, rejected, threads)
-    tile, workspace = _numpy_tile(spec, itemsize, method, limit)
+    tile, workspace = _numpy_tile(spec, itemsize, spectral, method, limit)
     return Plan(method, reason, tile, padded + workspace, expected, rejected)
 
 
@@ -103,8 +103,11 @@ _KERNELS = {
 _DIRECT = {"bands": "blocks of rows, each a product with a band of the taps", "loop": "NumPy's own loop"}
 
 
-def _numpy_tile(spec: ConvSpec, itemsize: int, method: str, limit: int) -> tuple[str, int]:
+def _numpy_tile(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int) -> tuple[str, int]:
     """What NumPy computes at a time, and the bytes that it takes beside a padded input."""
+    read = spec.batch * spec.out_size[0] * row_bytes(spec, itemsize)
+    if method == "gemm" and spectral and strips.is_product(spec) and read <= limit:
+        return "the whole input, as it lies", 0
     by_taps = method == "direct" and costs.direct_by(spec) == "taps" and spec.groups == spec.channels == spec.filters
     if method == "gemm" or by_taps:
         return strips.told(spec, itemsize, limit), strips.workspace(spec, itemsize, limit)

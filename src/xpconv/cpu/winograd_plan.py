@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from xpconv.cpu.winograd import BLOCK_ROWS, SPACE, Transform, as_images, operations, transform_for
+from xpconv.cpu.winograd import BLOCK_ROWS, SPACE, Transform, as_images, is_staged, operations, transform_for
 from xpconv.spec import ConvSpec
 
 _BLOCK_BYTES = 2 << 20  # of a thread
@@ -46,7 +46,7 @@ class Piece:
         return self.images.stop - self.images.start, len(self.rows), self.across
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """What is computed at once: pieces, and which slices of the input are added up to which slices of results."""
 
@@ -55,7 +55,7 @@ class Block:
     results: list[Place]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """How a convolution is cut into blocks."""
 
@@ -66,6 +66,14 @@ class Plan:
     blocks: list[Block]
     block_bytes: int
     threads: int  # that the limit lets have a block each
+    itemsize: int
+    together: int  # blocks whose products are made together
+
+    @property
+    def groups(self) -> list[range]:
+        """Numbers of the blocks whose products are made together."""
+        firsts, count = range(0, len(self.blocks), self.together), len(self.blocks)
+        return [range(first, min(first + self.together, count)) for first in firsts]
 
     @property
     def step(self) -> int:
@@ -90,6 +98,7 @@ def _slices(made: int, terms: int) -> tuple[int, int]:
 def plan_of(spec: ConvSpec, limit: int, itemsize: int, threads: int) -> Plan:
     transform, terms = transform_for(spec), transform_for(spec).terms(spec.window)
     threads = threads if sum(operations(spec, transform)) > _SHARED_OPERATIONS else 1
+    staged = threads > 1 and is_staged(spec)
     is_run, spec = spec.axes == 1 and terms > 1, as_images(spec)
     phases = [_phases(spec, axis) for axis in (spec.axes - 2, spec.axes - 1)]
     tiles = -(-phases[0][0].results // transform.results)
@@ -103,10 +112,11 @@ def plan_of(spec: ConvSpec, limit: int, itemsize: int, threads: int) -> Plan:
     wanted = max(_BLOCK_BYTES // row, -(-BLOCK_ROWS // (across * -(-made // terms))))
     pieces = list(_uncut(spec, phases, transform, max(run, 1)))
     total = sum(math.prod(piece.shape[:2]) for piece in pieces)
-    rounds = max(1, round(total * len(leads) / (wanted * threads)))
+    rounds = 1 if staged else max(1, round(total * len(leads) / (wanted * threads)))
     rows = max(1, min((limit // threads - spare) // row, -(-total * len(leads) // (rounds * threads))))
     blocks = [Block(part, *lead) for part in _cut(pieces, rows) for lead in leads]
-    return Plan(spec, transform, terms, run, blocks, rows * row + spare, min(threads, len(blocks)))
+    together, threads = threads if staged else 1, min(threads, len(blocks))
+    return Plan(spec, transform, terms, run, blocks, rows * row + spare, threads, itemsize, together)
 
 
 def _row_elements(spec: ConvSpec, transform: Transform, slices: tuple[int, int], run: int, across: int) -> int:

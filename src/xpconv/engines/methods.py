@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
+from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
 from xpconv.cpu.plan import Tile, conv_plan, kernel_for
 from xpconv.dtypes import kind_of
@@ -92,10 +93,28 @@ ALGORITHMS = {"direct": _direct, "gemm": gemm, "winograd": _winograd, "fft": _ff
 
 def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array:
     """The sums of products (N, *out, F) of `x` (N, *size, C), surrounded as the spec says, by one of the methods."""
-    zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
-    if not (zeros and not spec.input_dilation and _in_blocks(method, spec, x.dtype)):
-        x, spec = agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
+    x, spec = _as_read(method, x, spec, fill)
     return ALGORITHMS[method](x, w, spec)
+
+
+def summed_if_finite(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array | None:
+    """The same; None where a value that is not finite would have spread over a tile or a spectrum."""
+    if method not in ROUNDING or (method == "fft" and in_tiles(x, spec)):
+        return summed(method, x, w, spec, fill)
+    with np.errstate(over="ignore", invalid="ignore"):
+        x, spec = _as_read(method, x, spec, fill)
+        if method == "winograd":
+            return winograd_blocks.conv_if_finite(x, w, spec, current_limit())
+        y = ALGORITHMS[method](x, w, spec)
+    return y if compiled.finite(y) else None
+
+
+def _as_read(method: str, x: Array, spec: ConvSpec, fill: complex) -> tuple[Array, ConvSpec]:
+    """`x` as the method reads it, and what it then does: surrounded, unless it sees to that itself."""
+    zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
+    if zeros and not spec.input_dilation and _in_blocks(method, spec, x.dtype):
+        return x, spec
+    return agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
 
 
 def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
@@ -112,3 +131,10 @@ def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether every channel is filtered by itself, tap by tap: what BLAS does not multiply as well."""
     by_taps = direct_by(spec) == "taps" or (direct_by(spec) == "bands" and dtype.char not in _IN_BLAS)
     return spec.groups == spec.channels == spec.filters and by_taps
+
+
+def products_of_planes(x: Array, w: Array, spec: ConvSpec) -> Array:
+    """A product of channels-first planes as they lie, without a transpose: (F, C) times (N, C, positions)."""
+    planes = x.reshape(spec.batch, spec.channels, math.prod(spec.size))
+    y = strips.products_of_planes(w.reshape(spec.filters, spec.channels), planes, spec)
+    return y.reshape(spec.batch, spec.filters, *spec.size)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from xpconv.cpu import running, strips
-from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.plan import row_bytes, spectra_plan, tiles, tiling
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
@@ -30,12 +28,13 @@ from xpconv.engines.agnostic import (
 )
 from xpconv.engines.methods import (
     gemm,
-    in_tiles,
     is_spectral,
     itemsize,
     patches_of,
     planned,
+    products_of_planes,
     summed,
+    summed_if_finite,
 )
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
@@ -63,8 +62,8 @@ def conv(
     method: str,
 ) -> Array:
     """Patches times weights in tiles, products tap by tap, Winograd's tiles, or spectra, as the plan expects."""
-    if spec.layout == "channels_first" and _is_product(spec) and planned(x, spec, method).method == "gemm":
-        y = _products_of_planes(widened(x), widened(w), spec)
+    if spec.layout == "channels_first" and strips.is_product(spec) and planned(x, spec, method).method == "gemm":
+        y = channels_last(products_of_planes(widened(x), widened(w), spec), spec.layout)
         return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, x.dtype))
     return _convolved(
         channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout), bias, spec, x.dtype,
@@ -128,12 +127,8 @@ def _summed(
         y = computed(as_layout(x, spec.layout), weight_as(w, spec.layout), bias)
         if y is not None:
             return y.reshape(spec.y_shape)
-    careful = careful and method in ROUNDING and not (method == "fft" and in_tiles(x, spec))
-    with np.errstate(over="ignore", invalid="ignore") if careful else nullcontext():
-        y = summed(method, x, w, spec, fill)
-    if careful and not compiled.finite(y):
-        return None
-    return epilogue(y, bias, activation, spec.layout, x.dtype)
+    y = (summed_if_finite if careful else summed)(method, x, w, spec, fill)
+    return None if y is None else epilogue(y, bias, activation, spec.layout, x.dtype)
 
 
 def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
@@ -194,19 +189,6 @@ def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         y = fft.conv(x, w, spec)
     return y if compiled.finite(y) else gemm(x, w, replace(spec.valid, input_dilation=()))
-
-
-def _is_product(spec: ConvSpec) -> bool:
-    """Whether the convolution is one matrix product: windows of one that read every position."""
-    plain = not spec.input_dilation and spec.groups == 1 and spec.padded_size == spec.size
-    return plain and math.prod(spec.window) == 1 and spec.out_size == spec.size
-
-
-def _products_of_planes(x: Array, w: Array, spec: ConvSpec) -> Array:
-    """A product of channels-first planes as they lie, without a transpose: (F, C) times (N, C, positions)."""
-    planes = x.reshape(spec.batch, spec.channels, math.prod(spec.size))
-    y = strips.products_of_planes(w.reshape(spec.filters, spec.channels), planes, spec)
-    return channels_last(y.reshape(spec.batch, spec.filters, *spec.size), spec.layout)
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:

@@ -10,11 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from xpconv.cpu import strips
 from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, spectra_plan
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, pooled, small
-from xpconv.engines.agnostic import channels_last, divisors_of, exchanged, weight_as, weight_last
-from xpconv.engines.methods import planned
+from xpconv.engines.agnostic import (
+    as_layout,
+    channels_last,
+    divisors_of,
+    epilogue,
+    exchanged,
+    weight_as,
+    weight_last,
+)
+from xpconv.engines.methods import planned, products_of_planes, summed, summed_if_finite
 from xpconv.plan import conv_operations, operations
 from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes, in_layout
@@ -235,9 +244,10 @@ def _prepared_part(
 
 
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
-    """A small one, that NumPy computes in one go."""
+    """What NumPy computes by a method whose plan the values of the arrays do not change."""
     spec, options = request.spec, request.options
     computed = small.conv(x.dtype, method, spec, options["fill_value"], options["activation"])
+    computed = computed or _large(method, request)
     if computed is None:
         return None
     shape = _shape_of_result(x, request)
@@ -252,6 +262,36 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
 def _shape_of_result(x: Array, request: Request) -> Sizes:
     """The user's."""
     return np.empty(request.spec.y_shape, x.dtype)[request.drop].shape
+
+
+def _large(method: str, request: Request) -> Callable[..., Any] | None:
+    """As `small.conv`, of any size."""
+    (x_index, w_index), spec, fill = request.lift, request.spec, request.options["fill_value"]
+    layout, activation = spec.layout, request.options["activation"]
+    if method not in ("gemm", "winograd"):
+        return None
+    sums: Callable[[Array, Array], Array | None]
+    if method == "gemm" and layout == "channels_first" and strips.is_product(spec):
+        sums = _of_planes(spec)
+    else:
+        by = summed_if_finite if request.options["method"] == "auto" else summed
+        sums = partial(by, method, spec=spec, fill=fill)
+
+    def computed(x: Array, w: Array, bias: Array | None) -> Any:
+        y = sums(channels_last(x[x_index], layout), weight_last(w[w_index], layout))
+        return None if y is None else np.ascontiguousarray(epilogue(y, bias, activation, layout, y.dtype))
+
+    return computed
+
+
+def _of_planes(spec: ConvSpec) -> Callable[[Array, Array], Array]:
+    """A function of what lies channels first, seen with its channels last."""
+    layout = spec.layout
+
+    def sums(x: Array, w: Array) -> Array:
+        return channels_last(products_of_planes(as_layout(x, layout), weight_as(w, layout), spec), layout)
+
+    return sums
 
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
