@@ -22,9 +22,7 @@ from cuda_emulator.emulated_cupy import emulated_cupy, real_cupy_answers
 
 _QUIET = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors)
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True, suppress_health_check=_QUIET)
-# JAX compiles a program for every shape, and without `jit` one for every step: a dozen, of fewer of the same examples.
-settings.register_profile("jax:jit", settings.get_profile("default"), max_examples=4)
-settings.register_profile("jax", settings.get_profile("default"), max_examples=2)
+settings.register_profile("compiled", settings.get_profile("default"), max_examples=4)  # JAX: every shape compiles
 settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=_QUIET)
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 settings.load_profile(_PROFILE)
@@ -115,7 +113,7 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Library]:
             meanwhile.enter_context(import_module("jax").enable_x64(True))
             patch = meanwhile.enter_context(pytest.MonkeyPatch.context())
             if _PROFILE == "default" and hasattr(request.function, _SETTINGS):
-                patch.setattr(request.function, _SETTINGS, settings.get_profile(request.param))
+                patch.setattr(request.function, _SETTINGS, settings.get_profile("compiled"))
         yield Library(request.param)
 
 
