@@ -72,11 +72,13 @@ def imports_of(path):
                 yield rest.partition(".")[0]
 
 
-def test_the_guide_names_files_that_there_are():
+def test_the_guide_names_the_files_that_there_are():
     checkout = Path(__file__).parents[1]
     named = set(re.findall(r"`([\w/]+\.py)`", (checkout / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     there = {str(path.relative_to(checkout)) for path in checkout.rglob("*.py")}
     assert {name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)} == set()
+    parts = {path.name for path in (SOURCE / "cpu").rglob("*.py")} - {"__init__.py"}
+    assert parts - {name.rpartition("/")[2] for name in named} == set()
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
