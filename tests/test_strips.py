@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,14 @@ def test_windows_of_one_are_one_product_that_blas_shares_where_the_input_lies_as
     y = strips.conv(x[:, ::step], w, spec_of((56, 56), (1, 1), 64, 64, batch), 1 << 26)
     np.testing.assert_array_equal(y, np.einsum("nijc,cf->nijf", x[:, ::step], w[0, 0]))
     assert most == shares
+
+
+def test_a_window_of_one_that_is_padded_on_one_side_and_cropped_on_the_other_shifts_the_input():
+    x, w = np.arange(24.0).reshape(1, 4, 3, 2), np.eye(2).reshape(1, 1, 2, 2)
+    spec = replace(spec_of((4, 3), (1, 1), 2, 2), padding=((-1, 1), (0, 0)))  # a phase of an input gradient is such
+    assert not strips.is_product(spec)
+    y = strips.conv(x, w, spec, 1 << 20)
+    np.testing.assert_array_equal(y, np.concatenate([x[:, 1:], np.zeros((1, 1, 3, 2))], axis=1))
 
 
 def test_memory_is_kept_for_the_next_call_and_shared_by_none():

@@ -122,8 +122,8 @@ def is_shared(spec: ConvSpec) -> bool:
 
 def is_product(spec: ConvSpec) -> bool:
     """Whether the whole input is one matrix: windows of one that read every position."""
-    plain = spec.groups == 1 and not spec.input_dilation
-    return plain and math.prod(spec.window) == 1 and spec.out_size == spec.size == spec.padded_size
+    plain = spec.groups == 1 and not spec.input_dilation and not any(map(any, spec.padding))  # -1 and 1 are a shift
+    return plain and math.prod(spec.window) == 1 and spec.out_size == spec.size
 
 
 def _row_bytes(spec: ConvSpec, itemsize: int) -> tuple[int, int]:
