@@ -20,9 +20,10 @@ from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.plan import SINGLE
 from xpconv.spec import Array, ConvSpec, Sizes
 

@@ -25,7 +25,8 @@ from llvmlite import ir
 from xpconv.cpu import blas, processors
 from xpconv.cpu.address import address_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.values import Value
 from xpconv.cpu.lines import LINE, lined
 
 _JOB, _NEXT, _DONE, _TASK = (LINE * i for i in range(4))
