@@ -14,6 +14,7 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled.values import BYTE, I32, I64, POINTER, VOID, Operand, Value, Variable, vector
 from xpconv.cpu.compiled.values import FLOATS as FLOATS
+from xpconv.cpu.lines import LINE
 
 
 class Kernel:
@@ -42,14 +43,18 @@ class Kernel:
             )
         return Value(self, ir.Constant(kind, _plain(number, kind)))
 
+    def value(self, operand: Operand) -> Value:
+        """An operand, which may be a number, as a value."""
+        return operand if isinstance(operand, Value) else self.constant(operand)
+
     def variable(self, initial: Operand) -> Variable:
         """A value that changes."""
-        return Variable(self, self._value(initial))
+        return Variable(self, self.value(initial))
 
     def reserve(self, kind: ir.Type, count: int = 1) -> Any:
         """Memory on the stack of the whole function."""
         place = self._entry.alloca(kind, count if count > 1 else None)
-        place.align = 64
+        place.align = LINE
         return place
 
     def memory(self, kind: ir.Type, count: int) -> Value:
@@ -58,7 +63,7 @@ class Kernel:
 
     def minimum(self, first: Value, second: Operand) -> Value:
         """The smaller integer."""
-        second = self._value(second)
+        second = self.value(second)
         return (first < second).where(first, second)
 
     def after(self, number: Value, vectors: Sequence[Value]) -> Value:
@@ -71,7 +76,7 @@ class Kernel:
 
     def at_least(self, first: Value, second: Operand) -> Value:
         """The larger integer."""
-        second = self._value(second)
+        second = self.value(second)
         return (first < second).where(second, first)
 
     def fma(self, first: Value, second: Value, third: Value) -> Value:
@@ -149,9 +154,6 @@ class Kernel:
         place = Value(self, every) + self.splat(Value(self, self.builder.trunc(first.raw, I32)), lanes)
         end = self.splat(Value(self, self.builder.trunc(stop.raw, I32)), lanes)
         return place.within(end)
-
-    def _value(self, operand: Operand) -> Value:
-        return operand if isinstance(operand, Value) else self.constant(operand)
 
     def _intrinsic(self, name: str, operands: Sequence[Value], flags: Sequence[str] = ()) -> Value:
         kind = operands[0].type
@@ -235,7 +237,7 @@ class Kernel:
         pointer = self.builder.inttoptr(address.raw, POINTER)
         if isinstance(offset, int) and offset == 0:
             return pointer
-        return self.builder.gep(pointer, [self._value(offset).raw], source_etype=BYTE)
+        return self.builder.gep(pointer, [self.value(offset).raw], source_etype=BYTE)
 
     def given(self, address: Value, names: Sequence[str]) -> SimpleNamespace:
         """The integers of an array, by name."""
@@ -246,7 +248,7 @@ class Kernel:
     @contextmanager
     def loop(self, stop: Operand, start: Operand = 0, step: Operand = 1) -> Iterator[Value]:
         """For each index from `start` to before `stop`; none where they meet."""
-        stop, step, index = self._value(stop), self._value(step), self.variable(start)
+        stop, step, index = self.value(stop), self.value(step), self.variable(start)
         head, body, end = (self.function.append_basic_block(name) for name in ("head", "body", "end"))
         self.builder.branch(head)
         self.builder.position_at_end(head)
@@ -284,35 +286,13 @@ class Kernel:
 
     def call(self, other: Kernel, *arguments: Operand) -> None:
         """Another kernel."""
-        self.builder.call(other.function, [self._value(argument).raw for argument in arguments])
+        self.builder.call(other.function, [self.value(argument).raw for argument in arguments])
 
     def call_address(self, address: Value, *arguments: Operand) -> None:
         """The kernel at an address."""
-        values = [self._value(argument).raw for argument in arguments]
+        values = [self.value(argument).raw for argument in arguments]
         kind = ir.FunctionType(VOID, [I64] * len(values)).as_pointer()
         self.builder.call(self.builder.inttoptr(address.raw, kind), values)
-
-    # --- Between threads ----------------------------------------------------------------------------------------------
-
-    def load_shared(self, address: Value) -> Value:
-        """An integer that other threads write, and what they wrote before it."""
-        return Value(self, self.builder.load_atomic(self._shared(address), "acquire", 8))
-
-    def store_shared(self, value: Operand, address: Value) -> None:
-        """An integer for other threads to read, after all that was written before it."""
-        self.builder.store_atomic(self._value(value).raw, self._shared(address), "release", 8)
-
-    def add_shared(self, address: Value, number: Operand) -> None:
-        """Add to an integer that other threads add to."""
-        self.builder.atomic_rmw("add", self._shared(address), self._value(number).raw, "acq_rel")
-
-    def exchanged_if(self, address: Value, expected: Value, new: Value) -> Value:
-        """Whether the integer was as expected and is now the new one."""
-        pair = self.builder.cmpxchg(self._shared(address), expected.raw, new.raw, "acq_rel", "acquire")
-        return Value(self, self.builder.extract_value(pair, 1))
-
-    def _shared(self, address: Value) -> ir.Value:
-        return self.builder.inttoptr(address.raw, I64.as_pointer())  # atomics want a pointer with a type
 
     def pause(self) -> None:
         """Tell the processor that this thread only waits."""
@@ -327,7 +307,7 @@ class Kernel:
         if result is None:
             self.builder.ret_void()
         else:
-            self.builder.ret(self._value(result).raw)
+            self.builder.ret(self.value(result).raw)
 
 
 def _plain(number: float, kind: ir.Type) -> float:

@@ -1,4 +1,4 @@
-"""What kernels compute with: LLVM's types, values with operators, and variables.
+"""What kernels compute with: LLVM's types, values with operators, variables, and what threads share.
 
 Every value is a `Value`; addresses are 64-bit integers, in bytes. Variables live in memory until LLVM's first passes
 make registers of them, so that loops need no phi nodes here.
@@ -147,3 +147,28 @@ class Variable:
     def set(self, value: Value) -> None:
         """From here on."""
         self._kernel.builder.store(value.raw, self._place)
+
+
+class Shared:
+    """A 64-bit integer in memory that other threads read and write too."""
+
+    def __init__(self, kernel: Kernel, address: Value) -> None:
+        self._kernel = kernel
+        self._place = kernel.builder.inttoptr(address.raw, I64.as_pointer())  # atomics want a pointer with a type
+
+    def get(self) -> Value:
+        """The value now, and what was written before it."""
+        return Value(self._kernel, self._kernel.builder.load_atomic(self._place, "acquire", 8))
+
+    def set(self, value: Operand) -> None:
+        """For other threads to read, after all that was written before it."""
+        self._kernel.builder.store_atomic(self._kernel.value(value).raw, self._place, "release", 8)
+
+    def add(self, number: Operand) -> None:
+        """To what other threads add to."""
+        self._kernel.builder.atomic_rmw("add", self._place, self._kernel.value(number).raw, "acq_rel")
+
+    def exchanged_if(self, expected: Value, new: Value) -> Value:
+        """Whether the value was as expected and is now the new one."""
+        pair = self._kernel.builder.cmpxchg(self._place, expected.raw, new.raw, "acq_rel", "acquire")
+        return Value(self._kernel, self._kernel.builder.extract_value(pair, 1))
