@@ -21,7 +21,7 @@ from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.gradients import heights, sums_tile
+from xpconv.cpu.compiled.gradient_tiles import heights, sums_tile
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import (
     gather_kernel,
