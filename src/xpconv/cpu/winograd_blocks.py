@@ -17,11 +17,12 @@ import numpy as np
 
 from xpconv.cpu import blas, team
 from xpconv.cpu.kept import MOST_BYTES, Kept
+from xpconv.cpu.lines import LINE
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
 from xpconv.cpu.winograd import Transform, taps_of
-from xpconv.cpu.winograd_plan import LINE, Plan, apart, plan_of
+from xpconv.cpu.winograd_plan import Plan, apart, plan_of
 from xpconv.cpu.winograd_steps import Part, steps_of
 from xpconv.spec import Array, ConvSpec
 

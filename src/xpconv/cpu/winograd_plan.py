@@ -10,13 +10,13 @@ from itertools import product
 
 import numpy as np
 
+from xpconv.cpu.lines import LINE
 from xpconv.cpu.winograd import BLOCK_ROWS, SPACE, Transform, as_images, is_staged, operations, transform_for
 from xpconv.spec import ConvSpec
 
 _BLOCK_BYTES = 2 << 20  # of a thread
 _SHARED_OPERATIONS = 30_000_000  # that take longer than waking a thread
 _RUN = 16  # results side by side whose sums share the transformed tiles
-LINE = 64  # bytes of the cache
 
 Place = tuple[int, ...]
 
@@ -96,6 +96,7 @@ def _slices(made: int, terms: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def plan_of(spec: ConvSpec, limit: int, itemsize: int, threads: int) -> Plan:
+    """Blocks that stay close, within the limit, and as many for each thread."""
     transform, terms = transform_for(spec), transform_for(spec).terms(spec.window)
     threads = threads if sum(operations(spec, transform)) > _SHARED_OPERATIONS else 1
     staged = threads > 1 and is_staged(spec)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from xpconv.cpu.compiled.blocks import Blocks
-from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.values import Value
 from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 

@@ -18,8 +18,9 @@ from typing import TypeAlias
 import numpy as np
 
 from xpconv.cpu.address import address_of, words, words_of
-from xpconv.cpu.compiled.ir import Kernel, Operand, Value
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE
+from xpconv.cpu.compiled.values import Operand, Value
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 Sources: TypeAlias = Callable[[ConvSpec | PoolSpec], tuple[Array, ...]]

@@ -12,7 +12,8 @@ from typing import TypeAlias
 import numpy as np
 
 from xpconv.cpu.compiled.blocks import Sources
-from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.values import Value
 from xpconv.cpu.lines import LINE
 from xpconv.cpu.plan import SINGLE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes

@@ -19,9 +19,10 @@ from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, in_lines, streamed_now
 from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, shapes, taps_of, tiles
-from xpconv.cpu.compiled.ir import Kernel, Operand, Value
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import each_tile, finishing
+from xpconv.cpu.compiled.values import Operand, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes

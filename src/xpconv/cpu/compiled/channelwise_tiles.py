@@ -21,9 +21,10 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import ahead, placed
 from xpconv.cpu.compiled.build import machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of, take
 from xpconv.cpu.compiled.tile import SUMMED, Finish
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, Variable, vector
 from xpconv.spec import ConvSpec, PoolSpec
 
 

@@ -11,9 +11,10 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import blocks
 from xpconv.cpu.compiled.build import machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of
 from xpconv.cpu.compiled.tile import SUMMED, Shape, evenly, tile_kernels
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.lines import LINE
 
 ROWS, PANELS = SUMMED, 4  # of a chunk: rows of the weight, and tiles side by side

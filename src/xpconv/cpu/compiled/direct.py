@@ -18,9 +18,10 @@ from xpconv.cpu.compiled import blocks, deep, threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, streamed_now
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, packing_tile, shape_for, tile_kernels
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.weights import PackedBias, Packing, pack_kernel, taps_order
 from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ConvSpec, Sizes

@@ -10,8 +10,9 @@ from llvmlite import ir
 from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import in_vectors, lanes_of, name_of, take
+from xpconv.cpu.compiled.values import FLOATS, Value, vector
 from xpconv.spec import Array
 
 _CHUNK = 1 << 16  # elements of an item

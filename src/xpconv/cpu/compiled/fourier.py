@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.spec import Array
 
 

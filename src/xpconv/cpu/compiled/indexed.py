@@ -17,8 +17,9 @@ from llvmlite import ir
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transpose_kernel
+from xpconv.cpu.compiled.values import FLOATS, Value, vector
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
 

@@ -1,8 +1,6 @@
 """A small language for kernels over LLVM: integers and vectors with operators, loops, conditions, loads and stores.
 
-Every value is a `Value`; addresses are 64-bit integers, in bytes. A `Kernel` is one function of 64-bit integers under
-construction. Variables live in memory until LLVM's first passes make registers of them, so that loops need no phi
-nodes here.
+A `Kernel` is one function of 64-bit integers under construction, of the types and values in `values.py`.
 """
 
 from __future__ import annotations
@@ -14,140 +12,9 @@ from typing import Any
 
 from llvmlite import ir
 
-I64 = ir.IntType(64)
-I32 = ir.IntType(32)
-BYTE = ir.IntType(8)
-VOID = ir.VoidType()
-_POINTER = ir.PointerType()
-FLOATS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
-
-
-def vector(element: ir.Type, lanes: int) -> ir.Type:
-    """So many elements in a register; one is a plain element."""
-    return ir.VectorType(element, lanes) if lanes > 1 else element
-
-
-class Value:
-    """A number or a vector of them; Python's operators emit LLVM's."""
-
-    def __init__(self, kernel: Kernel, raw: ir.Value) -> None:
-        self.kernel, self.raw = kernel, raw
-
-    @property
-    def type(self) -> ir.Type:
-        """LLVM's."""
-        return self.raw.type
-
-    @property
-    def floating(self) -> bool:
-        """Whether it is made of floats."""
-        return isinstance(self._element, (ir.FloatType, ir.DoubleType))
-
-    @property
-    def _element(self) -> ir.Type:
-        return self.type.element if isinstance(self.type, ir.VectorType) else self.type
-
-    def _other(self, other: Operand) -> ir.Value:
-        return other.raw if isinstance(other, Value) else self.kernel.constant(other, self.type).raw
-
-    def _emit(self, integer: str, floating: str, other: Operand, swap: bool = False) -> Value:
-        operands = (self.raw, self._other(other))
-        emit = getattr(self.kernel.builder, floating if self.floating else integer)
-        return Value(self.kernel, emit(*(operands[::-1] if swap else operands)))
-
-    def __add__(self, other: Operand) -> Value:
-        if not self.floating and other == 0:
-            return self
-        return self._emit("add", "fadd", other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Operand) -> Value:
-        return self._emit("sub", "fsub", other)
-
-    def __rsub__(self, other: Operand) -> Value:
-        return self._emit("sub", "fsub", other, swap=True)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self._emit("mul", "fmul", other)
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> Value:
-        return Value(self.kernel, (self.kernel.builder.fneg if self.floating else self.kernel.builder.neg)(self.raw))
-
-    def __floordiv__(self, other: Operand) -> Value:
-        """Of non-negative integers."""
-        return self._emit("sdiv", "fdiv", other)
-
-    def __mod__(self, other: Operand) -> Value:
-        """Of non-negative integers."""
-        return self._emit("srem", "frem", other)
-
-    def __rshift__(self, other: Operand) -> Value:
-        """Of integers, zeros from above."""
-        return self._emit("lshr", "lshr", other)
-
-    def __and__(self, other: Operand) -> Value:
-        return self._emit("and_", "and_", other)
-
-    def __or__(self, other: Operand) -> Value:
-        return self._emit("or_", "or_", other)
-
-    def __xor__(self, other: Operand) -> Value:
-        return self._emit("xor", "xor", other)
-
-    def __lt__(self, other: Operand) -> Value:
-        return self._compare("<", other)
-
-    def __le__(self, other: Operand) -> Value:
-        return self._compare("<=", other)
-
-    def __gt__(self, other: Operand) -> Value:
-        return self._compare(">", other)
-
-    def __ge__(self, other: Operand) -> Value:
-        return self._compare(">=", other)
-
-    def equals(self, other: Operand) -> Value:
-        """Elementwise; `==` stays Python's own."""
-        return self._compare("==", other)
-
-    def _compare(self, sign: str, other: Operand) -> Value:
-        compare = self.kernel.builder.fcmp_ordered if self.floating else self.kernel.builder.icmp_signed
-        return Value(self.kernel, compare(sign, self.raw, self._other(other)))
-
-    def within(self, stop: Value) -> Value:
-        """Where an integer is at least 0 and below `stop`: one comparison, without signs."""
-        return Value(self.kernel, self.kernel.builder.icmp_unsigned("<", self.raw, stop.raw))
-
-    def is_nan(self) -> Value:
-        """Where it is not a number."""
-        return Value(self.kernel, self.kernel.builder.fcmp_unordered("uno", self.raw, self.raw))
-
-    def where(self, yes: Value, no: Value) -> Value:
-        """`yes` where this condition holds, else `no`."""
-        return Value(self.kernel, self.kernel.builder.select(self.raw, yes.raw, no.raw))
-
-
-Operand = Value | int | float
-
-
-class Variable:
-    """A value that changes."""
-
-    def __init__(self, kernel: Kernel, initial: Value) -> None:
-        self._kernel = kernel
-        self._place = kernel.reserve(initial.type)
-        self.set(initial)
-
-    def get(self) -> Value:
-        """The value now."""
-        return Value(self._kernel, self._kernel.builder.load(self._place, typ=self._place.allocated_type))
-
-    def set(self, value: Value) -> None:
-        """From here on."""
-        self._kernel.builder.store(value.raw, self._place)
+from xpconv.cpu.compiled.values import BYTE, I32, I64, POINTER, VOID, Operand, Value, Variable, vector
+from xpconv.cpu.compiled.values import FLOATS as FLOATS
+from xpconv.cpu.lines import LINE
 
 
 class Kernel:
@@ -176,14 +43,18 @@ class Kernel:
             )
         return Value(self, ir.Constant(kind, _plain(number, kind)))
 
+    def value(self, operand: Operand) -> Value:
+        """An operand, which may be a number, as a value."""
+        return operand if isinstance(operand, Value) else self.constant(operand)
+
     def variable(self, initial: Operand) -> Variable:
         """A value that changes."""
-        return Variable(self, self._value(initial))
+        return Variable(self, self.value(initial))
 
     def reserve(self, kind: ir.Type, count: int = 1) -> Any:
         """Memory on the stack of the whole function."""
         place = self._entry.alloca(kind, count if count > 1 else None)
-        place.align = 64
+        place.align = LINE
         return place
 
     def memory(self, kind: ir.Type, count: int) -> Value:
@@ -192,7 +63,7 @@ class Kernel:
 
     def minimum(self, first: Value, second: Operand) -> Value:
         """The smaller integer."""
-        second = self._value(second)
+        second = self.value(second)
         return (first < second).where(first, second)
 
     def after(self, number: Value, vectors: Sequence[Value]) -> Value:
@@ -205,7 +76,7 @@ class Kernel:
 
     def at_least(self, first: Value, second: Operand) -> Value:
         """The larger integer."""
-        second = self._value(second)
+        second = self.value(second)
         return (first < second).where(second, first)
 
     def fma(self, first: Value, second: Value, third: Value) -> Value:
@@ -284,9 +155,6 @@ class Kernel:
         end = self.splat(Value(self, self.builder.trunc(stop.raw, I32)), lanes)
         return place.within(end)
 
-    def _value(self, operand: Operand) -> Value:
-        return operand if isinstance(operand, Value) else self.constant(operand)
-
     def _intrinsic(self, name: str, operands: Sequence[Value], flags: Sequence[str] = ()) -> Value:
         kind = operands[0].type
         suffix = {"float": "f32", "double": "f64"}[str(kind.element if isinstance(kind, ir.VectorType) else kind)]
@@ -309,7 +177,7 @@ class Kernel:
     def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
         """The lanes of the mask, zeros in the others; nothing beyond them is read."""
         load = self._declared(
-            f"llvm.masked.load.{_suffix(kind)}.p0", ir.FunctionType(kind, [_POINTER, mask.type, kind])
+            f"llvm.masked.load.{_suffix(kind)}.p0", ir.FunctionType(kind, [POINTER, mask.type, kind])
         )
         nothing = self.constant(0, kind)
         return Value(self, self.builder.call(load, [self._pointer(address, offset), mask.raw, nothing.raw]))
@@ -334,7 +202,7 @@ class Kernel:
         """The lanes of the mask; nothing beyond them is written."""
         kind, pointer = value.type, self._pointer(address, offset)
         store = self._declared(
-            f"llvm.masked.store.{_suffix(kind)}.p0", ir.FunctionType(VOID, [kind, _POINTER, mask.type])
+            f"llvm.masked.store.{_suffix(kind)}.p0", ir.FunctionType(VOID, [kind, POINTER, mask.type])
         )
         self.builder.call(store, [value.raw, pointer, mask.raw])
 
@@ -357,19 +225,19 @@ class Kernel:
         self.builder.call(function, [values.raw, pointers, mask.raw])
 
     def _pointers(self, addresses: Value) -> ir.Value:
-        return self.builder.inttoptr(addresses.raw, ir.VectorType(_POINTER, addresses.type.count))
+        return self.builder.inttoptr(addresses.raw, ir.VectorType(POINTER, addresses.type.count))
 
     def prefetch(self, address: Value) -> None:
         """Ask for the cache line of an address, which need not be one, to be read soon."""
-        kind = ir.FunctionType(VOID, [_POINTER, I32, I32, I32])
+        kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
         words = [ir.Constant(I32, word) for word in (0, 3, 1)]  # to read it, often, as data
         self.builder.call(self._declared("llvm.prefetch.p0", kind), [self._pointer(address, 0), *words])
 
     def _pointer(self, address: Value, offset: Operand) -> ir.Value:
-        pointer = self.builder.inttoptr(address.raw, _POINTER)
+        pointer = self.builder.inttoptr(address.raw, POINTER)
         if isinstance(offset, int) and offset == 0:
             return pointer
-        return self.builder.gep(pointer, [self._value(offset).raw], source_etype=BYTE)
+        return self.builder.gep(pointer, [self.value(offset).raw], source_etype=BYTE)
 
     def given(self, address: Value, names: Sequence[str]) -> SimpleNamespace:
         """The integers of an array, by name."""
@@ -380,7 +248,7 @@ class Kernel:
     @contextmanager
     def loop(self, stop: Operand, start: Operand = 0, step: Operand = 1) -> Iterator[Value]:
         """For each index from `start` to before `stop`; none where they meet."""
-        stop, step, index = self._value(stop), self._value(step), self.variable(start)
+        stop, step, index = self.value(stop), self.value(step), self.variable(start)
         head, body, end = (self.function.append_basic_block(name) for name in ("head", "body", "end"))
         self.builder.branch(head)
         self.builder.position_at_end(head)
@@ -418,35 +286,13 @@ class Kernel:
 
     def call(self, other: Kernel, *arguments: Operand) -> None:
         """Another kernel."""
-        self.builder.call(other.function, [self._value(argument).raw for argument in arguments])
+        self.builder.call(other.function, [self.value(argument).raw for argument in arguments])
 
     def call_address(self, address: Value, *arguments: Operand) -> None:
         """The kernel at an address."""
-        values = [self._value(argument).raw for argument in arguments]
+        values = [self.value(argument).raw for argument in arguments]
         kind = ir.FunctionType(VOID, [I64] * len(values)).as_pointer()
         self.builder.call(self.builder.inttoptr(address.raw, kind), values)
-
-    # --- Between threads ----------------------------------------------------------------------------------------------
-
-    def load_shared(self, address: Value) -> Value:
-        """An integer that other threads write, and what they wrote before it."""
-        return Value(self, self.builder.load_atomic(self._shared(address), "acquire", 8))
-
-    def store_shared(self, value: Operand, address: Value) -> None:
-        """An integer for other threads to read, after all that was written before it."""
-        self.builder.store_atomic(self._value(value).raw, self._shared(address), "release", 8)
-
-    def add_shared(self, address: Value, number: Operand) -> None:
-        """Add to an integer that other threads add to."""
-        self.builder.atomic_rmw("add", self._shared(address), self._value(number).raw, "acq_rel")
-
-    def exchanged_if(self, address: Value, expected: Value, new: Value) -> Value:
-        """Whether the integer was as expected and is now the new one."""
-        pair = self.builder.cmpxchg(self._shared(address), expected.raw, new.raw, "acq_rel", "acquire")
-        return Value(self, self.builder.extract_value(pair, 1))
-
-    def _shared(self, address: Value) -> ir.Value:
-        return self.builder.inttoptr(address.raw, I64.as_pointer())  # atomics want a pointer with a type
 
     def pause(self) -> None:
         """Tell the processor that this thread only waits."""
@@ -461,7 +307,7 @@ class Kernel:
         if result is None:
             self.builder.ret_void()
         else:
-            self.builder.ret(self._value(result).raw)
+            self.builder.ret(self.value(result).raw)
 
 
 def _plain(number: float, kind: ir.Type) -> float:

@@ -21,7 +21,8 @@ from llvmlite import ir
 from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import library
-from xpconv.cpu.compiled.ir import I32, I64, Kernel, vector
+from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.values import I32, I64, vector
 from xpconv.cpu.entries import Entries, key_of
 from xpconv.spec import Array
 

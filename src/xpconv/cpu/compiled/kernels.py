@@ -31,8 +31,8 @@ from xpconv.cpu.compiled.blocks import Sources, strides_of
 from xpconv.cpu.compiled.build import any_fails, machine
 from xpconv.cpu.compiled.build import settled as settled
 from xpconv.cpu.compiled.call import Call, Prepared
-from xpconv.cpu.compiled.ir import FLOATS
 from xpconv.cpu.compiled.moves import name_of
+from xpconv.cpu.compiled.values import FLOATS
 from xpconv.cpu.plan import Compiled
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 

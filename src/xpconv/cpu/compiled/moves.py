@@ -9,7 +9,8 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled.build import machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.values import FLOATS, Value, vector
 
 OUTSIDE = -(1 << 62)  # where nothing lies: an offset that no array has
 

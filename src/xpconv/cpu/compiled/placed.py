@@ -13,8 +13,9 @@ import numpy as np
 
 from xpconv.cpu.compiled.blocks import Blocks, Sources
 from xpconv.cpu.compiled.build import machine
-from xpconv.cpu.compiled.ir import I64, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of
+from xpconv.cpu.compiled.values import I64, Value, vector
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 FIELDS = ("row_places", "column_places", "image_step", "row_step", "grid")

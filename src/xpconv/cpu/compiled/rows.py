@@ -16,8 +16,9 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled.blocks import Sources, runs_of
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE, copy_kernel, fill_kernel, lanes_of, put, take
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ConvSpec, Sizes
 

@@ -17,8 +17,9 @@ from llvmlite import ir
 from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.ir import FLOATS, I64, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import fill_kernel, in_vectors, lanes_of, name_of, take
+from xpconv.cpu.compiled.values import FLOATS, I64, Operand, Value, vector
 from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ScatterSpec
 

@@ -17,9 +17,10 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import fill_kernel, in_vectors, lanes_of, put, take
 from xpconv.cpu.compiled.tile import SUMMED
+from xpconv.cpu.compiled.values import FLOATS, Value, vector
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
 

@@ -18,11 +18,12 @@ from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import TOGETHER, in_lines, streamed_now
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of, put, take
 from xpconv.cpu.compiled.rows import divided
 from xpconv.cpu.compiled.spread import windows_over
 from xpconv.cpu.compiled.tile import SUMMED
+from xpconv.cpu.compiled.values import FLOATS, Value, vector
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
 

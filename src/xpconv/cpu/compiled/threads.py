@@ -25,7 +25,8 @@ from llvmlite import ir
 from xpconv.cpu import blas, processors
 from xpconv.cpu.address import address_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.ir import Kernel, Value
+from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.values import Shared, Value
 from xpconv.cpu.lines import LINE, lined
 
 _JOB, _NEXT, _DONE, _TASK = (LINE * i for i in range(4))
@@ -62,12 +63,13 @@ def _publish(module: ir.Module) -> None:
     """
     kernel = Kernel(module, "publish", ("team", "job", "task", "arguments", "items", "scratch", "stride"))
     team, job, *description = kernel.arguments
-    kernel.add_shared(team + _NEXT, _CLOSED)
+    number, next_item, done = (Shared(kernel, team + place) for place in (_JOB, _NEXT, _DONE))
+    next_item.add(_CLOSED)
     for place, value in zip((_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE), description, strict=True):
         kernel.store(value, team, place)
-    kernel.store_shared(0, team + _DONE)
-    kernel.store_shared(job * _MOST_ITEMS, team + _NEXT)
-    kernel.store_shared(job, team + _JOB)
+    done.set(0)
+    next_item.set(job * _MOST_ITEMS)
+    number.set(job)
     kernel.finish()
 
 
@@ -79,17 +81,18 @@ def _take(module: ir.Module) -> Kernel:
         kernel.load(team, offset=place) for place in (_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE)
     )
     scratch, end = scratch + thread * stride, job * _MOST_ITEMS + items
-    first, now = job * _MOST_ITEMS, kernel.variable(kernel.load_shared(team + _NEXT))
+    next_item, done = Shared(kernel, team + _NEXT), Shared(kernel, team + _DONE)
+    first, now = job * _MOST_ITEMS, kernel.variable(next_item.get())
 
     def any_left() -> Value:
         return (now.get() >= first) & (now.get() < end)
 
     with kernel.while_(any_left):
         taken = now.get()
-        with kernel.when(kernel.exchanged_if(team + _NEXT, taken, taken + 1)):
+        with kernel.when(next_item.exchanged_if(taken, taken + 1)):
             kernel.call_address(task, arguments, taken - first, scratch)
-            kernel.add_shared(team + _DONE, 1)
-        now.set(kernel.load_shared(team + _NEXT))
+            done.add(1)
+        now.set(next_item.get())
     kernel.finish()
     return kernel
 
@@ -99,8 +102,8 @@ def _work(module: ir.Module, take: Kernel) -> None:
     kernel = Kernel(module, "work", ("team", "job"))
     team, job = kernel.arguments
     kernel.call(take, team, job, 0)
-    items = kernel.load(team, offset=_ITEMS)
-    with kernel.while_(lambda: kernel.load_shared(team + _DONE) < items):
+    items, done = kernel.load(team, offset=_ITEMS), Shared(kernel, team + _DONE)
+    with kernel.while_(lambda: done.get() < items):
         kernel.pause()
     kernel.finish()
 
@@ -109,9 +112,9 @@ def _serve(module: ir.Module, take: Kernel) -> None:
     """A helper: take part in every job until there was none for so many looks; the number of the last job seen."""
     kernel = Kernel(module, "serve", ("team", "last", "thread", "looks"), returns=True)
     team, last, thread, looks = kernel.arguments
-    seen, idle = kernel.variable(last), kernel.variable(0)
+    number, seen, idle = Shared(kernel, team + _JOB), kernel.variable(last), kernel.variable(0)
     with kernel.while_(lambda: idle.get() < looks):
-        job = kernel.load_shared(team + _JOB)
+        job = number.get()
         with kernel.either(job.equals(seen.get())) as (same, other):
             with same:
                 kernel.pause()

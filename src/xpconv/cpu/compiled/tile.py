@@ -16,9 +16,10 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled.build import machine
-from xpconv.cpu.compiled.call import LINE
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, Variable, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, Variable, vector
+from xpconv.cpu.lines import LINE
 
 ARGUMENTS = (
     "x", "pixels", "taps", "tap_count", "run", "w", "w_step", "y", "results", "width", "finish", "bias", "stream",

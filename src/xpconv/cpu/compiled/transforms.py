@@ -9,9 +9,10 @@ from typing import TypeAlias
 from llvmlite import ir
 
 from xpconv.cpu import winograd
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import in_vectors, lanes_of, put, take
 from xpconv.cpu.compiled.tile import Finish
+from xpconv.cpu.compiled.values import FLOATS, Value, vector
 
 Along: TypeAlias = Callable[[Kernel, Sequence[Value]], list[Value]]  # one axis of a tile
 

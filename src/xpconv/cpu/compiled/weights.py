@@ -11,8 +11,9 @@ from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import grid
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of, put, take, turned
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.lines import lined
 from xpconv.spec import Array, ConvSpec, Sizes
 

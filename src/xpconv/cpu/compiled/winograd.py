@@ -25,11 +25,12 @@ from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import Call, streamed_now
-from xpconv.cpu.compiled.ir import Kernel, Operand, Value
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
 from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel, forward_kernel
+from xpconv.cpu.compiled.values import Operand, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.cpu.compiled.winograd_tables import (
     band_of,

@@ -21,8 +21,8 @@ from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.gradients import heights, sums_tile
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Operand, Value, vector
+from xpconv.cpu.compiled.gradient_tiles import heights, sums_tile
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import (
     gather_kernel,
     in_vectors,
@@ -35,6 +35,7 @@ from xpconv.cpu.compiled.moves import (
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
 from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, forward_kernel, weight_back
 from xpconv.cpu.compiled.turn import turned
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.winograd_tables import (
     band_of,
     plane_bytes,
