@@ -6,7 +6,7 @@ import math
 from functools import lru_cache
 
 from xpconv.cpu import joined, overlap, planes, small, spectra, strips, winograd
-from xpconv.cpu.kept import MOST_BYTES
+from xpconv.cpu.entries import MOST_BYTES
 from xpconv.plan import conv_operations
 from xpconv.spec import ConvSpec
 from xpconv.workspace import DEFAULT_LIMIT

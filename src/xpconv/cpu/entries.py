@@ -9,6 +9,8 @@ from typing import Generic, Protocol, TypeVar
 
 from xpconv.spec import Array
 
+MOST_BYTES = 1 << 28  # that are kept of weights
+
 
 class Sized(Protocol):
     """What tells how many bytes it holds."""

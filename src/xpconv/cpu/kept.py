@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from xpconv.cpu.entries import Entries, key_of
+from xpconv.cpu.entries import MOST_BYTES, Entries, key_of
 from xpconv.spec import Array
 
-MOST_BYTES = 1 << 28
 _MOST_ENTRIES = 256
 _SAMPLES = 4  # along an axis, by which an array that is met again is told from one that has changed
 _BITS = (2, 4, 8)  # bytes of values that are compared as integers: a NaN is equal to itself, and -0.0 not to 0.0

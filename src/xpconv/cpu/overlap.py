@@ -18,6 +18,7 @@ import numpy as np
 from scipy import fft
 
 from xpconv.cpu import planes, signals, team
+from xpconv.cpu.margins import Span
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.spectra import of_kernel, only_tile
 from xpconv.spec import Array, ConvSpec, Sizes
@@ -159,7 +160,7 @@ def _runs(spec: ConvSpec, lengths: Sizes, places: list[slice]) -> list[list[_Run
     return runs
 
 
-def _read_by(spec: ConvSpec, runs: list[tuple[int, _Run]]) -> list[tuple[int, int]]:
+def _read_by(spec: ConvSpec, runs: list[tuple[int, _Run]]) -> list[Span]:
     """On every axis the elements, from the first up to the last, that results from one on up to a run's read."""
     axes = zip(runs, spec.stride, spec.padding, strict=True)
     return [

@@ -108,7 +108,7 @@ def _numpy_tile(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limi
     read = spec.batch * spec.out_size[0] * row_bytes(spec, itemsize)
     if method == "gemm" and spectral and strips.is_product(spec) and read <= limit:
         return "the whole input, as it lies", 0
-    by_taps = method == "direct" and costs.direct_by(spec) == "taps" and spec.groups == spec.channels == spec.filters
+    by_taps = method == "direct" and spec.filters_planes and costs.direct_by(spec) == "taps"
     if method == "gemm" or by_taps:
         return strips.told(spec, itemsize, limit), strips.workspace(spec, itemsize, limit)
     if method == "direct" and costs.direct_by(spec) != "taps":

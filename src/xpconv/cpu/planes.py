@@ -9,7 +9,8 @@ from itertools import product
 
 import numpy as np
 
-from xpconv.cpu import blas, team
+from xpconv.cpu import blas, margins, team
+from xpconv.cpu.margins import Span, read_by
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.results import new
 from xpconv.spec import Array, ConvSpec
@@ -45,7 +46,7 @@ def by_blocks(x: Array, w: Array, spec: ConvSpec, limit: int, rows: Rows, filter
     def work(blocks: Iterator[Block]) -> None:
         with borrowed("planes") as memory, np.errstate(over="ignore", invalid="ignore"):
             for images, channels, some in blocks:
-                source = surrounded(planes[images, channels], _read_by(spec, some), memory)
+                source = surrounded(planes[images, channels], read_by(spec, some.start, some.stop), memory)
                 here = results[images, channels, some]
                 out = here if here.strides[-1] == here.itemsize else memory.take("out", here.shape, here.dtype)
                 filtered(source, channels, out, memory)
@@ -118,25 +119,9 @@ def _between_the_ends(spec: ConvSpec) -> list[tuple[int, int]]:
     return [(0, begin), (begin, end), (end, count)] if begin < end <= count else [(0, count)]
 
 
-def _read_by(spec: ConvSpec, rows: slice) -> list[tuple[int, int]]:
-    """Along every axis the elements, from the first up to the last, that rows of results read."""
-    before, stride = spec.padding[0][0], spec.stride[0]
-    down = rows.start * stride - before, (rows.stop - 1) * stride + spec.reach[0] - before
-    return [down, *((-lo, n + hi) for n, (lo, hi) in zip(spec.size[1:], spec.padding[1:], strict=True))]
-
-
-def surrounded(planes: Array, spans: list[tuple[int, int]], memory: Memory) -> Array:
+def surrounded(planes: Array, spans: list[Span], memory: Memory) -> Array:
     """Elements of planes (N, C, *size) along every axis, with zeros beyond: rows one after another, for BLAS."""
-    inside = [(max(lo, 0), max(min(hi, n), max(lo, 0))) for (lo, hi), n in zip(spans, planes.shape[2:], strict=True)]
-    there = planes[:, :, *(slice(lo, hi) for lo, hi in inside)]
-    if inside == spans and _is_for_blas(there):
-        return there
-    whole = memory.take("whole", (*planes.shape[:2], *(hi - lo for lo, hi in spans)), planes.dtype)
-    for axis, ((lo, hi), (begin, end)) in enumerate(zip(spans, inside, strict=True), start=2):
-        for outside in (slice(0, begin - lo), slice(end - lo, hi - lo)):
-            whole[(slice(None),) * axis + (outside,)] = 0
-    whole[:, :, *(slice(begin - lo, end - lo) for (lo, _), (begin, end) in zip(spans, inside, strict=True))] = there
-    return whole
+    return margins.surrounded(planes, spans, 2, memory, _is_for_blas)
 
 
 def _is_for_blas(planes: Array) -> bool:

@@ -33,7 +33,7 @@ def merged_windows(x: Array, size: int, step: int, stride: int, axis: int, merge
     x = np.ascontiguousarray(x.transpose(order))
     *before, n = x.shape[: axis + 1]
     reach, after = (size - 1) * step + 1, x.shape[axis + 1 :]
-    y = np.empty((*before, results_of(n, size, step, stride), *after), x.dtype)
+    y = np.empty((*before, _results_of(n, size, step, stride), *after), x.dtype)
     source, results = (a.reshape(math.prod(before), a.shape[axis], math.prod(after)) for a in (x, y))
     for outer, here in _blocks(source, results.shape[1], reach, stride, limit):
         elements = source[outer, here.start * stride : (here.stop - 1) * stride + reach]
@@ -44,17 +44,17 @@ def merged_windows(x: Array, size: int, step: int, stride: int, axis: int, merge
 def pays(n: int, size: int, step: int, stride: int, merge: np.ufunc) -> bool:
     """Whether doubling, whose passes are over all n elements of an axis, merges fewer than the taps of all results."""
     passes = (size - 1).bit_length() + len(_parts(size, merge)) - 2
-    return size > 1 and passes * n < size * results_of(n, size, step, stride)
+    return size > 1 and passes * n < size * _results_of(n, size, step, stride)
 
 
-def results_of(n: int, size: int, step: int, stride: int) -> int:
+def _results_of(n: int, size: int, step: int, stride: int) -> int:
     """Windows on an axis of n elements."""
     return (n - (size - 1) * step - 1) // stride + 1
 
 
 def _tap_by_tap(x: Array, size: int, step: int, stride: int, axis: int, merge: np.ufunc) -> Array:
     """Every result merged with one element of its window after the other, in place."""
-    results = results_of(x.shape[axis], size, step, stride)
+    results = _results_of(x.shape[axis], size, step, stride)
     places = (slice(k * step, k * step + (results - 1) * stride + 1, stride) for k in range(size))
     first, *others = (x[(*(slice(None),) * axis, place)] for place in places)
     y = first.copy(order="K")

@@ -25,12 +25,12 @@ _FRACTIONS = 2.0**20  # kernels of whole multiples of its reciprocal have exact 
 def factors(w: Array, spec: ConvSpec) -> Factors | None:
     """The weight (*window, 1, C) as the fewest products that leave out no more than its dtype's rounding.
 
-    None where there are more than `most_products`, where a tap is not finite, and where large products cancel.
+    None where there are more than `_most_products`, where a tap is not finite, and where large products cancel.
     """
     if spec.axes < 2 or w.dtype.char not in "fdFD" or not np.isfinite(w).all():
         return None
     kernel = planes.offsets_first(w, spec).astype(np.result_type(w.dtype, np.float64))
-    most, left_out = most_products(spec), float(2 * np.finfo(w.dtype).eps + 16 * np.finfo(np.float64).eps)
+    most, left_out = _most_products(spec), float(2 * np.finfo(w.dtype).eps + 16 * np.finfo(np.float64).eps)
     if _products(kernel[:1], most, left_out) is None:  # most kernels have none, which the first channel tells
         return None
     products = _products(kernel, most, left_out)
@@ -39,7 +39,7 @@ def factors(w: Array, spec: ConvSpec) -> Factors | None:
     return [tuple(taps.astype(w.dtype) for taps in product) for product in products]
 
 
-def most_products(spec: ConvSpec) -> int:
+def _most_products(spec: ConvSpec) -> int:
     """Products that take less time than `signals.conv` does: one for every three rows of a window."""
     return max(min(spec.window) // 3, 1)
 

@@ -15,7 +15,7 @@ from itertools import product
 
 import numpy as np
 
-from xpconv.cpu import joined, team
+from xpconv.cpu import joined, margins, team
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
@@ -163,21 +163,8 @@ def surrounded(x: Array, spec: ConvSpec, strip: Strip, memory: Memory) -> Array:
     Of `x` (..., N, *size, C), which may have an axis for blocks of channels.
     """
     images = x[..., strip.images, *(slice(None),) * (spec.axes + 1)]
-    first = strip.rows.start * spec.stride[0] - spec.padding[0][0]
-    last = (strip.rows.stop - 1) * spec.stride[0] + spec.reach[0] - spec.padding[0][0]
-    spans = [(first, last), *((-lo, n + hi) for n, (lo, hi) in zip(spec.size[1:], spec.padding[1:], strict=True))]
-    inside = [(max(lo, 0), max(min(hi, n), max(lo, 0))) for (lo, hi), n in zip(spans, spec.size, strict=True)]
-    there = images[..., *(slice(lo, hi) for lo, hi in inside), slice(None)]
-    if inside == spans and _in_order(there):
-        return there
-    shape = (*images.shape[: -spec.axes - 1], *(hi - lo for lo, hi in spans), x.shape[-1])
-    whole = memory.take("whole", shape, x.dtype)
-    for axis, ((lo, hi), (begin, end)) in enumerate(zip(spans, inside, strict=True), start=1):
-        after = (slice(None),) * (spec.axes + 1 - axis)
-        for outside in (slice(0, begin - lo), slice(end - lo, hi - lo)):
-            whole[..., outside, *after] = 0
-    whole[..., *(slice(begin - lo, end - lo) for (lo, _), (begin, end) in zip(spans, inside, strict=True)), :] = there
-    return whole
+    spans = margins.read_by(spec, strip.rows.start, strip.rows.stop)
+    return margins.surrounded(images, spans, images.ndim - spec.axes - 1, memory, _in_order)
 
 
 def _in_order(a: Array) -> bool:

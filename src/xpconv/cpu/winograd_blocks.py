@@ -16,7 +16,8 @@ from functools import cache
 import numpy as np
 
 from xpconv.cpu import blas, team
-from xpconv.cpu.kept import MOST_BYTES, Kept
+from xpconv.cpu.entries import MOST_BYTES
+from xpconv.cpu.kept import Kept
 from xpconv.cpu.lines import LINE
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.planes import finite

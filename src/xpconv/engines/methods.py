@@ -42,7 +42,7 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
     """Sums of products: of single planes by their axes or by bands, else one pass over the result per tap."""
     if direct_by(spec) == "loop":
         return small.correlation(x, w, spec)
-    if x.dtype.char in _IN_BLAS and direct_by(spec) == "bands":
+    if _in_bands(spec, x.dtype):
         if may_separate(spec) and (factors := separable.factors(w, spec)):
             return separable.conv(x, w, factors, spec, current_limit())
         return signals.conv(x, w, spec, current_limit())
@@ -62,15 +62,20 @@ def _direct(x: Array, w: Array, spec: ConvSpec) -> Array:
 _IN_BLAS = "fdFD"  # dtypes that it multiplies
 
 
+def _in_bands(spec: ConvSpec, dtype: np.dtype) -> bool:
+    """Whether a product with a band of the taps makes many sums."""
+    return direct_by(spec) == "bands" and dtype.char in _IN_BLAS
+
+
 def _fft(x: Array, w: Array, spec: ConvSpec) -> Array:
-    if in_tiles(x, spec):
+    if _in_tiles(spec, x.dtype):
         return overlap.conv(x, w, spec, current_limit())
     return fft.conv(x, w, spec)
 
 
-def in_tiles(x: Array, spec: ConvSpec) -> bool:
+def _in_tiles(spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether spectra are those of tiles, which are computed again one by one where they are not finite."""
-    return x.dtype.char in _IN_BLAS and is_cut(spec)
+    return dtype.char in _IN_BLAS and is_cut(spec)
 
 
 def gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
@@ -99,7 +104,7 @@ def summed(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Ar
 
 def summed_if_finite(method: str, x: Array, w: Array, spec: ConvSpec, fill: complex) -> Array | None:
     """The same; None where a value that is not finite would have spread over a tile or a spectrum."""
-    if method not in ROUNDING or (method == "fft" and in_tiles(x, spec)):
+    if method not in ROUNDING or (method == "fft" and _in_tiles(spec, x.dtype)):
         return summed(method, x, w, spec, fill)
     with np.errstate(over="ignore", invalid="ignore"):
         x, spec = _as_read(method, x, spec, fill)
@@ -120,17 +125,15 @@ def _as_read(method: str, x: Array, spec: ConvSpec, fill: complex) -> tuple[Arra
 def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether zeros are put around a block of the input at a time, or around nothing, and not around the whole."""
     if method == "fft":
-        return dtype.char in _IN_BLAS and is_cut(spec)
+        return _in_tiles(spec, dtype)
     if method != "direct":
         return method in ("gemm", "winograd")
-    in_bands = direct_by(spec) == "bands" and dtype.char in _IN_BLAS
-    return in_bands or direct_by(spec) == "loop" or _by_passes(spec, dtype)
+    return _in_bands(spec, dtype) or direct_by(spec) == "loop" or _by_passes(spec, dtype)
 
 
 def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether every channel is filtered by itself, tap by tap: what BLAS does not multiply as well."""
-    by_taps = direct_by(spec) == "taps" or (direct_by(spec) == "bands" and dtype.char not in _IN_BLAS)
-    return spec.groups == spec.channels == spec.filters and by_taps
+    return spec.filters_planes and direct_by(spec) != "loop" and not _in_bands(spec, dtype)
 
 
 def products_of_planes(x: Array, w: Array, spec: ConvSpec) -> Array:

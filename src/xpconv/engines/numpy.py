@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import running, strips
-from xpconv.cpu.plan import row_bytes, spectra_plan, tiles, tiling
+from xpconv.cpu.plan import row_bytes, spectra_plan, tiles
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
@@ -29,17 +29,17 @@ from xpconv.engines.agnostic import (
 from xpconv.engines.methods import (
     gemm,
     is_spectral,
-    itemsize,
     patches_of,
     planned,
     products_of_planes,
     summed,
     summed_if_finite,
 )
+from xpconv.engines.plans import is_direct_adjoint
+from xpconv.engines.plans import plan as plan
 from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
 from xpconv.indices import check_inside
-from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Sizes
 from xpconv.workspace import current_limit
@@ -131,59 +131,6 @@ def _summed(
     return None if y is None else epilogue(y, bias, activation, spec.layout, x.dtype)
 
 
-def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
-    """What this engine does with these arguments; None for what it leaves to the agnostic engine."""
-    plan = _plan(operation, arrays, spec, options)
-    if arrays[0] is None or not _awaits_kernels(operation, arrays[0], spec, options):
-        return plan
-    return compiled.meanwhile(plan or agnostic.plan(operation, arrays, spec, options))
-
-
-def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
-    """What it does now."""
-    x = arrays[0]
-    if operation == "conv":
-        return planned(x, spec, options["method"])
-    if operation == "conv_grad_input" and spec.padding_mode == "zeros" and _is_direct_adjoint(spec):
-        return planned(x, spec.input_adjoint, "auto")
-    side = operation.removeprefix("conv_grad_")
-    if side != operation and is_spectral(x) and (spectra := spectra_plan(spec, side)):
-        return spectra
-    if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
-        if compiled.takes_winograd_gradient(x.dtype, spec):
-            tile = "compiled: blocks of tiles, added in registers"
-            return Plan("winograd", "a quarter of the products", tile, threads=compiled.thread_count())
-        tile, threads = "compiled: blocks of pixels, added in registers", compiled.threads_for(conv_operations(spec))
-        return Plan("direct", "by tiles of channels and filters", tile, threads=threads)
-    if operation == "conv_grad_weight":
-        tile, workspace = tiling(spec, itemsize(x), current_limit())
-        return None if spec.groups > 1 else Plan("gemm", "patches, transposed, times gy", tile, workspace)
-    indices = options.get("return_indices", False)
-    if x is not None and (by_kernels := pooled.plan(operation, x, spec, indices=indices)):
-        return by_kernels
-    direct = None if indices else _DIRECT.get(operation)
-    return None if direct is None else Plan("direct", direct)
-
-
-def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> bool:
-    """Whether NumPy does what kernels will do once they are there; convolutions are planned so themselves."""
-    if operation == "conv_grad_weight":
-        spectral = is_spectral(x) and spectra_plan(spec, "weight")
-        return not spectral and compiled.fits_gradient(x.dtype, spec) and not compiled.takes_gradient(x.dtype, spec)
-    return pooled.is_awaited(operation, x, spec, indices=options.get("return_indices", False))
-
-
-_DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves to the agnostic engine
-    "conv_grad_input": "one convolution for each phase of the stride",
-    "unfold": "the strided windows, copied out",
-    "max_pool": "running maxima, axis by axis",
-    "sum_pool": "running sums, axis by axis",
-    "avg_pool": "running sums, axis by axis, divided",
-    "max_unpool": "every value put at its index",
-    "max_pool_grad": "every gradient added at its index",
-}
-
-
 def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     """By spectra, unless the result shows that one of them spread what is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -198,20 +145,15 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     if spec.padding_mode != "zeros":  # to the padded input, and what fell on the padding back to where it came from
         gx = unpad(_adjoint(gy, w, None, replace(spec.valid, layout="channels_last"), None), spec)
         return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
-    if _is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input")):
+    if is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input")):
         return _adjoint(gy, w, bias, spec, activation).astype(dtype, copy=False)
     gx = _spectral_if_finite(surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
     return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
 
 
-def _is_direct_adjoint(spec: ConvSpec) -> bool:
-    """Whether the input gradient is one convolution, whose plan then says how."""
-    return set(spec.stride) == {1}
-
-
 def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation: str | None) -> Array:
     """The input gradient in the spec's layout, of channels-last `gy` and exchanged `w`."""
-    if _is_direct_adjoint(spec):
+    if is_direct_adjoint(spec):
         return _convolved(gy, w, bias, spec.input_adjoint, gy.dtype, activation=activation)
     gx = new((spec.batch, *spec.size, spec.channels), gy.dtype)
     for phase in replace(spec, layout="channels_last").input_phases:

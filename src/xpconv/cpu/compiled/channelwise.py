@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, in_lines, streamed_now
 from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import each_tile, finishing
 from xpconv.cpu.compiled.values import Operand, Value
@@ -33,20 +33,6 @@ _OWN = (
     "y_row", "turned", "plane", "streams", "alone",
 )  # fmt: skip
 FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN, *placed.FIELDS, *ahead.FIELDS)
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """All that does not depend on the arrays' addresses."""
-
-    address: int
-    arguments: Arguments
-    items: int
-    scratch: int
-    team: int
-
-    def __call__(self, *arrays: Array) -> None:
-        threads.run(self.address, self.arguments.of(*arrays), self.items, self.scratch, self.team)
 
 
 class Depthwise:
@@ -71,23 +57,16 @@ class Depthwise:
         return True
 
 
-class Pooling:
+def pooling(
+    operation: str, spec: PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, threads_free: int, sources: Sources,
+    divisor: float, limit: int,
+) -> Job:  # fmt: skip
     """Of every window of x (N, *size, C) the "largest" element, a NaN where there is one, or all "added" and divided.
 
-    Padding never wins and adds nothing. It is called with arrays that lie as the strides say, in whatever shape.
+    Padding never wins and adds nothing. The job takes x and y, which lie as the strides say, in whatever shape.
     """
-
-    def __init__(
-        self, operation: str, spec: PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, threads_free: int,
-        sources: Sources, divisor: float, limit: int,
-    ) -> None:  # fmt: skip
-        outside = -math.inf if operation == "largest" else 0.0
-        divide = {"divisor": np.array([divisor], dtype)}
-        self._job = _job(operation, spec, strides, dtype, threads_free, sources, outside, limit, divide)
-
-    def __call__(self, x: Array, y: Array) -> None:
-        """Write the result to `y`."""
-        self._job(x, y)
+    outside, divide = -math.inf if operation == "largest" else 0.0, {"divisor": np.array([divisor], dtype)}
+    return _job(operation, spec, strides, dtype, threads_free, sources, outside, limit, divide)
 
 
 def takes(dtype: str, spec: ConvSpec | PoolSpec, limit: int) -> bool:
@@ -105,7 +84,7 @@ def workspace(dtype: str, spec: ConvSpec | PoolSpec) -> int:
 def _job(
     operation: str, spec: ConvSpec | PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, threads_free: int,
     sources: Sources, fill: float, limit: int, ending: dict[str, Array],
-) -> _Job:  # fmt: skip
+) -> Job:  # fmt: skip
     (x_strides, y_strides), size, lanes = strides, np.dtype(dtype).itemsize, lanes_of(dtype)
     read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
     team = threads_free if read > READ_SINGLE else 1
@@ -136,7 +115,7 @@ def _job(
     scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * size
     compiled = _library(dtype, operation, taps)
     assert compiled is not None
-    return _Job(compiled.address(operation), Arguments(FIELDS, arrays, numbers, tables, cut), cut.count, scratch, team)
+    return Job(compiled.address(operation), Arguments(FIELDS, arrays, numbers, tables, cut), cut.count, scratch, team)
 
 
 def _is_streamed(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> bool:

@@ -18,6 +18,7 @@ from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, grid
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, put, take, transpose_kernel
 from xpconv.cpu.compiled.values import FLOATS, Value, vector
 from xpconv.cpu.plan import READ_SINGLE
@@ -34,44 +35,36 @@ _NONE = -(1 << 40)  # added to any index it stays negative
 _MOST_PLACES = 1 << 31  # of a plane, whose indices are counted in lanes as wide as the elements
 
 
-class IndexedPooling:
-    """The largest element of every window of x (N, *size, C) and its flat index in the plane, prepared.
+def pooling(
+    spec: PoolSpec, strides: tuple[Sizes, Sizes, Sizes], dtype: str, threads_free: int, sources: Sources, limit: int
+) -> Job:  # fmt: skip
+    """The largest element of every window of x (N, *size, C) and its flat index in the plane.
 
-    A NaN counts as the largest, the first of equal ones is told. Called with arrays that lie as the strides of input,
-    result and indices say, which lie in the same order of axes.
+    A NaN counts as the largest, the first of equal ones is told. The job takes x, y and indices, which lie as the
+    strides say, in the same order of axes.
     """
-
-    def __init__(
-        self, spec: PoolSpec, strides: tuple[Sizes, Sizes, Sizes], dtype: str, threads_free: int, sources: Sources,
-        limit: int,
-    ) -> None:  # fmt: skip
-        (x_strides, y_strides, i_strides), size = strides, np.dtype(dtype).itemsize
-        read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
-        self._team = threads_free if read > READ_SINGLE else 1
-        cut = blocks_of(spec, x_strides, dtype, self._team, sources, -math.inf, limit // (2 * self._team))
-        turned = y_strides[-1] != size
-        numbers = {
-            "y_item": y_strides[0], "y_row": y_strides[1], "i_item": i_strides[0], "i_row": i_strides[1],
-            "plane": y_strides[-1], "i_plane": i_strides[-1], "turned": int(turned),
-            "tap_count": math.prod(spec.window), "channels": spec.channels,
-        }  # fmt: skip
-        tables = {
-            "pixels": cut.starts(spec),
-            "taps": cut.places(spec.window, spec.dilation),
-            "results": cut.results(spec, y_strides, spec.channels * size, turned),
-            "places": cut.results(spec, i_strides, spec.channels * _INDEX, turned),
-            **_index_tables(spec),
-        }
-        self._arguments, self._items = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut), cut.count
-        self._scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * (size + _INDEX)
-        compiled = _library(dtype)
-        assert compiled is not None
-        self._address = compiled.address("indexed")
-
-    def __call__(self, x: Array, y: Array, indices: Array) -> None:
-        """Write the results to `y`, and where they lie to `indices`."""
-        arguments = self._arguments.of(x, y, indices)
-        threads.run(self._address, arguments, self._items, self._scratch, self._team)
+    (x_strides, y_strides, i_strides), size = strides, np.dtype(dtype).itemsize
+    read = spec.batch * math.prod(spec.out_size) * math.prod(spec.window) * spec.channels
+    team = threads_free if read > READ_SINGLE else 1
+    cut = blocks_of(spec, x_strides, dtype, team, sources, -math.inf, limit // (2 * team))
+    turned = y_strides[-1] != size
+    numbers = {
+        "y_item": y_strides[0], "y_row": y_strides[1], "i_item": i_strides[0], "i_row": i_strides[1],
+        "plane": y_strides[-1], "i_plane": i_strides[-1], "turned": int(turned),
+        "tap_count": math.prod(spec.window), "channels": spec.channels,
+    }  # fmt: skip
+    tables = {
+        "pixels": cut.starts(spec),
+        "taps": cut.places(spec.window, spec.dilation),
+        "results": cut.results(spec, y_strides, spec.channels * size, turned),
+        "places": cut.results(spec, i_strides, spec.channels * _INDEX, turned),
+        **_index_tables(spec),
+    }
+    scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.channels * (size + _INDEX)
+    compiled = _library(dtype)
+    assert compiled is not None
+    arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
+    return Job(compiled.address("indexed"), arguments, cut.count, scratch, team)
 
 
 def takes(dtype: str, spec: PoolSpec, limit: int) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 from llvmlite import ir
 
 from xpconv.cpu.compiled.values import BYTE, I32, I64, POINTER, VOID, Operand, Value, Variable, vector
-from xpconv.cpu.compiled.values import FLOATS as FLOATS
 from xpconv.cpu.lines import LINE
 
 

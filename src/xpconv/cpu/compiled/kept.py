@@ -23,10 +23,9 @@ from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import library
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.values import I32, I64, vector
-from xpconv.cpu.entries import Entries, key_of
+from xpconv.cpu.entries import MOST_BYTES, Entries, key_of
 from xpconv.spec import Array
 
-_MOST_BYTES = 1 << 28
 _LANES, _VECTOR = 8, 64  # sums side by side, and the bytes that each step adds to them
 _SPAN = 1 << 14  # bytes that sums are taken of, as many as there are keys: these stay in the first cache
 _CHUNK = 1 << 18  # bytes of an item
@@ -47,7 +46,7 @@ class _Entry:
 class Kept:
     """What was made of arrays, up to a number of bytes."""
 
-    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._entries: Entries[_Entry] = Entries(most_bytes)
 
     @property

@@ -31,6 +31,7 @@ from xpconv.cpu.compiled.blocks import Sources, strides_of
 from xpconv.cpu.compiled.build import any_fails, machine
 from xpconv.cpu.compiled.build import settled as settled
 from xpconv.cpu.compiled.call import Call, Prepared
+from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.compiled.values import FLOATS
 from xpconv.cpu.plan import Compiled
@@ -53,7 +54,7 @@ _READY: dict[str, Callable[..., bool]] = {
     },
 }  # fmt: skip
 _POOLINGS: dict[str, Callable[..., Callable[[Array, Array], None]]] = {
-    "channelwise": channelwise.Pooling, "plane": plane_pooling.Pooling,
+    "channelwise": channelwise.pooling, "plane": plane_pooling.Pooling,
 }  # fmt: skip
 _SPREADS: dict[str, Any] = {"channels_first": spread, "channels_last": spread_channels}
 grad_weight, winograd_grad_weight = gradients.grad_weight, winograd_gradient.grad_weight
@@ -125,7 +126,7 @@ def indexed_pooling(
     return _indexed_pooling(spec, strides, name_of(x.dtype), threads.thread_count(), sources, limit)
 
 
-_indexed_pooling = lru_cache(maxsize=128)(indexed.IndexedPooling)
+_indexed_pooling = lru_cache(maxsize=128)(indexed.pooling)
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> Compiled:
@@ -182,9 +183,9 @@ def prepared_spread(gy: Array, spec: PoolSpec, divisor: float) -> Callable[[Arra
 
 
 @lru_cache(maxsize=128)
-def _prepared_spread(spec: PoolSpec, *geometry: Any) -> Callable[[Array, Array], None]:
-    made = spread.Spread if spec.layout == "channels_first" else spread_channels.SpreadChannels
-    return made(spec, *geometry)
+def _prepared_spread(spec: PoolSpec, *geometry: Any) -> Job:
+    job: Job = _SPREADS[spec.layout].spread(spec, *geometry)
+    return job
 
 
 def pools_indexed(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:

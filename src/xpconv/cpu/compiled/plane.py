@@ -18,7 +18,7 @@ from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, streamed_planes
-from xpconv.cpu.compiled.ir import I64, Kernel, Operand, Value
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of
 from xpconv.cpu.compiled.plane_tiles import WIDEST, Taps, is_shared, shapes, taps_of, tiles
 from xpconv.cpu.compiled.rows import (
@@ -32,6 +32,7 @@ from xpconv.cpu.compiled.rows import (
     tap_offsets,
 )
 from xpconv.cpu.compiled.tile import SUMMED, finishing
+from xpconv.cpu.compiled.values import I64, Operand, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ConvSpec, Sizes

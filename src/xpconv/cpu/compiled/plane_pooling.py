@@ -17,7 +17,7 @@ from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import streamed_planes
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of, put, take
 from xpconv.cpu.compiled.rows import (
     STRIDES,
@@ -30,6 +30,7 @@ from xpconv.cpu.compiled.rows import (
     tap_offsets,
 )
 from xpconv.cpu.compiled.tile import SUMMED
+from xpconv.cpu.compiled.values import FLOATS, Value, Variable, vector
 from xpconv.cpu.lines import LINE
 from xpconv.cpu.plan import READ_SINGLE
 from xpconv.spec import Array, PoolSpec, Sizes
@@ -50,7 +51,7 @@ _NOTHING = {"largest": -math.inf, "added": 0.0}
 
 
 class Pooling:
-    """A pooling of planes whose columns lie side by side, prepared: as `channelwise.Pooling` is."""
+    """A pooling of planes whose columns lie side by side, prepared: as `channelwise.pooling` is."""
 
     def __init__(
         self, operation: str, spec: PoolSpec, strides: tuple[Sizes, Sizes], dtype: str, threads_free: int,

@@ -11,9 +11,10 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled.build import machine
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, Variable, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of, put, take
 from xpconv.cpu.compiled.tile import SUMMED, Finish
+from xpconv.cpu.compiled.values import FLOATS, Value, Variable, vector
 
 _ARGUMENTS = (
     "rows", "at", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "begin",

@@ -23,7 +23,7 @@ from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ConvSpec, Sizes
 
 STRIDES = (1, 2)  # along the row, that there are kernels for
-UNITS = 4  # vectors of a row at once, or pairs of them where the stride is two
+_UNITS = 4  # vectors of a row at once, or pairs of them where the stride is two
 _ARGUMENTS = (
     "x", "rows", "count", "row_step", "down", "dilation", "first", "columns", "left", "width", "nothing", "to", "pitch",
     "half", "ahead", "fresh", "row_bytes", "divisor",
@@ -133,11 +133,11 @@ def rows_kernel(
     if not folded:
         fill(0, kernel.minimum(place, columns))
     column = kernel.variable(begin)
-    with kernel.while_(lambda: column.get() + UNITS * unit <= end):
-        read(column.get(), UNITS, None)
-        column.set(column.get() + UNITS * unit)
+    with kernel.while_(lambda: column.get() + _UNITS * unit <= end):
+        read(column.get(), _UNITS, None)
+        column.set(column.get() + _UNITS * unit)
     rest = end - column.get()
-    for units in range(1, UNITS + 1):
+    for units in range(1, _UNITS + 1):
         with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
             read(column.get(), units, rest - (units - 1) * unit)
     if not folded:

@@ -18,9 +18,9 @@ from xpconv.cpu import tiled_spectra
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import LINE, Call
+from xpconv.cpu.compiled.call import Call
 from xpconv.cpu.compiled.fourier import Length
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of
 from xpconv.cpu.compiled.rows import gathered_rows_kernel, padded_rows
 from xpconv.cpu.compiled.spectra_tiles import (
@@ -32,8 +32,9 @@ from xpconv.cpu.compiled.spectra_tiles import (
     up_kernel,
 )
 from xpconv.cpu.compiled.tile import finishing
+from xpconv.cpu.compiled.values import FLOATS, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
-from xpconv.cpu.lines import lined
+from xpconv.cpu.lines import LINE, lined
 from xpconv.spec import Array, ConvSpec
 
 _ARRAYS = ("x", "factors", "y", "bias", "totals", "found")

@@ -15,9 +15,10 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled.fourier import Complex, Length, Sequences
-from xpconv.cpu.compiled.ir import FLOATS, Kernel, Value, vector
+from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import in_vectors, lanes_of, put, take, turned
 from xpconv.cpu.compiled.tile import Finish
+from xpconv.cpu.compiled.values import FLOATS, Value, vector
 
 
 def down_kernel(module: ir.Module, dtype: str, down: Length, across: Length) -> Kernel:

@@ -18,11 +18,12 @@ from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import fill_kernel, in_vectors, lanes_of, put, take
 from xpconv.cpu.compiled.tile import SUMMED
 from xpconv.cpu.compiled.values import FLOATS, Value, vector
 from xpconv.cpu.plan import READ_SINGLE
-from xpconv.spec import Array, PoolSpec, Sizes
+from xpconv.spec import PoolSpec, Sizes
 
 _NAMES: tuple[str, ...] = (
     "x", "y", "x_item", "x_plane", "channels", "planes", "share", "rows", "columns", "x_columns", "left", "held",
@@ -30,34 +31,30 @@ _NAMES: tuple[str, ...] = (
 )  # fmt: skip
 
 
-class Spread:
-    """The gradient for gy (N, *out, C) that lies as its strides say, prepared."""
+def spread(spec: PoolSpec, strides: Sizes, dtype: str, threads_free: int, divisor: float) -> Job:
+    """The gradient for gy (N, *out, C) that lies as its strides say.
 
-    def __init__(self, spec: PoolSpec, strides: Sizes, dtype: str, threads_free: int, divisor: float) -> None:
-        planes, read = spec.batch * spec.channels, spec.batch * spec.channels * math.prod(spec.out_size)
-        self._team = threads_free if read * math.prod(spec.window) > READ_SINGLE else 1
-        share, lanes, size = -(-planes // (4 * self._team)), lanes_of(dtype), np.dtype(dtype).itemsize
-        even, odd, (left, held) = _taps(spec, 0), _taps(spec, 1), _held(spec, lanes)
-        rows = [[i * strides[1] for i in windows_over(spec, 0, row)] for row in range(spec.size[0])]
-        numbers = {
-            "x_item": strides[0], "x_plane": strides[-1], "channels": spec.channels, "planes": planes, "share": share,
-            "rows": spec.size[0], "columns": spec.size[1], "x_columns": spec.out_size[1], "left": left * size,
-            "held": held, "even_count": len(even), "odd_count": len(odd),
-        }  # fmt: skip
-        tables = {
-            "zero": np.zeros(1, dtype), "divisor": np.array([divisor], dtype),
-            "starts": np.cumsum([0, *map(len, rows)]), "x_rows": np.array([*chain.from_iterable(rows)], np.int64),
-            "even": np.array(even, np.int64) * size, "odd": np.array(odd, np.int64) * size,
-        }  # fmt: skip
-        self._items, self._scratch = -(-planes // share), held * size
-        self._arguments = Arguments(_NAMES, 2, numbers, tables)
-        compiled = _library(dtype)
-        assert compiled is not None
-        self._address = compiled.address("spread")
-
-    def __call__(self, gy: Array, gx: Array) -> None:
-        """Write the gradient to `gx`, whose planes are contiguous and follow each other."""
-        threads.run(self._address, self._arguments.of(gy, gx), self._items, self._scratch, self._team)
+    The job takes gy and gx, whose planes are contiguous and follow each other.
+    """
+    planes, read = spec.batch * spec.channels, spec.batch * spec.channels * math.prod(spec.out_size)
+    team = threads_free if read * math.prod(spec.window) > READ_SINGLE else 1
+    share, lanes, size = -(-planes // (4 * team)), lanes_of(dtype), np.dtype(dtype).itemsize
+    even, odd, (left, held) = _taps(spec, 0), _taps(spec, 1), _held(spec, lanes)
+    rows = [[i * strides[1] for i in windows_over(spec, 0, row)] for row in range(spec.size[0])]
+    numbers = {
+        "x_item": strides[0], "x_plane": strides[-1], "channels": spec.channels, "planes": planes, "share": share,
+        "rows": spec.size[0], "columns": spec.size[1], "x_columns": spec.out_size[1], "left": left * size,
+        "held": held, "even_count": len(even), "odd_count": len(odd),
+    }  # fmt: skip
+    tables = {
+        "zero": np.zeros(1, dtype), "divisor": np.array([divisor], dtype),
+        "starts": np.cumsum([0, *map(len, rows)]), "x_rows": np.array([*chain.from_iterable(rows)], np.int64),
+        "even": np.array(even, np.int64) * size, "odd": np.array(odd, np.int64) * size,
+    }  # fmt: skip
+    compiled = _library(dtype)
+    assert compiled is not None
+    arguments = Arguments(_NAMES, 2, numbers, tables)
+    return Job(compiled.address("spread"), arguments, -(-planes // share), held * size, team)
 
 
 def _taps(spec: PoolSpec, phase: int) -> list[int]:

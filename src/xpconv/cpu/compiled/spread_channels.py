@@ -19,6 +19,7 @@ from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import TOGETHER, in_lines, streamed_now
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import lanes_of, put, take
 from xpconv.cpu.compiled.rows import divided
 from xpconv.cpu.compiled.spread import windows_over
@@ -34,34 +35,30 @@ _NAMES: tuple[str, ...] = (
 _ITEMS = 8  # for each of a team, which then hardly wait for the last
 
 
-class SpreadChannels:
-    """The gradient for gy (N, *out, C) that lies as its strides say, prepared."""
+def spread(spec: PoolSpec, strides: Sizes, dtype: str, threads_free: int, divisor: float) -> Job:
+    """The gradient for gy (N, *out, C) that lies as its strides say.
 
-    def __init__(self, spec: PoolSpec, strides: Sizes, dtype: str, threads_free: int, divisor: float) -> None:
-        size, read = np.dtype(dtype).itemsize, spec.batch * spec.channels * math.prod(spec.out_size)
-        self._team = threads_free if read * math.prod(spec.window) > READ_SINGLE else 1
-        share = -(-spec.size[0] // -(-_ITEMS * self._team // spec.batch))
-        row_blocks, pixel = -(-spec.size[0] // share), spec.channels * size
-        rows, columns = ([windows_over(spec, axis, i) for i in range(spec.size[axis])] for axis in (0, 1))
-        together = spec.batch * pixel * (math.prod(spec.size) + math.prod(spec.out_size))
-        numbers = {
-            "x_item": strides[0], "x_column": strides[2], "pixel": pixel, "rows": spec.size[0],
-            "columns": spec.size[1], "x_columns": spec.out_size[1], "channels": spec.channels, "share": share,
-            "row_blocks": row_blocks, "streams": int(together >= TOGETHER and in_lines((pixel, size), pixel, size)),
-        }  # fmt: skip
-        tables = {
-            "row_starts": _starts(rows), "x_rows": _joined(rows) * strides[1], "column_starts": _starts(columns),
-            "x_places": _joined(columns) * pixel, "divisor": np.array([divisor], dtype),
-        }  # fmt: skip
-        self._items, self._scratch = spec.batch * row_blocks, spec.out_size[1] * pixel
-        self._arguments = Arguments(_NAMES, 2, numbers, tables)
-        compiled = _library(dtype)
-        assert compiled is not None
-        self._address = compiled.address("spread")
-
-    def __call__(self, gy: Array, gx: Array) -> None:
-        """Write the gradient to `gx`, which is contiguous."""
-        threads.run(self._address, self._arguments.of(gy, gx), self._items, self._scratch, self._team)
+    The job takes gy and gx, which is contiguous.
+    """
+    size, read = np.dtype(dtype).itemsize, spec.batch * spec.channels * math.prod(spec.out_size)
+    team = threads_free if read * math.prod(spec.window) > READ_SINGLE else 1
+    share = -(-spec.size[0] // -(-_ITEMS * team // spec.batch))
+    row_blocks, pixel = -(-spec.size[0] // share), spec.channels * size
+    rows, columns = ([windows_over(spec, axis, i) for i in range(spec.size[axis])] for axis in (0, 1))
+    together = spec.batch * pixel * (math.prod(spec.size) + math.prod(spec.out_size))
+    numbers = {
+        "x_item": strides[0], "x_column": strides[2], "pixel": pixel, "rows": spec.size[0],
+        "columns": spec.size[1], "x_columns": spec.out_size[1], "channels": spec.channels, "share": share,
+        "row_blocks": row_blocks, "streams": int(together >= TOGETHER and in_lines((pixel, size), pixel, size)),
+    }  # fmt: skip
+    tables = {
+        "row_starts": _starts(rows), "x_rows": _joined(rows) * strides[1], "column_starts": _starts(columns),
+        "x_places": _joined(columns) * pixel, "divisor": np.array([divisor], dtype),
+    }  # fmt: skip
+    compiled = _library(dtype)
+    assert compiled is not None
+    arguments, items = Arguments(_NAMES, 2, numbers, tables), spec.batch * row_blocks
+    return Job(compiled.address("spread"), arguments, items, spec.out_size[1] * pixel, team)
 
 
 def _starts(lists: list[list[int]]) -> Array:

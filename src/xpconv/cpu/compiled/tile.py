@@ -21,7 +21,7 @@ from xpconv.cpu.compiled.moves import lanes_of
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, Variable, vector
 from xpconv.cpu.lines import LINE
 
-ARGUMENTS = (
+_ARGUMENTS = (
     "x", "pixels", "taps", "tap_count", "run", "w", "w_step", "y", "results", "width", "finish", "bias", "stream",
 )  # fmt: skip
 
@@ -120,7 +120,7 @@ def _tile(
     module: ir.Module, dtype: str, shape: Shape, height: int, *, foresees: bool = False, packs: bool = False,
     adds: bool = False,
 ) -> Kernel:  # fmt: skip
-    names = (*ARGUMENTS, *(("soon", "soon_step") if foresees else ()), *(("packed",) if packs else ()))
+    names = (*_ARGUMENTS, *(("soon", "soon_step") if foresees else ()), *(("packed",) if packs else ()))
     kernel = Kernel(module, f"{'packing' if packs else 'adding' if adds else 'tile'}{height}", names)
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize

@@ -1,0 +1,70 @@
+"""What NumPy's engine does with a call, told without doing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpconv.cpu.plan import spectra_plan, tiling
+from xpconv.engines import agnostic, compiled, pooled
+from xpconv.engines.methods import is_spectral, itemsize, planned
+from xpconv.plan import Arrays, Plan, conv_operations
+from xpconv.spec import Array, ConvSpec
+from xpconv.workspace import current_limit
+
+
+def plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
+    """What the engine does with these arguments; None for what it leaves to the agnostic engine."""
+    plan = _plan(operation, arrays, spec, options)
+    if arrays[0] is None or not _awaits_kernels(operation, arrays[0], spec, options):
+        return plan
+    return compiled.meanwhile(plan or agnostic.plan(operation, arrays, spec, options))
+
+
+def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) -> Plan | None:
+    """What it does now."""
+    x = arrays[0]
+    if operation == "conv":
+        return planned(x, spec, options["method"])
+    if operation == "conv_grad_input" and spec.padding_mode == "zeros" and is_direct_adjoint(spec):
+        return planned(x, spec.input_adjoint, "auto")
+    side = operation.removeprefix("conv_grad_")
+    if side != operation and is_spectral(x) and (spectra := spectra_plan(spec, side)):
+        return spectra
+    if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
+        if compiled.takes_winograd_gradient(x.dtype, spec):
+            tile = "compiled: blocks of tiles, added in registers"
+            return Plan("winograd", "a quarter of the products", tile, threads=compiled.thread_count())
+        tile, threads = "compiled: blocks of pixels, added in registers", compiled.threads_for(conv_operations(spec))
+        return Plan("direct", "by tiles of channels and filters", tile, threads=threads)
+    if operation == "conv_grad_weight":
+        tile, workspace = tiling(spec, itemsize(x), current_limit())
+        return None if spec.groups > 1 else Plan("gemm", "patches, transposed, times gy", tile, workspace)
+    indices = options.get("return_indices", False)
+    if x is not None and (by_kernels := pooled.plan(operation, x, spec, indices=indices)):
+        return by_kernels
+    direct = None if indices else _DIRECT.get(operation)
+    return None if direct is None else Plan("direct", direct)
+
+
+def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> bool:
+    """Whether NumPy does what kernels will do once they are there; convolutions are planned so themselves."""
+    if operation == "conv_grad_weight":
+        spectral = is_spectral(x) and spectra_plan(spec, "weight")
+        return not spectral and compiled.fits_gradient(x.dtype, spec) and not compiled.takes_gradient(x.dtype, spec)
+    return pooled.is_awaited(operation, x, spec, indices=options.get("return_indices", False))
+
+
+_DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves to the agnostic engine
+    "conv_grad_input": "one convolution for each phase of the stride",
+    "unfold": "the strided windows, copied out",
+    "max_pool": "running maxima, axis by axis",
+    "sum_pool": "running sums, axis by axis",
+    "avg_pool": "running sums, axis by axis, divided",
+    "max_unpool": "every value put at its index",
+    "max_pool_grad": "every gradient added at its index",
+}
+
+
+def is_direct_adjoint(spec: ConvSpec) -> bool:
+    """Whether the input gradient is one convolution, whose plan then says how."""
+    return set(spec.stride) == {1}
