@@ -275,6 +275,23 @@ def test_helpers_leave_the_callers_processor_to_the_caller():
         assert team.processor in allowed
 
 
+def test_a_team_has_the_helpers_that_can_begin(monkeypatch):
+    left, begin = [None], threads.Thread.start
+
+    def start(thread):
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        begin(thread)
+
+    task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
+    monkeypatch.setattr(threads.Thread, "start", start)
+    team = threads.Team(3)
+    assert len(team._helpers) == 1
+    team.run(task, np.array([counts.ctypes.data], np.int64).ctypes.data, len(counts), 0, 0)
+    assert (counts == 1).all()
+
+
 @pytest.mark.parametrize("tells", [True, False], ids=["the library tells", "threadpoolctl tells"])
 def test_compiled_threads_keep_to_the_limit_of_threadpoolctl(tells, monkeypatch):
     threadpoolctl = pytest.importorskip("threadpoolctl")
