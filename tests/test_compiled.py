@@ -465,6 +465,19 @@ def test_large_results_are_the_same_wherever_they_begin(dtype, channels, filters
         np.testing.assert_array_equal(out, y)
 
 
+@pytest.mark.usefixtures("kernels_take_all")
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_half_precision_is_written_where_the_user_wants_it_and_nowhere_else(layout):
+    rng = np.random.default_rng(0)
+    shapes = ((2, 16, 8, 8), (16, 16, 3, 3)) if layout == "channels_first" else ((2, 8, 8, 16), (3, 3, 16, 16))
+    x, w = (integers(rng, shape, "float16") for shape in shapes)
+    y = xpconv.corr(x, w, padding=1, layout=layout, method="direct")
+    memory = np.full(3 * y.size, 7, "float16")
+    xpconv.corr(x, w, padding=1, layout=layout, method="direct", out=memory[: y.size].reshape(y.shape))
+    np.testing.assert_array_equal(memory[: y.size].reshape(y.shape), y)
+    assert (memory[y.size :] == 7).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 500), (3, 257, 31), (1, 256, 512), (2, 300, 300)])
 def test_matrices_are_turned(shape, dtype):

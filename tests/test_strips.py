@@ -219,6 +219,11 @@ def test_what_is_not_finite_does_not_spread_to_other_groups():
     assert (y[..., [0, 1, 4, 5, 6, 7]] == 18).all()
 
 
+def test_groups_of_an_image_without_elements_add_nothing():
+    y = xpconv.corr1d(np.ones((1, 0, 9)), np.ones((2, 3, 12)), groups=3, padding=2, method="gemm")
+    np.testing.assert_array_equal(y, np.zeros((1, 3, 12)))
+
+
 def test_planes_share_a_product_of_positions_or_of_images(monkeypatch):
     monkeypatch.setattr(team, "thread_count", lambda: 2)
     monkeypatch.setattr(strips, "is_shared", lambda _: True)
