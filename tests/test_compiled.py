@@ -275,6 +275,23 @@ def test_helpers_leave_the_callers_processor_to_the_caller():
         assert team.processor in allowed
 
 
+def test_a_team_has_the_helpers_that_can_begin(monkeypatch):
+    left, begin = [None], threads.Thread.start
+
+    def start(thread):
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        begin(thread)
+
+    task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
+    monkeypatch.setattr(threads.Thread, "start", start)
+    team = threads.Team(3)
+    assert len(team._helpers) == 1
+    team.run(task, np.array([counts.ctypes.data], np.int64).ctypes.data, len(counts), 0, 0)
+    assert (counts == 1).all()
+
+
 @pytest.mark.parametrize("tells", [True, False], ids=["the library tells", "threadpoolctl tells"])
 def test_compiled_threads_keep_to_the_limit_of_threadpoolctl(tells, monkeypatch):
     threadpoolctl = pytest.importorskip("threadpoolctl")
@@ -446,6 +463,19 @@ def test_large_results_are_the_same_wherever_they_begin(dtype, channels, filters
         out = memory[start : start + y.size].reshape(y.shape)
         xpconv.corr(x, w, bias, groups=groups, activation="relu", method="direct", out=out)
         np.testing.assert_array_equal(out, y)
+
+
+@pytest.mark.usefixtures("kernels_take_all")
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_half_precision_is_written_where_the_user_wants_it_and_nowhere_else(layout):
+    rng = np.random.default_rng(0)
+    shapes = ((2, 16, 8, 8), (16, 16, 3, 3)) if layout == "channels_first" else ((2, 8, 8, 16), (3, 3, 16, 16))
+    x, w = (integers(rng, shape, "float16") for shape in shapes)
+    y = xpconv.corr(x, w, padding=1, layout=layout, method="direct")
+    memory = np.full(3 * y.size, 7, "float16")
+    xpconv.corr(x, w, padding=1, layout=layout, method="direct", out=memory[: y.size].reshape(y.shape))
+    np.testing.assert_array_equal(memory[: y.size].reshape(y.shape), y)
+    assert (memory[y.size :] == 7).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

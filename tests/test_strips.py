@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -227,6 +228,11 @@ def test_what_is_not_finite_does_not_spread_to_other_groups():
     assert (y[..., [0, 1, 4, 5, 6, 7]] == 18).all()
 
 
+def test_groups_of_an_image_without_elements_add_nothing():
+    y = xpconv.corr1d(np.ones((1, 0, 9)), np.ones((2, 3, 12)), groups=3, padding=2, method="gemm")
+    np.testing.assert_array_equal(y, np.zeros((1, 3, 12)))
+
+
 def test_planes_share_a_product_of_positions_or_of_images(monkeypatch):
     monkeypatch.setattr(team, "thread_count", lambda: 2)
     monkeypatch.setattr(strips, "is_shared", lambda _: True)
@@ -331,6 +337,60 @@ def test_what_fails_in_a_thread_fails_in_the_call():
     with pytest.raises(MemoryError, match="a strip"):
         team.share(work, range(3), 3)
     team.share(list, range(3), 3)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.usefixtures("three_threads")
+def test_a_call_that_is_interrupted_while_it_waits_does_not_end_the_next():
+    taken, goes_on, done = threading.Semaphore(0), threading.Event(), []
+
+    def work(parts):
+        for part in parts:
+            if threading.current_thread() is threading.main_thread():
+                assert all(taken.acquire(timeout=20) for _ in range(2))
+            else:
+                taken.release()
+                assert goes_on.wait(20)
+                time.sleep(0.2)  # in which a call that does not wait returns
+            done.append(part)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            team.share(work, "abc", 3)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    goes_on.set()
+    team.share(work, "def", 3)
+    assert set(done) == set("abcdef")
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_call_for_which_no_thread_can_begin_computes_alone(monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    taken = []
+    monkeypatch.setattr(team, "_team", {})
+    monkeypatch.setattr(threading.Thread, "start", start)
+    team.share(taken.extend, range(9), 3)
+    assert taken == list(range(9))
+
+
+@pytest.mark.skipif(not processors.CAN_CHOOSE or len(processors.allowed()) < 2, reason="no processors to choose from")
+def test_a_place_that_the_thread_is_told_meanwhile_is_not_taken_back():
+    first, second, *_ = processors.allowed()
+    before = os.sched_getaffinity(0)
+    try:
+        with processors.staying(first):
+            os.sched_setaffinity(0, {second})
+        assert os.sched_getaffinity(0) == {second}
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.mark.usefixtures("three_threads")

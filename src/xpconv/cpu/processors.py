@@ -42,7 +42,8 @@ def staying(here: int | None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            os.sched_setaffinity(0, before)
+            if os.sched_getaffinity(0) == {here}:  # and nobody has told the thread another place meanwhile
+                os.sched_setaffinity(0, before)
 
 
 @cache

@@ -62,7 +62,7 @@ def _by_strips(x: Array, w: Array, spec: ConvSpec, limit: int, y: Array) -> None
     filtered = _depthwise(w, spec) if spec.filters_planes else _multiplied(w, spec)
     strips, threads = _strips(spec, x.dtype.itemsize, limit, team.thread_count())
     if spec.groups > 1 and not spec.filters_planes:  # each channels of its own: (groups, N, *size, C / groups)
-        x = np.moveaxis(x.reshape(*x.shape[:-1], spec.groups, -1), -2, 0)
+        x = np.moveaxis(x.reshape(*x.shape[:-1], spec.groups, spec.channels // spec.groups), -2, 0)
 
     def work(strips: Iterator[Strip]) -> None:
         with borrowed("blocks") as memory:

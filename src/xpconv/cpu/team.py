@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import count
 from queue import SimpleQueue
@@ -37,7 +38,10 @@ def share(work: Callable[[Iterator[Part]], None], parts: Sequence[Part], most: i
             work(iter(parts))
             return
         try:
-            members, here = _members(helpers)
+            try:
+                members, here = _members(helpers)
+            except RuntimeError:  # the system has no thread left, or the interpreter ends
+                members, here = [], None
             with processors.staying(here):
                 _in_team(work, parts, members)
         finally:
@@ -51,14 +55,16 @@ def _in_team(work: Callable[[Iterator[Part]], None], parts: Sequence[Part], memb
         while (turn := next(turns)) < len(parts):
             yield parts[turn]
 
-    for member in members:
-        member.begin(lambda: work(taken()))
+    begun = [member.begin(lambda: work(taken())) for member in members]
     try:
         work(taken())
     finally:
-        failures = [failure for member in members if (failure := member.wait()) is not None]
+        failures = [failure for ended in begun if (failure := ended.get()) is not None]
     if failures:
         raise failures[0]
+
+
+_Ended = SimpleQueue["BaseException | None"]  # what work failed with, once it has ended
 
 
 class _Member:
@@ -66,24 +72,28 @@ class _Member:
 
     def __init__(self, processor: int | None) -> None:
         self.processor = processor
-        self._given: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._given: SimpleQueue[tuple[Callable[[], None], _Ended]] = SimpleQueue()
         threading.Thread(target=self._serve, name="xpconv", daemon=True).start()
 
-    def begin(self, work: Callable[[], None]) -> None:
-        """Start it, in this thread's context: NumPy's settings of what to warn of are part of that."""
-        context = copy_context()
-        self._given.put(lambda: context.run(work))
+    def begin(self, work: Callable[[], None]) -> _Ended:
+        """Start it, in this thread's context: NumPy's settings of what to warn of are part of that.
 
-    def wait(self) -> BaseException | None:
-        """Until it has ended: what it failed with."""
-        return self._done.get()
+        What tells its end tells of nothing else: a call that is interrupted leaves it behind.
+        """
+        context, ended = copy_context(), _Ended()
+        self._given.put((lambda: context.run(work), ended))
+        return ended
 
     def _serve(self) -> None:
         if self.processor is not None:
-            os.sched_setaffinity(0, {self.processor})
+            with suppress(OSError):  # a processor that is no longer there
+                os.sched_setaffinity(0, {self.processor})
         while True:
-            self._done.put(_failure(self._given.get()))
+            work, ended = self._given.get()
+            failure = _failure(work)
+            del work  # and the arrays that it computed on, before the call goes on
+            ended.put(failure)
+            del failure, ended
 
 
 def _failure(work: Callable[[], None]) -> BaseException | None:

@@ -98,10 +98,11 @@ def _convolved(
     It is written to `out`, channels last and of any strides, where that is given.
     """
     chosen, careful = planned(x, spec, method).method, method == "auto"
-    y = _summed(chosen, x, w, bias, spec, fill_value, activation, out, careful=careful)
+    place = out if out is not None and out.dtype == x.dtype else None  # sums of half precision are kept in single
+    y = _summed(chosen, x, w, bias, spec, fill_value, activation, place, careful=careful)
     if y is None:
         exact = "direct" if compiled.kernel_of(x.dtype, spec, "direct") else "gemm"
-        y = _summed(exact, x, w, bias, spec, fill_value, activation, out)
+        y = _summed(exact, x, w, bias, spec, fill_value, activation, place)
     if out is not None:
         if y is not out:
             out[...] = channels_last(y, spec.layout)

@@ -152,7 +152,10 @@ class Team:
         self._memory = lined((_BYTES,), np.dtype(np.uint8))
         self._memory[:] = 0
         self._words = address_of(self._memory)
-        self._helpers = [_Helper(self._functions, self._words, number) for number in range(1, threads)]
+        self._helpers: list[_Helper] = []
+        with suppress(RuntimeError):  # the system has no thread left, or the interpreter ends: those that there are
+            for number in range(1, threads):
+                self._helpers.append(_Helper(self._functions, self._words, number))
 
     def run(self, task: int, arguments: bytes, items: int, scratch: int, stride: int) -> None:
         """Compute a job with everybody; the caller holds the lock."""
