@@ -205,27 +205,6 @@ class Kernel:
         )
         self.builder.call(store, [value.raw, pointer, mask.raw])
 
-    def gather(self, addresses: Value, kind: ir.Type, mask: Value) -> Value:
-        """What lies at each address, in the lanes of the mask, zeros in the others; nothing else is read."""
-        pointers, nothing = self._pointers(addresses), self.constant(0, kind)
-        function = self._declared(
-            f"llvm.masked.gather.{_suffix(kind)}.v{kind.count}p0",
-            ir.FunctionType(kind, [pointers.type, mask.type, kind]),
-        )
-        return Value(self, self.builder.call(function, [pointers, mask.raw, nothing.raw]))
-
-    def scatter(self, values: Value, addresses: Value, mask: Value) -> None:
-        """The lanes of the mask, each to its address; nothing else is written."""
-        kind, pointers = values.type, self._pointers(addresses)
-        function = self._declared(
-            f"llvm.masked.scatter.{_suffix(kind)}.v{kind.count}p0",
-            ir.FunctionType(VOID, [kind, pointers.type, mask.type]),
-        )
-        self.builder.call(function, [values.raw, pointers, mask.raw])
-
-    def _pointers(self, addresses: Value) -> ir.Value:
-        return self.builder.inttoptr(addresses.raw, ir.VectorType(POINTER, addresses.type.count))
-
     def prefetch(self, address: Value) -> None:
         """Ask for the cache line of an address, which need not be one, to be read soon."""
         kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])

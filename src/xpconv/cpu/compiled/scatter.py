@@ -16,9 +16,9 @@ from llvmlite import ir
 
 from xpconv.cpu.address import address_of, words
 from xpconv.cpu.compiled import threads
-from xpconv.cpu.compiled.build import Library, library, machine
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
-from xpconv.cpu.compiled.moves import fill_kernel, in_vectors, lanes_of, name_of, take
+from xpconv.cpu.compiled.moves import fill_kernel, in_vectors, lanes_of, name_of
 from xpconv.cpu.compiled.values import FLOATS, I64, Operand, Value, vector
 from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ScatterSpec
@@ -73,19 +73,13 @@ def _library(dtype: str) -> Library | None:
     return library(f"scatter-{dtype}", partial(_make, dtype=dtype))
 
 
-def _scatters_vectors() -> bool:
-    """Whether the processor stores the lanes of a vector to places of their own: AVX-512 does."""
-    here = machine()
-    return here is not None and here.vector_bytes == 64
-
-
 # --- The kernels ------------------------------------------------------------------------------------------------------
 
 
 def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     """The tasks: one channel at a time, and channels side by side, one by one or by vectors of them."""
-    fill, vectors = fill_kernel(module, dtype), _add_vectors if _scatters_vectors() else _add_lanes
-    tasks: dict[str, _Add] = {"planes": _add_element, "elements": _add_elements, "vectors": vectors}
+    fill = fill_kernel(module, dtype)
+    tasks: dict[str, _Add] = {"planes": _add_element, "elements": _add_elements, "vectors": _add_lanes}
     for name, add in tasks.items():
         _task(module, name, dtype, add, fill)
     return tuple(tasks)
@@ -192,25 +186,5 @@ def _add_lanes(plane: _Plane, values: Value, indices: Value) -> None:
                     place = plane.address + kernel.load(indices + here * each) * plane.given.step + here
                     kernel.store(kernel.load(place, kind) + kernel.load(values + here, kind), place)
         return None
-
-    in_vectors(kernel, plane.dtype, plane.width, add)
-
-
-def _add_vectors(plane: _Plane, values: Value, indices: Value) -> None:
-    kernel, lanes = plane.kernel, lanes_of(plane.dtype)
-    kind, index_bytes = vector(FLOATS[plane.dtype], lanes), 8 // plane.size
-
-    def add(at: Value, mask: Value | None) -> None:
-        index_at = indices + at * index_bytes
-        index = take(kernel, index_at, vector(I64, lanes), mask)
-        count = kernel.constant(lanes) if mask is None else plane.width % lanes
-        waits = kernel.any_lane((plane.takes(index) | index.equals(-1)) ^ True)
-        with kernel.when(waits), kernel.loop(count) as lane:
-            plane.reach(kernel.load(index_at + lane * 8))
-        taken = plane.takes(index) if mask is None else plane.takes(index) & mask
-        beside = kernel.splat(plane.address + at, lanes) + kernel.steps(plane.size, lanes)
-        places = index * kernel.splat(plane.given.step, lanes) + beside
-        sums = kernel.gather(places, kind, taken) + take(kernel, values + at, kind, mask)
-        kernel.scatter(sums, places, taken)
 
     in_vectors(kernel, plane.dtype, plane.width, add)
