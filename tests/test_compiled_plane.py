@@ -1,6 +1,7 @@
 """Compiled filters of single planes: signals, images of one channel, and every channel of channels-first maps."""
 
 import threading
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -122,6 +123,30 @@ def test_arrays_of_any_strides_are_read(view, padding):
     x.flags.writeable = False
     _, w = arrays((1, 1), (5, 3), x.shape[1])
     assert_as_defined(xpconv.corr, x, w[:, :, ::-1], **first(x.shape[1], padding=padding))
+
+
+@pytest.mark.parametrize("method", ["direct", "fft"])
+def test_images_and_signals_without_other_axes_are_written_where_they_belong(method):
+    rng = np.random.default_rng(3)
+    cases = [(xpconv.corr2d, (600, 700), (13, 11)), (xpconv.conv2d, (600, 700), (13, 11))]
+    cases += [(xpconv.corr1d, (400_000,), (9,))] * (method == "direct")
+    for function, size, window in cases:
+        x, w = integers(rng, size, "float32"), rng.integers(-3, 4, window).astype("float32")
+        expected = function(x, w, padding="same", method=method)
+        for out in (np.empty_like(x), np.empty((*size[:-1], size[-1] + 9), "float32")[..., 4:-5]):
+            for call in range(3):
+                out[...] = 7
+                tracemalloc.start()
+                y = function(x, w, padding="same", method=method, out=out)
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+                assert y is out
+                assert call == 0 or peak < x.nbytes / 2  # tables are made once, and no second result
+                np.testing.assert_array_equal(out, expected)
+    x, w = integers(rng, (60, 70), "float32"), integers(rng, (3, 3), "float32")
+    for shape in ((60,), (60, 71), (1, 60, 70), ()):
+        with pytest.raises(ValueError, match="out is"):
+            xpconv.corr2d(x, w, padding="same", out=np.empty(shape, "f"))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])

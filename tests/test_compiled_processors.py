@@ -36,6 +36,7 @@ CALLS = [
     (xpconv.conv2d, (some(2, 30, 30, 36), some(3, 3, 1, 36)), dict(groups=36, padding=1)),
     (xpconv.conv2d, (some(3, 24, 26, 30), some(24, 1, 5, 4)), dict(groups=24, layout="channels_first")),
     (xpconv.conv2d, (some(200, 211), some(7, 5)), dict(padding="same", method="direct")),
+    (xpconv.conv2d, (some(34, 211), some(9, 3)), dict(padding="same", method="direct")),
     (xpconv.conv1d, (some(20_011), some(31)), dict(padding="same", method="direct")),
     (xpconv.corr2d, (some(2, 40, 40, 64), some(3, 3, 64, 64), some(64)), dict(padding=1, method="winograd")),
     (xpconv.corr1d, (some(2, 900, 64), some(9, 64, 64)), dict(method="winograd")),

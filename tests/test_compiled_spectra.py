@@ -138,6 +138,38 @@ def test_what_is_not_finite_stays_within_its_windows(dtype, value, activation, m
     np.testing.assert_allclose(y[near], expected[near], rtol=0, atol=1e-4)
 
 
+@DTYPES
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("place", [(0, 0), (0, 100), (77, 140), (149, 139)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_only_tiles_that_are_not_finite_are_computed_again(dtype, mode, place, flip, tiles_of):
+    tiles_of(32, 32)
+    x, w = arrays((150, 141), (5, 9), 2, 2, dtype)
+    x, function = x[..., ::-1], xpconv.conv if flip else xpconv.corr
+    bias, options = np.array([0.5, -1], dtype), {"padding": 4, "padding_mode": mode, "dilation": (2, 1)}
+    options |= first(2, activation="relu") | ({"fill_value": 3} if mode == "constant" else {})
+    clean = filtered(function, x, w, bias, **options)
+    x[1, 1, *place] = np.nan
+    y = filtered(function, x, w, bias, **options)
+    expected = reference(function, *(a.astype("float64") for a in (x, w, bias)), **options)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+    assert np.isnan(y).any()
+    np.testing.assert_allclose(y, expected, rtol=0, atol=BOUNDS[dtype] * np.nanmax(np.abs(expected)))
+    differs = y != clean
+    assert not differs[0].any()
+    assert not differs[1, 0].any()
+    assert (np.isnan(y) | differs).mean() < 1 / 8  # all others are those of the spectra, to the bit
+
+
+def test_many_tiles_that_are_not_finite_are_computed_at_once(tiles_of, monkeypatch):
+    tiles_of(32, 32)
+    monkeypatch.setattr(spectra.spectra_again, "compute", None)
+    x, w = arrays((150, 140), (9, 9), 1, 1)
+    x[..., ::20, ::20] = np.inf
+    y, expected = (xpconv.corr(x, w, method=method, **first(1)) for method in ("fft", "direct"))
+    np.testing.assert_array_equal(y, expected)
+
+
 @pytest.mark.parametrize(
     "view",
     [

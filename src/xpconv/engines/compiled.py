@@ -17,6 +17,7 @@ from xpconv.cpu.plan import SINGLE, Compiled, kernel_for, passes_pay, winograd_g
 from xpconv.cpu.results import new
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
 from xpconv.plan import Plan, conv_operations
+from xpconv.request import Index
 from xpconv.spec import Array, ConvSpec, PoolSpec
 from xpconv.workspace import current_limit
 
@@ -160,9 +161,16 @@ def _two_passes(x: Array, taps: tuple[Array, ...], bias: Array | None, spec: Con
     return by_kernels("plane", channels_last(between, spec.layout), across[None], bias, rows, 0, None, out)
 
 
-def holds(out: Any, spec: ConvSpec, dtype: Any) -> bool:
-    """Whether a result can be written to the user's memory as it is: NumPy's own, of its shape and dtype."""
-    return type(out) is np.ndarray and out.flags.aligned and (out.shape, out.dtype) == (spec.y_shape, dtype)
+def in_full(out: Any, drop: Index, spec: ConvSpec, dtype: Any) -> Array | None:
+    """The user's memory with the axes that its result is to lack; None where no result can be written there as it is.
+
+    It can where the memory is NumPy's own, of the result's shape and dtype.
+    """
+    lacking = sum(isinstance(index, int) for index in drop)
+    if type(out) is not np.ndarray or out.ndim + lacking != len(spec.y_shape):
+        return None
+    full: Array = out[tuple(None if isinstance(index, int) else index for index in drop)]
+    return full if full.flags.aligned and (full.shape, full.dtype) == (spec.y_shape, dtype) else None
 
 
 def is_written_by(kernel: str, y: Array) -> bool:

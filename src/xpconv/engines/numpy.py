@@ -76,13 +76,13 @@ def into(request: Request) -> bool:
 
     New memory is not only filled but cleared by the system first: of 100 MB in 7 ms, where Winograd took 53.
     """
-    out, spec, options = request.out, request.spec, request.options
-    dropped = any(isinstance(index, int) for index in request.drop)
-    if request.operation != "conv" or request.then is not None or dropped:
+    spec, options = request.spec, request.options
+    if request.operation != "conv" or request.then is not None:
         return False
     arrays: Any = request.arrays
     (x, w, bias), chosen = arrays, {name: options[name] for name in ("fill_value", "activation", "method")}
-    if not compiled.holds(out, spec, x.dtype):
+    out = compiled.in_full(request.out, request.drop, spec, x.dtype)
+    if out is None:
         return False
     x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
     _convolved(x, w, bias, spec, out.dtype, out=channels_last(out, spec.layout), **chosen)

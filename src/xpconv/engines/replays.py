@@ -68,10 +68,11 @@ def _replay_into(request: Request) -> Callable[..., Any] | None:
     method = planned(x, spec, request.options["method"]).method
     if not compiled.kernel_of(x.dtype, spec, method):
         return _replay_into_by_numpy(x, method, request)
-    if not compiled.holds(request.out, spec, x.dtype):
+    out = compiled.in_full(request.out, request.drop, spec, x.dtype)
+    if out is None:
         return None
-    prepared = _prepared_conv(x, request.out, request)
-    if prepared is None or not compiled.is_written_by(prepared[0], channels_last(request.out, spec.layout)):
+    prepared = _prepared_conv(x, out, request)
+    if prepared is None or not compiled.is_written_by(prepared[0], channels_last(out, spec.layout)):
         return None
     _, call, finish = prepared
     return None if finish is not None else _for_as_many_threads(_into(call), conv_operations(spec) // 2)

@@ -240,7 +240,7 @@ def _make(module: ir.Module, *, dtype: str, stride: int, taps: Taps) -> tuple[st
 
 def _block_kernel(module: ir.Module, dtype: str, taps: Taps) -> Kernel:
     """``block(...)``: all tiles of a block, whose input rows lie a step apart."""
-    widths, size, lanes = shapes(), np.dtype(dtype).itemsize, lanes_of(dtype)
+    widths, size, lanes = shapes(taps), np.dtype(dtype).itemsize, lanes_of(dtype)
     made = {height: tiles(module, dtype, taps, height, most) for height, most in widths.items()}
     names = ("arguments", "channel", "table", "begin", "limit", "ahead", "fresh", "y", "rows", "columns")
     kernel = Kernel(module, "block", names)

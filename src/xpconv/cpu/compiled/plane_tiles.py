@@ -32,20 +32,24 @@ class Taps:
 
 def taps_of(down: int, across: int) -> Taps:
     """What a filter of so many taps is computed by."""
-    return Taps(down if down in _DOWN else 0, down * across > SUMMED)
+    here = machine()
+    assert here is not None
+    return Taps(down if down in _DOWN[here.registers] else 0, down * across > SUMMED)
 
 
-_DOWN = (3, 5)
+_DOWN = {32: (3, 5), 16: (3, 5, 7, 9)}  # by registers
 
 
-def shapes() -> dict[int, int]:
+def shapes(taps: Taps) -> dict[int, int]:
     """Rows of a tile, and the vectors of columns that then fill the registers with sums.
 
     Eight rows by two, for narrow rows, took a sixth longer than four: LLVM reads all rows before it adds.
     """
     here = machine()
     assert here is not None
-    return {4: 4, 2: 6, 1: WIDEST} if here.registers == 32 else {4: 2, 2: 3, 1: WIDEST}
+    if here.registers == 32:
+        return {4: 4, 2: 6, 1: WIDEST}
+    return {3: 4, 2: 3, 1: WIDEST} if taps.down > 5 else {4: 2, 2: 3, 1: WIDEST}
 
 
 WIDEST = 8

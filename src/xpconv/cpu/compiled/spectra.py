@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import tiled_spectra
-from xpconv.cpu.compiled import threads
+from xpconv.cpu.compiled import spectra_again, threads
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call
@@ -68,6 +68,7 @@ class Spectra:
         }  # fmt: skip
         tables |= roots | {"finish": finishing(call.activation, dtype, call.leak)}
         self._call, self._items = call, spec.channels * numbers["pairs"]
+        self._counts, self._each = counts, (rows, columns)
         self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables)
         self._scratch = _scratch(down, across, size)
         self._pack = Packing(dtype, spec.channels, 1, 1, taps_order(spec, call.w_strides), call.w_strides[-1])
@@ -80,7 +81,7 @@ class Spectra:
         self._filter, self._transform = compiled.address("filter"), compiled.address("transform")
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
-        """Write the result to `y`; whether all of it is finite: what is not has spread over its tiles."""
+        """Write the result to `y`; False where too many values that are not finite have spread over their tiles."""
         call = self._call
         taps, biases, factors = self._pack(w), self._bias(bias), lined(self._factors, np.dtype(call.dtype))
         threads.run(self._transform, self._transforms.of(taps, factors), call.spec.channels, self._scratch, call.team)
@@ -88,7 +89,22 @@ class Spectra:
         found = np.zeros((self._items, lanes_of(call.dtype)), call.dtype)
         arguments = self._arguments.of(x, factors, y, biases, totals, found)
         threads.run(self._filter, arguments, self._items, self._scratch, call.team)
-        return not found.any()
+        spoiled = [at for item in np.flatnonzero(found.any(axis=1)) for at in self._places(int(item))]
+        if spoiled and spectra_again.can(call, spoiled):
+            spectra_again.compute(call, spoiled, x, w, bias, y)
+            return True
+        return not spoiled
+
+    def _places(self, item: int) -> list[spectra_again.Place]:
+        """The one or two tiles of an item."""
+        spec, (down, across), (rows, columns) = self._call.spec, self._counts, self._each
+        channel, pair = divmod(item, self._items // spec.channels)
+        places = []
+        for tile in range(2 * pair, min(2 * pair + 2, spec.batch * down * across)):
+            image, row, column = tile // (down * across), tile // across % down * rows, tile % across * columns
+            below, right = min(row + rows, spec.out_size[0]), min(column + columns, spec.out_size[1])
+            places.append(spectra_again.Place(image, channel, slice(row, below), slice(column, right)))
+        return places
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
