@@ -14,7 +14,6 @@ import numpy as np
 from xpconv.spec import Array
 
 _ROWS = 8  # results of a column that one product makes: with 16 as much time, with 32 twice
-RESULTS = 16  # results of a row that one product makes of a short signal, in any precision
 _LINE = 64  # bytes of results of a row that one product makes: with AVX-512 half the time of twice as many
 _LONG = 64  # taps beyond which twice as many take a tenth more, and without AVX-512 a third less
 

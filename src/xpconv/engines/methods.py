@@ -129,7 +129,7 @@ def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
 
 def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
     """Whether every channel is filtered by itself, tap by tap: what BLAS does not multiply as well."""
-    by_taps = direct_by(spec) == "taps" or (direct_by(spec) == "bands" and dtype.char not in _IN_BLAS)
+    by_taps = direct_by(spec) in ("taps", "patches") or (direct_by(spec) == "bands" and dtype.char not in _IN_BLAS)
     return spec.groups == spec.channels == spec.filters and by_taps
 
 
