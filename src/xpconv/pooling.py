@@ -81,13 +81,21 @@ def _max_pool(
     spec, form = _geometry(variant, x, window, stride, padding, dilation, ceil_mode, layout)
     options = {"return_indices": return_indices}
     if variant.flip:
-        return Request("max_pool", (_mirrored(x),), spec, options, lift=(form.x,), drop=form.y, then=_mirrored_values)
+        return Request(
+            "max_pool", _mirrored_arrays(x), spec, options, lift=(form.x,), drop=form.y, then=_mirrored_values,
+            source=(x,), make=_mirrored_arrays,
+        )  # fmt: skip
     return Request("max_pool", (x,), spec, options, lift=(form.x,), drop=form.y)
 
 
 def _mirrored(x: Array) -> Array:
     """x in the opposite order, without loss: ``-x``, and ``-x - 1`` for integers, whose smallest has no negative."""
     return ~x if kind_of(x) == "integral" else -x
+
+
+def _mirrored_arrays(x: Array) -> tuple[Array]:
+    """What a minimum is the maximum of."""
+    return (_mirrored(x),)
 
 
 def _mirrored_values(result: Any) -> Any:

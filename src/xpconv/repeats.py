@@ -66,8 +66,8 @@ class _Known:
 
     def __init__(self, request: Request, places: _Places, replay: Callable[..., Any] | None) -> None:
         self._arrays = _picked(tuple(-1 if place is None else place for place in places))
-        self.replay, self.writes = replay, request.out is not None
-        self._request = replace(request, given=(), out=None)  # without the arrays, which would be kept alive
+        self.replay, self.writes = _whole(replay, request), request.out is not None
+        self._request = replace(request, given=(), source=(), out=None)  # without the arrays, which would be kept alive
 
     def arrays(self, values: tuple[Any, ...]) -> tuple[Array | None, ...]:
         """Those of this call, as the engine takes them."""
@@ -75,7 +75,22 @@ class _Known:
 
     def request(self, values: tuple[Any, ...]) -> Request:
         """The request with the arrays of this call."""
-        return replace(self._request, given=self.arrays(values))
+        arrays, make = self.arrays(values), self._request.make
+        return replace(self._request, given=arrays if make is None else make(*arrays))
+
+
+def _whole(replay: Callable[..., Any] | None, request: Request) -> Callable[..., Any] | None:
+    """A replay with what is done to the arrays before and to the result after it."""
+    make, then = request.make, request.then
+    if replay is None or make is None:
+        return replay
+
+    def again(*arrays: Array) -> Any:
+        with device_of(arrays):
+            result = replay(*make(*arrays))
+            return result if result is NotImplemented or then is None else then(result)
+
+    return again
 
 
 def _picked(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
@@ -95,13 +110,14 @@ def _places(request: Request, values: tuple[Any, ...]) -> _Places | None:
     """Which arguments the request's arrays are, `out` the last; None where it does not hold for other arrays.
 
     That is so where an array was converted or cast, stands for a parameter, or is given twice, and where the call has
-    a tail.
+    a tail of the user's.
     """
-    if request.then is not None or request.by_value:
+    if (request.then is not None and request.make is None) or request.by_value:
         return None
     given = [(place, value) for place, value in enumerate(values) if _name_of(type(value)) in _ARRAYS]
     places = {id(value): place for place, value in given}
-    arrays = request.given if request.out is None else (*request.given, request.out)
+    arrays = request.source or request.given
+    arrays = arrays if request.out is None else (*arrays, request.out)
     computed = {id(array) for array in arrays if array is not None}
     if len(places) < len(given) or computed != set(places):
         return None

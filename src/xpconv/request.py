@@ -26,6 +26,8 @@ class Request:
     then: Callable[[Any], Any] | None = None  # applied to the whole result, last of all
     out: Any = None
     reference_methods: bool = False  # a method that the array's engine lacks is taken from the agnostic engine
+    source: Arrays = ()  # the user's arrays, where those given are made of them
+    make: Callable[..., Arrays] | None = None  # makes them
     by_value: bool = False  # values were looked at: the description holds for these arrays alone
 
     @property

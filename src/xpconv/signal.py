@@ -14,8 +14,8 @@ from array_api_compat import array_namespace, device
 
 from xpconv.dispatch import arrays_of, cast_number, promoted
 from xpconv.dtypes import kind_of
-from xpconv.request import Request
-from xpconv.spec import MODES, Array, Pairing, Sizes, integers, one_of, signal_spec
+from xpconv.request import WHOLE, Request
+from xpconv.spec import MODES, Array, ConvSpec, Pairing, Sizes, integers, one_of, signal_spec
 from xpconv.variants import Variant, public
 
 Mode: TypeAlias = Literal["full", "same", "valid"]
@@ -94,17 +94,31 @@ def _signal(
         tuple(in1.shape), tuple(in2.shape), name=variant.name, flip=variant.flip, mode=one_of("mode", mode, MODES),
         axes=integers("axes", axes), padding_mode=padding_mode,
     )  # fmt: skip
-    kernel = in2 if variant.flip else _conjugate(in2)
-    x, w = (kernel, in1) if pairing.swapped else (in1, kernel)
     options = {"fill_value": fill, "activation": None, "precision": "highest", "method": method}
-    if len(pairing.order) == spec.axes == x.ndim and (variant.flip or not pairing.swapped):
+    if len(pairing.order) == spec.axes == in1.ndim and (variant.flip or not _changes(in2, pairing)):
+        x, w = (in2, in1) if pairing.swapped else (in1, in2)
         lift = ((None, None, ...),) * 2  # all axes are convolved, and those of items and channels are all that lacks
         return Request("conv", (x, w, None), spec, options, lift=lift, drop=(0, 0, ...), reference_methods=True)
+    make, restore = partial(_made, variant, spec, pairing), partial(_restored, pairing=pairing)
+    return Request(
+        "conv", make(in1, in2), spec, options, lift=(WHOLE, WHOLE), then=restore, reference_methods=True,
+        source=(in1, in2), make=make,
+    )  # fmt: skip
+
+
+def _changes(in2: Array, pairing: Pairing) -> bool:
+    """Whether a correlation reads other values than the arrays hold, or in another order."""
+    return pairing.swapped or kind_of(in2) == "complex floating"
+
+
+def _made(variant: Variant, spec: ConvSpec, pairing: Pairing, in1: Array, in2: Array) -> tuple[Array, Array, None]:
+    """Input and weight of the convolution."""
+    kernel = in2 if variant.flip else _conjugate(in2)
+    x, w = (kernel, in1) if pairing.swapped else (in1, kernel)
     x, w = _arranged(x, pairing, spec.x_shape), _arranged(w, pairing, spec.w_shape)
     if pairing.swapped and not variant.flip:
         x = _reversed(x)  # a correlation is the convolution with in2 reversed, and that does not mind which is which
-    restore = partial(_restored, pairing=pairing)
-    return Request("conv", (x, w, None), spec, options, then=restore, reference_methods=True)
+    return x, w, None
 
 
 def _surroundings(boundary: str, fillvalue: complex, in1: Array) -> tuple[str, Any]:

@@ -15,7 +15,6 @@ from xpconv.cpu.lines import LINE
 from xpconv.spec import Array
 
 _ROWS = 8  # results of a column that one product makes: with 16 as much time, with 32 twice
-RESULTS = 16  # results of a row that one product makes of a short signal, in any precision
 _LONG = 64  # taps beyond which twice as many take a tenth more, and without AVX-512 a third less
 
 
@@ -28,12 +27,14 @@ def matrix(taps: Array, results: int, stride: int, dilation: int) -> Array:
     return band
 
 
-def row_band(taps: Array, results: int, stride: int, dilation: int) -> Array:
-    """Taps (C, m) for `across`, for rows of that many results.
+def line(itemsize: int) -> int:
+    """Results of a row that one product makes: with AVX-512 a line of the caches takes half the time of two."""
+    return max(LINE // itemsize, 1)
 
-    One product makes a line of the caches of them: with AVX-512 it takes half the time of twice as many.
-    """
-    some = max(LINE // taps.itemsize, 1) * (2 if taps.shape[-1] > _LONG else 1)
+
+def row_band(taps: Array, results: int, stride: int, dilation: int) -> Array:
+    """Taps (C, m) for `across`, for rows of that many results."""
+    some = line(taps.itemsize) * (2 if taps.shape[-1] > _LONG else 1)
     return matrix(taps, min(some, results), stride, dilation)
 
 

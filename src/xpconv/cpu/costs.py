@@ -26,6 +26,7 @@ _COMPARED = 2e9  # elements of a weight beside those that what is kept was made 
 _FRESH_WEIGHTS = 0.25e9  # elements of a weight transformed, where they are too many to be kept from call to call
 _PASSES = 2.6e9  # elements multiplied and added to the result
 _SHARED_PASSES = 7.5e9  # by all threads, of channels beside each other
+_MADE = 1.5e9  # products copied, made and added at once
 _SUMS = 0.9e9  # elements of a product added to others
 _TRANSFORMS = 4.0e9  # operations of a transform in double precision
 _AT_ONCE = {1: 0.06e9, 2: 0.09e9}  # elements of a signal or a plane whose spectrum is taken at once
@@ -48,7 +49,7 @@ _CUT = 150e-6  # into tiles
 _BANDS = 60e-6
 _ROW = 0.1e-6  # of a plane's results
 _ONCE = 13e-6  # what is small, all at once
-_LOOP = 6.5e-6
+_LOOP = 7.5e-6
 
 _SECOND = 0.6  # of the time of one thread that two take
 _FEW_TAPS = 11  # of a signal, which NumPy's own loop reads quickly
@@ -62,7 +63,7 @@ def direct_seconds(spec: ConvSpec) -> float:
 
 @lru_cache(maxsize=4096)
 def direct_by(spec: ConvSpec) -> str:
-    """How NumPy sums the products: by a pass for each of the "taps", by "bands" of them, or by its own "loop"."""
+    """How NumPy sums the products: by passes of the "taps", by "bands" of them, its own "loop", or "patches"."""
     return min(_DIRECT_COSTS, key=lambda name: _DIRECT_COSTS[name](spec))
 
 
@@ -71,7 +72,8 @@ def _loop_seconds(spec: ConvSpec) -> float:
     if spec.axes > 1 or (spec.batch, spec.channels, spec.filters, *spec.stride, *spec.dilation) != (1, 1, 1, 1, 1):
         return math.inf
     taps = spec.window[0]
-    each = 10e-9 + 0.07e-9 * taps if taps > _FEW_TAPS else 0.25e-9 * taps if taps > 5 else 0.45e-9
+    short = 0.45e-9 if taps <= 5 else (0.16e-9 if taps < 10 else 0.25e-9) * taps
+    each = 10e-9 + 0.07e-9 * taps if taps > _FEW_TAPS else short
     return spec.out_size[0] * each + _LOOP
 
 
@@ -123,7 +125,14 @@ def _taps_seconds(spec: ConvSpec) -> float:
     return passes + 2 * conv_operations(spec) / _PRODUCTS + planned
 
 
-_DIRECT_COSTS = {"taps": _taps_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
+def _patches_seconds(spec: ConvSpec) -> float:
+    """Of few channels by themselves, all products at once; infinite for anything else."""
+    products = conv_operations(spec) // 2
+    few = spec.filters_planes and spec.channels > 1 and 0 < products <= small.MOST_CHANNELWISE
+    return products / _MADE + CALL if few else math.inf
+
+
+_DIRECT_COSTS = {"taps": _taps_seconds, "patches": _patches_seconds, "bands": _banded_seconds, "loop": _loop_seconds}
 
 
 def gemm_seconds(spec: ConvSpec) -> float:

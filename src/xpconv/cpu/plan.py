@@ -100,7 +100,11 @@ _KERNELS = {
 }
 
 
-_DIRECT = {"bands": "blocks of rows, each a product with a band of the taps", "loop": "NumPy's own loop"}
+_DIRECT = {
+    "bands": "blocks of rows, each a product with a band of the taps",
+    "patches": "all taps of all windows side by side",
+    "loop": "NumPy's own loop",
+}
 
 
 def _numpy_tile(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int) -> tuple[str, int]:
@@ -112,7 +116,9 @@ def _numpy_tile(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limi
     if method == "gemm" or by_taps:
         return strips.told(spec, itemsize, limit), strips.workspace(spec, itemsize, limit)
     if method == "direct" and costs.direct_by(spec) != "taps":
-        return _DIRECT[costs.direct_by(spec)], limit if costs.direct_by(spec) == "bands" else 0
+        by = costs.direct_by(spec)
+        held = {"bands": limit, "patches": min(conv_operations(spec) * itemsize, limit)}
+        return _DIRECT[by], held.get(by, 0)
     if method == "direct":
         return "the whole result, tap by tap", spec.batch * math.prod(spec.out_size) * spec.filters * itemsize
     if method == "winograd":

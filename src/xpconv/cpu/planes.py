@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def _is_for_blas(planes: Array) -> bool:
 def finite(y: Array) -> bool:
     """Whether all values are, by their sum, which is read faster but may overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(y.sum()) or np.isfinite(y).all())
+        return cmath.isfinite(y.sum()) or bool(np.isfinite(y).all())
 
 
 def _tap_by_tap(x: Array, w: Array, spec: ConvSpec, out: Array) -> None:

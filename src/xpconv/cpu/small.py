@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from xpconv.cpu.memory import borrowed
 from xpconv.cpu.planes import finite
 from xpconv.cpu.small_patches import rooms
 from xpconv.cpu.small_products import Sums
+from xpconv.cpu.spares import Spares
 from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
-COPIED = 10_000  # elements of a signal that are copied in less time than its taps are looked at
+MOST_CHANNELWISE = 1 << 16  # products of single channels that are all made before they are added
+COPIED = 4_000  # elements of a signal that are copied in less time than its taps are looked at
 _MOST_SUMS = 1 << 20  # of a plane that is small
 _MOST_SIGNAL = 1 << 17  # elements of a signal whose rows are multiplied at once
 _SHARED_BY_BLAS = 1 << 18  # multiplications of a product that OpenBLAS shares among threads, and waits for busy ones
@@ -97,16 +100,7 @@ def plane(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
 def is_signal(spec: ConvSpec) -> bool:
     """Whether one signal is filtered that is so short that its rows are multiplied at once."""
     one = (spec.axes, spec.batch, spec.channels, spec.filters) == (1, 1, 1, 1)
-    return one and 0 not in (*spec.out_size, *spec.window) and _signal_rows(spec)[2] <= _MOST_SIGNAL
-
-
-def _signal_rows(spec: ConvSpec) -> tuple[int, int, int]:
-    """Of results that fill up whole rows: pieces of a row, rows, and the elements that they read."""
-    step, reach = spec.stride[0], spec.reach[0]
-    span = (banded.RESULTS - 1) * step + reach
-    pieces = -(-span // (banded.RESULTS * step))  # of a row, so long that BLAS takes what one product reads as rows
-    rows = -(-spec.out_size[0] // (banded.RESULTS * pieces))
-    return pieces, rows, max((rows * pieces * banded.RESULTS - 1) * step + reach, spec.padded_size[0])
+    return one and 0 not in (*spec.out_size, *spec.window) and spec.padded_size[0] <= _MOST_SIGNAL
 
 
 def signal(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, Array], Array | None]:
@@ -114,28 +108,42 @@ def signal(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, A
 
     None where a result is not finite. The last rows of results are filled up, and so is what they read.
     """
-    (pieces, rows, length), (step, apart), item = _signal_rows(spec), (*spec.stride, *spec.dilation), dtype.itemsize
-    results, count, inner = (
-        banded.RESULTS,
-        spec.out_size[0],
-        slice(spec.padding[0][0], spec.padding[0][0] + spec.size[0]),
-    )
+    (step, apart), item, count = (*spec.stride, *spec.dilation), dtype.itemsize, spec.out_size[0]
+    results = banded.line(item)
     span = (results - 1) * step + spec.reach[0]
+    pieces = -(-span // (results * step))  # of a row, so long that BLAS takes what one product reads as rows
+    rows = -(-count // (results * pieces))
+    length = max((rows * pieces * results - 1) * step + spec.reach[0], spec.padded_size[0])
+    inner = slice(spec.padding[0][0], spec.padding[0][0] + spec.size[0])
     taps = (spec.window[0], results), (apart * results * item, (step * results + 1) * item)
     read = (pieces, rows, span), (results * step * item, pieces * results * step * item, item)
     written = (pieces, rows, results), (results * item, pieces * results * item, item)
     by_one = blas.products_by_one if rows * span * results > _SHARED_BY_BLAS else nullcontext
 
-    def filtered(x: Array, w: Array) -> Array | None:
+    def made() -> _Rows:
         whole, band = np.full(length, fill, dtype), np.zeros((span, results), dtype)
-        whole[inner] = x.reshape(spec.size)
-        w = w.reshape(spec.window)
-        w = w[::-1] if spec.flip else w
-        np.ndarray(taps[0], dtype, band, 0, taps[1])[...] = w[:, None]
+        view = np.ndarray(read[0], dtype, whole, 0, read[1])
+        return _Rows(whole[inner], view, np.ndarray(taps[0], dtype, band, 0, taps[1]), band)
+
+    spares = Spares(made, (length + span * results) * item)
+
+    def filtered(x: Array, w: Array) -> Array | None:
+        memory, w = spares.take(), w.reshape(spec.window)
+        memory.inner[...] = x.reshape(spec.size)
+        memory.taps[...] = (w[::-1] if spec.flip else w)[:, None]
         y = np.empty(rows * pieces * results, dtype)
         with np.errstate(over="ignore", invalid="ignore"), by_one():
-            into = np.ndarray(written[0], dtype, y, 0, written[1])
-            np.matmul(np.ndarray(read[0], dtype, whole, 0, read[1]), band, out=into)
+            np.matmul(memory.read, memory.band, out=np.ndarray(written[0], dtype, y, 0, written[1]))
+        spares.give(memory)
         return y[:count] if finite(y[:count]) else None
 
     return filtered
+
+
+class _Rows(NamedTuple):
+    """A padded signal and a band of taps: where both go, and what is multiplied."""
+
+    inner: Array
+    read: Array
+    taps: Array
+    band: Array

@@ -65,6 +65,13 @@ def steps_of(spec: Windows, dtype: np.dtype) -> Steps:
     return Steps(batch, windows, tuple(step * d for step, d in zip(along, spec.dilation, strict=True)), channel)
 
 
+def by_taps(spec: Windows, dtype: np.dtype, shape: Sizes, flat: Sizes) -> Patches:
+    """For every tap what it reads for all results, which are of the shape."""
+    batch, moves, taps, channel = steps_of(spec, dtype)
+    strides = (*taps, *in_layout(spec.layout, batch, moves, channel))
+    return Patches((*spec.window, *shape), strides, 0, (math.prod(spec.window), *flat))
+
+
 def of_patches(
     spec: Windows, dtype: np.dtype, fill: complex, patches: Patches, compute: Callable[..., Array]
 ) -> Callable[..., Array]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xpconv.cpu.small_patches import Patches, of_patches, steps_of
-from xpconv.spec import Array, PoolSpec, in_layout
+from xpconv.cpu.small_patches import by_taps, of_patches
+from xpconv.spec import Array, PoolSpec
 from xpconv.workspace import current_limit
 
 _MOST_BYTES = 1 << 18  # of patches; of more, windows are merged axis by axis
@@ -22,11 +22,5 @@ def fits(spec: PoolSpec, dtype: np.dtype) -> bool:
 
 def merged(spec: PoolSpec, dtype: np.dtype, merge: np.ufunc, fill: float) -> Callable[[Array], Array]:
     """A function of x in the spec's layout, which may lack axes of one element, that merges the elements of windows."""
-    (batch, moves, taps, channel), results = steps_of(spec.reading, dtype), spec.y_shape
-    patches = Patches(
-        (*spec.window, *results),
-        (*taps, *in_layout(spec.layout, batch, moves, channel)),
-        0,
-        (math.prod(spec.window), math.prod(results)),
-    )
+    patches = by_taps(spec.reading, dtype, spec.y_shape, (math.prod(spec.y_shape),))
     return of_patches(spec.reading, dtype, fill, patches, merge.reduce)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xpconv.cpu.small_patches import Patches, of_patches, steps_of
+from xpconv.cpu.small_patches import Patches, by_taps, of_patches, steps_of
 from xpconv.spec import Array, ConvSpec
 
 Sums = Callable[[Array, Array], Array]
@@ -28,6 +28,51 @@ def product(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     if spec.padded_size == spec.size == spec.out_size and math.prod(spec.window) == 1:
         return lambda x, w: multiply(x.reshape(flat), weight(w))
     return of_patches(spec, dtype, fill, patches, lambda read, w: multiply(read, weight(w)))
+
+
+def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
+    """A function of x and gy as the layout has them, without groups: all patches, transposed, times gy, as the weight.
+
+    Patches lie one below the other, their elements as in a weight of the layout.
+    """
+    batch, moves, taps, channel = steps_of(spec, dtype)
+    first, filters, w_shape = spec.layout == "channels_first", spec.filters, spec.w_shape
+    results = math.prod(spec.out_size)
+    read, steps = (spec.channels, *spec.window), (channel, *taps)
+    if not first:
+        read, steps = (*read[1:], *read[:1]), (*steps[1:], *steps[:1])
+    shape, strides = (spec.batch, *spec.out_size, *read), (batch, *moves, *steps)
+    patches = Patches(shape, strides, 0, (spec.batch * results, math.prod(read)))
+    turns = ((slice(None),) * 2 if first else ()) + (slice(None, None, -1 if spec.flip else 1),) * spec.axes
+
+    def compute(read: Array, gy: Array) -> Array:
+        if first:
+            gw = gy.reshape(-1, filters, results).swapaxes(0, 1).reshape(filters, -1).dot(read)
+        else:
+            gw = read.T.dot(gy.reshape(-1, filters))
+        return np.ascontiguousarray(gw.reshape(w_shape)[turns])
+
+    return of_patches(spec, dtype, 0, patches, compute)
+
+
+def channelwise(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
+    """A function of x and w as the layout has them, of one filter for each channel: every tap times what it reads.
+
+    It gives (N * out, C), or with channels first (N, C, out).
+    """
+    results, taps, turns = math.prod(spec.out_size), math.prod(spec.window), (slice(None, None, -1),) * spec.axes
+    last, window = spec.layout == "channels_last", spec.window
+    flat = (spec.batch * results, spec.channels) if last else (spec.batch, spec.channels, results)
+    turns = turns if spec.flip else (slice(None),) * spec.axes
+
+    def compute(read: Array, w: Array) -> Array:
+        if last:
+            w = w.reshape(*window, -1)[turns].reshape(taps, 1, -1)
+        else:
+            w = w.reshape(-1, *window)[(slice(None), *turns)].reshape(-1, taps).T[:, None, :, None]
+        return np.add.reduce(read * w)
+
+    return of_patches(spec, dtype, fill, by_taps(spec, dtype, spec.y_shape, flat), compute)
 
 
 def are_columns(spec: ConvSpec) -> bool:

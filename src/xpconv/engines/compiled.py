@@ -13,7 +13,7 @@ import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import planes, separable, winograd
-from xpconv.cpu.plan import SINGLE, Compiled, kernel_for, passes_pay, winograd_gradient_pays
+from xpconv.cpu.plan import READ_SINGLE, SINGLE, Compiled, kernel_for, passes_pay, winograd_gradient_pays
 from xpconv.cpu.results import new
 from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
 from xpconv.plan import Plan, conv_operations
@@ -244,6 +244,18 @@ def laid_out(y: Array, layout: str) -> Array:
         return np.ascontiguousarray(as_layout(y, layout))
     batch, *size, channels = y.shape
     return present.turned(y.reshape(batch, math.prod(size), channels)).reshape(batch, channels, *size)
+
+
+def while_as_many_threads(again: Callable[..., Any], products: int) -> Callable[..., Any]:
+    """The same, as long as as many threads are free as it was prepared for; one of few products takes one thread."""
+    if products <= min(SINGLE, READ_SINGLE):
+        return again
+    threads = thread_count()
+
+    def checked(*arrays: Array | None) -> Any:
+        return again(*arrays) if thread_count() == threads else NotImplemented
+
+    return checked
 
 
 # --- What is not finite -----------------------------------------------------------------------------------------------

@@ -174,10 +174,13 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
         x, gy = agnostic.to_weight_adjoint(x, gy, spec)
         gw = _spectral_if_finite(surrounded(x, spec.weight_adjoint), gy, spec.weight_adjoint)
         return np.ascontiguousarray(agnostic.from_weight_adjoint(gw, spec).astype(dtype, copy=False))
-    if spec.groups > 1 and not compiled.takes_gradient(dtype, spec):
+    taken = compiled.takes_gradient(dtype, spec)
+    if not taken and (computed := small.conv_grad_weight(dtype, spec)):
+        return computed(x, gy)
+    if spec.groups > 1 and not taken:
         return NotImplemented  # the agnostic engine's batched products serve groups as well
     x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
-    if compiled.takes_gradient(dtype, spec):
+    if taken:
         gw = compiled.grad_weight(x, gy, spec)
         return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
     x = pad(x, spec)

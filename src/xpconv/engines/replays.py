@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from xpconv.cpu import strips
-from xpconv.cpu.plan import READ_SINGLE, SINGLE, passes_pay, spectra_plan
+from xpconv.cpu.plan import passes_pay
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, pooled, small
 from xpconv.engines.agnostic import (
@@ -19,14 +18,14 @@ from xpconv.engines.agnostic import (
     channels_last,
     divisors_of,
     epilogue,
-    exchanged,
     weight_as,
     weight_last,
 )
+from xpconv.engines.gradient_replays import input_gradient, weight_gradient, weight_order
 from xpconv.engines.methods import planned, products_of_planes, summed, summed_if_finite
 from xpconv.plan import conv_operations, operations
-from xpconv.request import WHOLE, Request
-from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes, in_layout
+from xpconv.request import Request
+from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 
 def replay(request: Request) -> Callable[..., Any] | None:
@@ -37,7 +36,8 @@ def replay(request: Request) -> Callable[..., Any] | None:
     NotImplemented instead of a function while it is not settled who computes: kernels are being compiled.
     """
     pools = dict.fromkeys(pooled.REDUCTIONS, _replay_pool)
-    prepare = {"conv": _replay_conv, "conv_grad_input": _replay_adjoint, **pools}
+    convolutions = {"conv": _replay_conv, "conv_grad_input": input_gradient, "conv_grad_weight": weight_gradient}
+    prepare = {**convolutions, **pools}
     x: Any = request.arrays[0]
     if request.operation not in prepare or x.dtype.char not in "fd":
         return None
@@ -75,7 +75,7 @@ def _replay_into(request: Request) -> Callable[..., Any] | None:
     if prepared is None or not compiled.is_written_by(prepared[0], channels_last(out, spec.layout)):
         return None
     _, call, finish = prepared
-    return None if finish is not None else _for_as_many_threads(_into(call), conv_operations(spec) // 2)
+    return None if finish is not None else compiled.while_as_many_threads(_into(call), conv_operations(spec) // 2)
 
 
 def _replay_into_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
@@ -106,18 +106,6 @@ def _into(call: Callable[..., bool]) -> Callable[..., Any]:
     return again
 
 
-def _for_as_many_threads(again: Callable[..., Any], products: int) -> Callable[..., Any]:
-    """The same, as long as as many threads are free as it was prepared for; one of few products takes one thread."""
-    if products <= min(SINGLE, READ_SINGLE):
-        return again
-    threads = compiled.thread_count()
-
-    def checked(*arrays: Array | None) -> Any:
-        return again(*arrays) if compiled.thread_count() == threads else NotImplemented
-
-    return checked
-
-
 def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
     method = planned(x, request.spec, request.options["method"]).method
     if not compiled.kernel_of(x.dtype, request.spec, method):
@@ -134,7 +122,7 @@ def _replay_conv(x: Array, request: Request) -> Callable[..., Any] | None:
             return NotImplemented
         return y if finish is None else finish(y)
 
-    return _for_as_many_threads(again, conv_operations(request.spec) // 2)
+    return compiled.while_as_many_threads(again, conv_operations(request.spec) // 2)
 
 
 def _prepared_conv(x: Array, y: Array, request: Request) -> tuple[str, Callable[..., bool], Any] | None:
@@ -149,7 +137,7 @@ def _prepared_conv(x: Array, y: Array, request: Request) -> tuple[str, Callable[
     careful = options["method"] == "auto"
     stored, finish = compiled.stored_and_left(options["activation"])
     x, y, w_last = (channels_last(x, spec.layout), channels_last(y, spec.layout), weight_last(w, spec.layout))
-    w_index, order = request.lift[1], _order(spec)
+    w_index, order = request.lift[1], weight_order(spec)
     prepared = compiled.prepared(kernel, x, w_last, y, spec, options["fill_value"], stored)
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> bool:
@@ -157,91 +145,6 @@ def _prepared_conv(x: Array, y: Array, request: Request) -> tuple[str, Callable[
 
     # all others know where the weight lies, and no shape, and their results can be used
     return kernel, call if kernel == "winograd" else prepared, finish
-
-
-def _replay_adjoint(gy: Array, request: Request) -> Callable[..., Any] | None:
-    """An input gradient as one convolution, or as one for each phase of the stride, all by compiled kernels."""
-    spec, activation = request.spec, request.options.get("activation")
-    strided = set(spec.stride) != {1}
-    if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input")):
-        return None
-    stored, finish = compiled.stored_and_left(activation)
-    if not strided and (method := _method_of_numpys(gy, spec.input_adjoint)):
-        return _replay_adjoint_by_numpy(gy, method, request)
-    layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
-    shape = in_layout(layout, spec.batch, spec.size, spec.channels)
-    gy, gx = channels_last(gy, spec.layout), channels_last(np.empty(shape, gy.dtype), layout)
-    exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], order=_order(spec), groups=spec.groups)
-    w, calls = exchange(request.given[1]), []
-    for part, place, taps in _parts_of_adjoint(spec):
-        call = _prepared_part(gy, w[taps], gx[place], part, stored)
-        if call is None:
-            return None
-        calls.append((call, place, taps))
-    new, drop = maker(shape, gx.dtype), request.drop
-
-    def again(gy: Array, w: Array, bias: Array | None) -> Any:
-        gx, w = new(), exchange(w)
-        last = channels_last(gx, layout)
-        if not all(call(gy, w[taps], bias, last[place]) for call, place, taps in calls):
-            return NotImplemented
-        gx = compiled.laid_out(gx, spec.layout) if strided else gx
-        return (gx if finish is None else finish(gx))[drop]
-
-    return _for_as_many_threads(again, conv_operations(spec) // 2)
-
-
-def _method_of_numpys(x: Array, spec: ConvSpec) -> str:
-    """The method by which NumPy computes it; "" where kernels do."""
-    method = planned(x, spec, "auto").method
-    return "" if compiled.kernel_of(x.dtype, spec, method) else method
-
-
-def _replay_adjoint_by_numpy(gy: Array, method: str, request: Request) -> Callable[..., Any] | None:
-    """A small one, that is one convolution."""
-    spec = request.spec
-    computed = small.conv(gy.dtype, method, spec.input_adjoint, 0, request.options.get("activation"))
-    if computed is None:
-        return None
-    exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], order=_order(spec), groups=spec.groups)
-    shape = np.empty(spec.x_shape, gy.dtype)[request.drop].shape
-
-    def again(gy: Array, w: Array, bias: Array | None) -> Any:
-        gx = computed(gy, weight_as(exchange(w), spec.layout), bias)
-        return NotImplemented if gx is None else gx.reshape(shape)
-
-    return again
-
-
-def _order(spec: ConvSpec) -> Sizes:
-    """The axes of a weight of the spec's layout as (*window, C / groups, F)."""
-    return tuple(range(spec.axes + 2)) if spec.layout == "channels_last" else (*range(2, spec.axes + 2), 1, 0)
-
-
-def _exchanged(w: Array, *, lift: Any, order: Sizes, groups: int) -> Array:
-    """The weight as the input gradient reads it, channels last."""
-    w = w[lift].transpose(order)
-    return w.swapaxes(-1, -2) if groups == 1 else exchanged(w, groups)
-
-
-def _parts_of_adjoint(spec: ConvSpec) -> list[tuple[ConvSpec, Any, Any]]:
-    """Convolutions, the places of the input that they make, and the taps of the weight that they read."""
-    if set(spec.stride) == {1}:
-        return [(spec.input_adjoint, WHOLE, WHOLE)]
-    phases = replace(spec, layout="channels_last").input_phases
-    return [(phase.spec, (slice(None), *phase.places), phase.taps) for phase in phases]
-
-
-def _prepared_part(
-    gy: Array, w: Array, gx: Array, part: ConvSpec, activation: str | None
-) -> Callable[..., bool] | None:
-    """The kernels' call of a part; None for what they do not compute, or do not write where it belongs."""
-    if 0 in part.window:  # no tap reaches these places
-        return None
-    kernel = compiled.kernel_of(gy.dtype, part, planned(gy, part, "auto").method)
-    if not kernel or kernel == "plane" or not compiled.is_written_by(kernel, gx):
-        return None
-    return compiled.prepared(kernel, gy, w, gx, part, 0, activation)
 
 
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
@@ -315,15 +218,29 @@ def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
             np.divide(whole, divisors, out=whole)
         return y
 
-    return _for_as_many_threads(again, operations(spec) or 0)
+    return compiled.while_as_many_threads(again, operations(spec) or 0)
 
 
 def _replay_pool_by_numpy(x: Array, shape: Sizes, request: Request) -> Callable[..., Any] | None:
-    """A small one."""
+    """A small one, or of whole maps."""
     if not isinstance(request.spec, PoolSpec):
-        return None
+        return _of_maps(x, request)
     merged = small.pool(request.operation, x.dtype, request.spec, request.options)
     return None if merged is None else lambda x: merged(x).reshape(shape)
+
+
+def _of_maps(x: Array, request: Request) -> Callable[..., Any]:
+    """As the agnostic engine pools them, without asking which library's arrays they are."""
+    axes, keepdims = request.spec, request.options["keepdims"]
+    if request.operation == "global_max_pool":
+        return partial(np.maximum.reduce, axis=axes, keepdims=keepdims)
+    count = np.array(math.prod(x.shape[axis] for axis in axes), x.dtype)  # read in half the time of a number
+
+    def averaged(x: Array) -> Any:
+        y = np.add.reduce(x, axis=axes, keepdims=keepdims)
+        return np.divide(y, count, out=y)
+
+    return averaged
 
 
 def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]:

@@ -83,6 +83,9 @@ def _sums(dtype: Any, method: str, spec: ConvSpec, fill: complex, limit: int) ->
         return small.plane(spec, dtype, fill) if small.sums(spec) * dtype.itemsize <= limit else None
     if method == "direct" and direct_by(spec) == "bands" and small.is_signal(spec):
         return small.signal(spec, dtype, fill) if 4 * spec.padded_size[0] * dtype.itemsize <= limit else None
+    if method == "direct" and direct_by(spec) == "patches":
+        held = conv_operations(spec) * dtype.itemsize  # the patches, and the products
+        return small_products.channelwise(spec, dtype, fill) if held <= limit else None
     if method == "fft" and spectra.is_at_once(spec):
         held = 8 * math.prod(spec.padded_size) * dtype.itemsize
         return spectra.at_once(spec, dtype, fill) if held <= limit else None
@@ -95,6 +98,21 @@ def _sums(dtype: Any, method: str, spec: ConvSpec, fill: complex, limit: int) ->
     if small_products.are_columns(spec) or joined.results(spec) == 1:
         return small_products.product(spec, dtype, fill)
     return _joined(spec, small_products.product(joined.wide(spec), dtype, fill))
+
+
+def conv_grad_weight(dtype: Any, spec: ConvSpec) -> Sums | None:
+    """A function of x and gy; None for what is not small."""
+    return _conv_grad_weight(dtype, spec, current_limit())
+
+
+@lru_cache(maxsize=256)
+def _conv_grad_weight(dtype: Any, spec: ConvSpec, limit: int) -> Sums | None:
+    surrounds = spec.padding_mode == "zeros" and min(min(pads) for pads in spec.padding) >= 0
+    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
+    few = 0 < conv_operations(spec) < 2 * small.MOST and patches <= limit
+    if not few or not surrounds or spec.input_dilation or spec.groups > 1 or dtype.char not in "fd":
+        return None
+    return small_products.weight_gradient(spec, dtype)
 
 
 def _joined(spec: ConvSpec, multiply: Sums) -> Sums:

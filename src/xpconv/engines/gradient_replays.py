@@ -1,0 +1,122 @@
+"""Gradients of a convolution that NumPy repeats: those of the input, which convolutions make, and of the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from xpconv.cpu.plan import spectra_plan
+from xpconv.cpu.results import maker
+from xpconv.engines import compiled, small
+from xpconv.engines.agnostic import channels_last, exchanged, weight_as
+from xpconv.engines.methods import is_spectral, planned
+from xpconv.plan import conv_operations
+from xpconv.request import WHOLE, Request
+from xpconv.spec import Array, ConvSpec, Sizes, in_layout
+
+
+def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
+    """An input gradient as one convolution, or as one for each phase of the stride, all by compiled kernels."""
+    spec, activation = request.spec, request.options.get("activation")
+    strided = set(spec.stride) != {1}
+    if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input")):
+        return None
+    layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
+    if all(_method_of_numpys(gy, part) for part, *_ in _parts_of_adjoint(spec) if 0 not in part.window):
+        return _input_gradient_by_numpy(gy, layout, request)
+    stored, finish = compiled.stored_and_left(activation)
+    shape = in_layout(layout, spec.batch, spec.size, spec.channels)
+    gy, gx = channels_last(gy, spec.layout), channels_last(np.empty(shape, gy.dtype), layout)
+    exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], order=weight_order(spec), groups=spec.groups)
+    w, calls = exchange(request.given[1]), []
+    for part, place, taps in _parts_of_adjoint(spec):
+        call = _prepared_part(gy, w[taps], gx[place], part, stored)
+        if call is None:
+            return None
+        calls.append((call, place, taps))
+    new, drop = maker(shape, gx.dtype), request.drop
+
+    def again(gy: Array, w: Array, bias: Array | None) -> Any:
+        gx, w = new(), exchange(w)
+        last = channels_last(gx, layout)
+        if not all(call(gy, w[taps], bias, last[place]) for call, place, taps in calls):
+            return NotImplemented
+        gx = compiled.laid_out(gx, spec.layout) if strided else gx
+        return (gx if finish is None else finish(gx))[drop]
+
+    return compiled.while_as_many_threads(again, conv_operations(spec) // 2)
+
+
+def _input_gradient_by_numpy(gy: Array, layout: str, request: Request) -> Callable[..., Any] | None:
+    """Of small convolutions; its parts are stored in the layout."""
+    spec, activation, calls = request.spec, request.options.get("activation"), []
+    for part, place, taps in _parts_of_adjoint(spec):
+        method = "" if 0 in part.window else _method_of_numpys(gy, part)  # no tap reaches some places
+        computed = small.conv(gy.dtype, method, part, 0, activation)
+        if computed is None:
+            return None
+        calls.append((computed, place, taps))
+    (lift, w_lift), drop, turned = (*request.lift, WHOLE, WHOLE)[:2], request.drop, layout != spec.layout
+    exchange = partial(_exchanged, lift=w_lift, order=weight_order(spec), groups=spec.groups)
+    shape = in_layout(layout, spec.batch, spec.size, spec.channels)
+
+    def again(gy: Array, w: Array, bias: Array | None) -> Any:
+        gy, w, gx = channels_last(gy[lift], spec.layout) if turned else gy, exchange(w), np.empty(shape, gy.dtype)
+        for computed, place, taps in calls:
+            y, here = computed(gy, weight_as(w[taps], layout), bias), gx[place]
+            if y is None:
+                return NotImplemented
+            here[...] = y.reshape(here.shape)
+        return (compiled.laid_out(gx, spec.layout) if turned else gx)[drop]
+
+    return again
+
+
+def _method_of_numpys(x: Array, spec: ConvSpec) -> str:
+    """The method by which NumPy computes it; "" where kernels do."""
+    method = planned(x, spec, "auto").method
+    return "" if compiled.kernel_of(x.dtype, spec, method) else method
+
+
+def _parts_of_adjoint(spec: ConvSpec) -> list[tuple[ConvSpec, Any, Any]]:
+    """Convolutions, the places of the input that they make, and the taps of the weight that they read."""
+    if set(spec.stride) == {1}:
+        return [(spec.input_adjoint, WHOLE, WHOLE)]
+    phases = replace(spec, layout="channels_last").input_phases
+    return [(phase.spec, (slice(None), *phase.places), phase.taps) for phase in phases]
+
+
+def _prepared_part(
+    gy: Array, w: Array, gx: Array, part: ConvSpec, activation: str | None
+) -> Callable[..., bool] | None:
+    """The kernels' call of a part; None for what they do not compute, or do not write where it belongs."""
+    if 0 in part.window:  # no tap reaches these places
+        return None
+    kernel = compiled.kernel_of(gy.dtype, part, planned(gy, part, "auto").method)
+    if not kernel or kernel == "plane" or not compiled.is_written_by(kernel, gx):
+        return None
+    return compiled.prepared(kernel, gy, w, gx, part, 0, activation)
+
+
+def _exchanged(w: Array, *, lift: Any, order: Sizes, groups: int) -> Array:
+    """The weight as the input gradient reads it, channels last."""
+    w = w[lift].transpose(order)
+    return w.swapaxes(-1, -2) if groups == 1 else exchanged(w, groups)
+
+
+def weight_order(spec: ConvSpec) -> Sizes:
+    """The axes of a weight of the spec's layout as (*window, C / groups, F)."""
+    return tuple(range(spec.axes + 2)) if spec.layout == "channels_last" else (*range(2, spec.axes + 2), 1, 0)
+
+
+def weight_gradient(x: Array, request: Request) -> Callable[..., Any] | None:
+    """A small gradient of a weight, by NumPy."""
+    spec, drop = request.spec, request.drop
+    if compiled.takes_gradient(x.dtype, spec) or (is_spectral(x) and spectra_plan(spec, "weight")):
+        return None
+    computed = small.conv_grad_weight(x.dtype, spec)
+    return None if computed is None else lambda x, gy: computed(x, gy)[drop]
