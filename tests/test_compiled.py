@@ -27,6 +27,7 @@ from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.turn import turned
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.engines import compiled as compiled_calls
+from xpconv.engines import pooled
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
@@ -463,6 +464,15 @@ def test_large_results_are_the_same_wherever_they_begin(dtype, channels, filters
         out = memory[start : start + y.size].reshape(y.shape)
         xpconv.corr(x, w, bias, groups=groups, activation="relu", method="direct", out=out)
         np.testing.assert_array_equal(out, y)
+
+
+@pytest.mark.parametrize("indices", [False, True])
+def test_a_pooling_asks_for_the_kernels_that_it_calls(indices, monkeypatch):
+    x, asked = np.ones((4, 28, 8, 23)), []
+    monkeypatch.setattr(compiled_calls, "is_ready", lambda _, __, windows: asked.append(windows) or True)
+    spec = xpconv.max_pool.request(x, (5, 3), stride=2, ceil_mode=True).spec
+    assert pooled.by("max_pool", x, spec, indices=indices)
+    assert asked == [spec.reading] != [spec]
 
 
 @pytest.mark.usefixtures("kernels_take_all")

@@ -78,7 +78,7 @@ def _needed(operation: str, x: Array, spec: Any, indices: bool) -> tuple[str, li
         return nothing
     if indices:
         taken = present.pools_indexed(x.dtype, windows, current_limit())
-        return ("indexed", [("indexed", windows)]) if taken else nothing
+        return ("indexed", [("indexed", windows.reading)]) if taken else nothing
     if operation == "avg_pool_grad":
         if present.spreads(channels_last(x, spec.layout), spec, current_limit()):
             return "spread", [("spread", spec)]
@@ -86,7 +86,7 @@ def _needed(operation: str, x: Array, spec: Any, indices: bool) -> tuple[str, li
         taken = all(present.pools_by_channels(x.dtype, part, current_limit()) for part in parts)
         return ("channelwise", [("channelwise added", part) for part in parts]) if taken else nothing
     kernel = present.pools(channels_last(x, windows.layout), windows.reading, current_limit())
-    return (kernel, [(f"{kernel} {REDUCTIONS[operation]}", windows)]) if kernel else nothing
+    return (kernel, [(f"{kernel} {REDUCTIONS[operation]}", windows.reading)]) if kernel else nothing
 
 
 def _windows(x: Array, spec: PoolSpec | Sizes) -> PoolSpec:
