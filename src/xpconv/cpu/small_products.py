@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from xpconv.cpu.small_patches import Patches, by_taps, of_patches, steps_of
+from xpconv.cpu.strips import is_product
 from xpconv.spec import Array, ConvSpec
 
 Sums = Callable[[Array, Array], Array]
@@ -25,7 +26,7 @@ def product(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     """
     patches, weight = _patches(spec, dtype), _weight(spec, turned=spec.flip and not are_columns(spec))
     flat, multiply = patches.flat, _multiply(spec)
-    if spec.padded_size == spec.size == spec.out_size and math.prod(spec.window) == 1:
+    if is_product(spec):
         return lambda x, w: multiply(x.reshape(flat), weight(w))
     return of_patches(spec, dtype, fill, patches, lambda read, w: multiply(read, weight(w)))
 
