@@ -260,6 +260,19 @@ def test_indices_outside_the_plane_raise(layout, way, wrong, place):
         xpconv.max_pool_grad(gy, indices, size=(10, 6), layout=layout)
 
 
+@DTYPES
+@pytest.mark.parametrize("channels", range(1, 41))
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"stride": 1, "dilation": 2}, {"stride": (7, 4)}])
+def test_the_gradient_of_any_windows(dtype, channels, options):
+    rng = np.random.default_rng(channels)
+    x = rng.choice(np.array([0, 1, 2, np.nan, np.inf, -np.inf], dtype), (3, 43, 39, channels))  # ties
+    y, indices = xpconv.max_pool(x, 3, return_indices=True, **options)
+    gy = integers(rng, y.shape, dtype)
+    gy[0, 1, 2, 0], gy[1, 2, 1, -1] = np.nan, np.inf
+    spec = ScatterSpec("channels_last", 3, channels, y.shape[1:3], (43, 39))
+    np.testing.assert_array_equal(pooled.scattered(gy, indices, spec), added(gy, indices, spec))
+
+
 def test_an_index_that_would_wrap_to_none_raises():
     gy, indices = np.ones((1, 40, 40, 16), np.float32), np.zeros((1, 40, 40, 16), np.uint64)
     indices[0, 5, 6, 7] = 2**64 - 1
