@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import running, strips
+from xpconv.cpu import running, spreading, strips
 from xpconv.cpu.plan import row_bytes, spectra_plan, tiles
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
@@ -270,10 +270,12 @@ def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
     return y if keepdims else y.reshape(spec.batch, spec.channels)
 
 
-def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Any:
-    """By the compiled kernels: sums over windows of the gradients' shares."""
+def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
+    """The gradients' shares, added to what their windows had: by the compiled kernels, or axis by axis."""
     if not pooled.by("avg_pool_grad", gy, spec):
-        return NotImplemented  # the agnostic engine's sums are what NumPy would do
+        shares = agnostic.divided(widened(gy), spec, count_include_pad, divisor, widened(gy).dtype)
+        gx = as_layout(spreading.spread(channels_last(shares, spec.layout), spec), spec.layout)
+        return np.ascontiguousarray(gx.astype(gy.dtype, copy=False))
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is None:
         gy, shared = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), 1.0

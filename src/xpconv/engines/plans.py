@@ -60,6 +60,7 @@ _DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves t
     "max_pool": "running maxima, axis by axis",
     "sum_pool": "running sums, axis by axis",
     "avg_pool": "running sums, axis by axis, divided",
+    "avg_pool_grad": "every share added to what its window had, axis by axis",
     "max_unpool": "every value put at its index",
     "max_pool_grad": "every gradient added at its index",
 }
