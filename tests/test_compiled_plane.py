@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import xpconv
 from cases import MODES, integers
 from engine_cases import reference
-from kernel_calls import LIMIT, by_kernels
+from kernel_calls import LIMIT, VIEWS_OF_PLANES, by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
@@ -102,20 +102,7 @@ def test_what_is_not_finite_reaches_only_the_windows_that_read_it(dtype, value, 
             assert_as_defined(xpconv.corr, x, w, **first(1, padding=padding))
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[:, :, ::-1, ::-1],
-        lambda x: x[:, :, ::2],
-        lambda x: x[..., ::2],
-        lambda x: x[::-1, ::-1],
-        lambda x: x.transpose(1, 0, 3, 2),
-        lambda x: np.broadcast_to(x[:, :1], x.shape),
-        lambda x: np.broadcast_to(x[:, :, :1], x.shape),
-        lambda x: np.broadcast_to(x[..., :1], x.shape),
-        lambda x: np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1),
-    ],
-)
+@pytest.mark.parametrize("view", VIEWS_OF_PLANES)
 @pytest.mark.parametrize("padding", [0, 2])
 def test_arrays_of_any_strides_are_read(view, padding):
     x, _ = arrays((20, 70), (3, 3), 4, 3)

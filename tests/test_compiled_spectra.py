@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import xpconv
 from cases import MODES
 from engine_cases import reference
-from kernel_calls import LIMIT, by_kernels, takes
+from kernel_calls import LIMIT, VIEWS_OF_PLANES, by_kernels, takes
 from single_planes import BOUNDS
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
@@ -170,20 +170,7 @@ def test_many_tiles_that_are_not_finite_are_computed_at_once(tiles_of, monkeypat
     np.testing.assert_array_equal(y, expected)
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[:, :, ::-1, ::-1],
-        lambda x: x[:, :, ::2],
-        lambda x: x[..., ::2],
-        lambda x: x[::-1, ::-1],
-        lambda x: x.transpose(1, 0, 3, 2),
-        lambda x: np.broadcast_to(x[:, :1], x.shape),
-        lambda x: np.broadcast_to(x[:, :, :1], x.shape),
-        lambda x: np.broadcast_to(x[..., :1], x.shape),
-        lambda x: np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1),
-    ],
-)
+@pytest.mark.parametrize("view", VIEWS_OF_PLANES)
 @pytest.mark.parametrize("padding", [0, 5])
 def test_arrays_of_any_strides_are_read_and_left_alone(view, padding):
     x, w = view(arrays((60, 70), (11, 7), 2, 2)[0]), arrays((60, 70), (11, 7), 2, 2)[1]

@@ -14,15 +14,16 @@ from xpconv.cpu.results import maker
 from xpconv.engines import compiled, small
 from xpconv.engines.agnostic import channels_last, exchanged, weight_as
 from xpconv.engines.methods import is_spectral, planned
+from xpconv.engines.plans import is_direct_adjoint
 from xpconv.plan import conv_operations
 from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, Sizes, in_layout
 
 
 def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
-    """An input gradient as one convolution, or as one for each phase of the stride, all by compiled kernels."""
+    """An input gradient as one convolution, or as one for each phase of the stride, all by kernels or all by NumPy."""
     spec, activation = request.spec, request.options.get("activation")
-    strided = set(spec.stride) != {1}
+    strided = not is_direct_adjoint(spec)
     if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input")):
         return None
     layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
@@ -84,7 +85,7 @@ def _method_of_numpys(x: Array, spec: ConvSpec) -> str:
 
 def _parts_of_adjoint(spec: ConvSpec) -> list[tuple[ConvSpec, Any, Any]]:
     """Convolutions, the places of the input that they make, and the taps of the weight that they read."""
-    if set(spec.stride) == {1}:
+    if is_direct_adjoint(spec):
         return [(spec.input_adjoint, WHOLE, WHOLE)]
     phases = replace(spec, layout="channels_last").input_phases
     return [(phase.spec, (slice(None), *phase.places), phase.taps) for phase in phases]

@@ -273,9 +273,10 @@ def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The gradients' shares, added to what their windows had: by the compiled kernels, or axis by axis."""
     if not pooled.by("avg_pool_grad", gy, spec):
-        shares = agnostic.divided(widened(gy), spec, count_include_pad, divisor, widened(gy).dtype)
+        dtype, gy = gy.dtype, widened(gy)
+        shares = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype)
         gx = as_layout(spreading.spread(channels_last(shares, spec.layout), spec), spec.layout)
-        return np.ascontiguousarray(gx.astype(gy.dtype, copy=False))
+        return np.ascontiguousarray(gx.astype(dtype, copy=False))
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is None:
         gy, shared = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), 1.0
