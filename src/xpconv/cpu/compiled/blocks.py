@@ -122,7 +122,7 @@ def blocks_of(
     gathered = gap > 0 or (strides[-1] != size if placed else not _in_place(spec, strides, size))
     positions, position = math.prod(spec.padded_size[1:]), spec.channels * size + gap
     row_bytes = positions * position
-    rows, images = shape or _shape(spec, row_bytes, team, min(limit, BLOCK_BYTES))
+    rows, images = shape or _shape(spec, row_bytes, team, min(limit, BLOCK_BYTES), size)
     if shape is None:
         rows = max(min(rows, _rows_held(spec, row_bytes, limit)), 1)
     strip = ((rows - 1) * spec.stride[0] + spec.reach[0]) * row_bytes
@@ -153,7 +153,7 @@ def _rows_held(spec: ConvSpec | PoolSpec, row_bytes: int, nbytes: int) -> int:
     return (nbytes // max(row_bytes, 1) - spec.reach[0]) // spec.stride[0] + 1
 
 
-def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int) -> tuple[int, int]:
+def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int, size: int) -> tuple[int, int]:
     """Rows and images of a block: what the cache holds, evenly, and something for everybody."""
     first, stride, reach = spec.out_size[0], spec.stride[0], spec.reach[0]
     held = max(
@@ -162,7 +162,7 @@ def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int) ->
     parts = max(-(-first // held), min(-(-team // spec.batch), first))
     rows = -(-first // parts)
     if rows < first and parts * spec.batch < _MANY * team:
-        return _evenly(spec, max(held, _rows_held(spec, row_bytes, 2 * nbytes)), team), 1
+        return _evenly(spec, max(held, _rows_held(spec, row_bytes, 2 * nbytes)), team, size), 1
     if rows < first:
         return rows, 1
     strip = max(spec.padded_size[0] * row_bytes, 1)
@@ -172,22 +172,30 @@ def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int) ->
 
 _MANY = 8  # blocks for each of a team, which then hardly wait for the last
 _AGAIN = 0.2  # of a row's time, to gather it once more
+_LATE = 0.25  # of a block's time, that threads are apart at the end
+_NEAR_WEIGHT = 3 << 18  # bytes of a weight that stay in a level 2 cache
+_READ = (2, 8)  # results that are computed while as much of a weight is read as each needs, from near and from far
 
 
-def _evenly(spec: ConvSpec | PoolSpec, most: int, team: int) -> int:
+def _evenly(spec: ConvSpec | PoolSpec, most: int, team: int, size: int) -> int:
     """Rows of a block, of few blocks, with which the busiest of a team has the least to do.
 
-    3x3 128@56 of stride 2, N=1, on two threads: 0.53 ms with 9 blocks of 3 rows and one of the last, 0.50 with 4 of 7;
-    1x1 1024->256@14 0.28 with 4, 4, 4 and 2 rows, 0.23 with 7 and 7.
+    Milliseconds of N=1 on two threads. Zen 4: 3x3 128@56 of stride 2 with 9 blocks of 3 rows and one of the last 0.53,
+    with 4 of 7 0.50; 1x1 1024->256@14 with 4, 4, 4 and 2 rows 0.28, with 7 and 7 0.23. Emerald Rapids, whose two
+    threads are seldom as fast as each other: stem with 2 blocks of 56 rows 1.21, with 7 of 16 1.00; 3x3 256@28 of
+    stride 2, whose weight lies far, with 2 of 7 0.90, with 7 of 2 1.28.
     """
     first, again = spec.out_size[0], _AGAIN * (spec.reach[0] - spec.stride[0]) / spec.stride[0]
+    if isinstance(spec, ConvSpec):
+        far = math.prod(spec.w_shape) * size > _NEAR_WEIGHT
+        again += _READ[far] / math.prod(spec.out_size[1:])
 
     def longest(rows: int) -> float:
         busy = [0.0] * team
         for _ in range(spec.batch):
             for row in range(0, first, rows):
                 busy[busy.index(min(busy))] += min(rows, first - row) + again
-        return max(busy)
+        return max(busy) + _LATE * rows
 
     return min(range(min(first, most), 0, -1), key=longest)
 
