@@ -30,7 +30,7 @@ _ARRAYS = ("x", "w", "y", "bias")
 _OWN = (
     "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "x_group", "y_item",
     "y_row", "turned", "filters", "plane", "packing", "packs", "panel_bytes", "own", "streams", "w_start", "w_step",
-    "chunks", "chunk",
+    "chunks", "chunk", "near",
 )  # fmt: skip
 FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
 
@@ -72,6 +72,7 @@ class Direct:
             "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
             "streams": int(call.is_streamed), "w_start": order[0], "w_step": step,
             "chunk": chunk, "chunks": -(-tap_count // chunk),
+            "near": cut.pixels if self._packs or cut.strip else _near(spec, size, panel_bytes, shape) or cut.pixels,
         }  # fmt: skip
         tables = {
             "pixels": cut.starts(group),
@@ -94,6 +95,22 @@ class Direct:
         arguments = self._arguments.of(x, weight, y, biases)
         threads.run(self._address, arguments, self._items, self._scratch, team)
         return True
+
+
+def _near(spec: ConvSpec, size: int, panel_bytes: int, shape: Shape) -> int:
+    """Results of which all filters are computed before the next: what they read stays in the level 1 cache; 0 for all.
+
+    So results are also written where others just were, and the next ones' input is asked for meanwhile. 1x1 on two
+    cores of an Emerald Rapids, N=8: 64->256@56 3.54 -> 3.36 ms, 256->64@56 4.30 -> 3.55, 64->64@56 1.03 -> 0.89.
+    """
+    if math.prod(spec.window) > 1 or spec.groups > 1 or panel_bytes > _NEAR_PANEL:
+        return 0
+    height = shape.heights[0]
+    return max(_NEAR // (math.prod(spec.stride) * spec.channels * size * height), 1) * height
+
+
+_NEAR = 1 << 13  # bytes of input, about
+_NEAR_PANEL = 1 << 16  # bytes of a panel that may be read again for each
 
 
 def _step(order: Array, maps: int, shape: Shape, call: Call) -> int:
@@ -177,7 +194,8 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     """The task: one block of results, all filters or a part of them, a panel of the weight at a time."""
     tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
     gather, pack = gather_kernel(module, dtype, transpose), pack_kernel(module, dtype)
-    packing = packing_tile(module, dtype, shape)
+    packing, highest = packing_tile(module, dtype, shape), shape.heights[:1]
+    ahead = tile_kernels(module, dtype, shape, highest, foresees=True)
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)
@@ -188,9 +206,9 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     start, stop = (count * part) // given.parts, (count * (part + 1)) // given.parts
     own, stream = scratch + given.own, streamed_now(kernel, given)
     source = kernel.variable(given.x)
-    with kernel.loop(stop, start=start) as panel:
+    with kernel.loop(block.count, step=given.near) as some, kernel.loop(stop, start=start) as panel:
         group, first = panel // given.panels, (panel % given.panels) * shape.filters
-        with kernel.when(first.equals(0) | panel.equals(start)):
+        with kernel.when((first.equals(0) | panel.equals(start)) & some.equals(0)):
             source.set(blocks.read(kernel, given, block, scratch, gather, group * given.x_group))
             if shape.groups > 1:
                 _take_turns(kernel, source.get(), block.images * given.strip, dtype, shape)
@@ -204,7 +222,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
                 target, given.results + pixel * 8, given.maps - first, given.finish, bias, stream,
             )  # fmt: skip
 
-        done = kernel.variable(0)
+        done, end = kernel.variable(some), kernel.minimum(some + given.near, block.count)
         with kernel.when(given.packs > 0):
             alongside = (block.count >= shape.heights[0]) & (given.w_step > 0)
             with kernel.either(alongside) as (meanwhile, before):
@@ -214,7 +232,16 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
                     done.set(kernel.constant(shape.heights[0]))
                 with before:
                     kernel.call(pack, given.packing, given.w, panel, own)
-        each_tile(kernel, tiles, block.count, arguments_of, done.get())
+
+        def foreseeing(pixel: Value) -> tuple[Operand, ...]:
+            later = kernel.load(given.pixels + kernel.minimum(pixel + given.near, block.count - 1) * 8)
+            return (*arguments_of(pixel), x + later, max(ahead) * size)
+
+        with kernel.either(panel.equals(start) & (end < block.count)) as (more, last):
+            with more:
+                each_tile(kernel, ahead, end, foreseeing, some)
+            with last:
+                each_tile(kernel, tiles, end, arguments_of, done.get())
     first, last = (
         (panel // given.panels) * given.maps + (panel % given.panels) * shape.filters for panel in (start, stop)
     )
