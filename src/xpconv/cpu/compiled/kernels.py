@@ -17,6 +17,7 @@ from xpconv.cpu.compiled import (
     kept,
     plane,
     plane_pooling,
+    pointwise,
     scatter,
     spectra,
     spread,
@@ -37,12 +38,21 @@ from xpconv.cpu.compiled.values import FLOATS
 from xpconv.cpu.plan import Compiled
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
+
+def _direct(call: Call) -> Prepared:
+    return pointwise.Pointwise(call) if pointwise.takes(call) else direct.Direct(call)
+
+
+def _is_direct_ready(dtype: str, spec: ConvSpec) -> bool:
+    return direct.is_ready(dtype, spec) and (not pointwise.fits(dtype, spec) or pointwise.is_ready(dtype))
+
+
 _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
-    "direct": direct.Direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
+    "direct": _direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
     "spectra": spectra.Spectra,
 }  # fmt: skip
 _READY: dict[str, Callable[..., bool]] = {
-    "direct": direct.is_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
+    "direct": _is_direct_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
     "winograd": winograd.is_ready, "spectra": spectra.is_ready, "gradient": gradients.is_ready,
     "winograd gradient": winograd_gradient.is_ready,
     "indexed": indexed.is_ready, "scatter": scatter.is_ready,

@@ -7,7 +7,7 @@ taps and results in tables, so that any number of axes, stride and dilation, for
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
@@ -96,17 +96,19 @@ def shape_for(filters: int, dtype: str) -> Shape:
 
 def tile_kernels(
     module: ir.Module, dtype: str, shape: Shape, heights: tuple[int, ...] | None = None, *, foresees: bool = False,
-    adds: bool = False,
+    adds: bool = False, by_rows: bool = False,
 ) -> dict[int, Kernel]:  # fmt: skip
     """A kernel for each height; the first `width` filters of a tile are stored.
 
-    One that `adds` takes the results that are there, of all filters of a tile, for its bias.
+    One that `adds` takes the results that are there, of all filters of a tile, for its bias. `by_rows` there is a bias
+    for each pixel, and not for each filter.
 
     One that `foresees` has two more arguments: an address that is to be read soon, and how many bytes more of what
     lies there are asked for with each channel, two lines of the cache at most.
     """
     heights = heights or shape.heights
-    return {height: _tile(module, dtype, shape, height, foresees=foresees, adds=adds) for height in heights}
+    how = {"foresees": foresees, "adds": adds, "by_rows": by_rows}
+    return {height: _tile(module, dtype, shape, height, **how) for height in heights}
 
 
 def packing_tile(module: ir.Module, dtype: str, shape: Shape) -> Kernel:
@@ -120,7 +122,7 @@ def packing_tile(module: ir.Module, dtype: str, shape: Shape) -> Kernel:
 
 def _tile(
     module: ir.Module, dtype: str, shape: Shape, height: int, *, foresees: bool = False, packs: bool = False,
-    adds: bool = False,
+    adds: bool = False, by_rows: bool = False,
 ) -> Kernel:  # fmt: skip
     names = (*_ARGUMENTS, *(("soon", "soon_step") if foresees else ()), *(("packed",) if packs else ()))
     kind_of = "packing" if packs else "adding" if adds else "foreseeing" if foresees else "tile"
@@ -168,8 +170,12 @@ def _tile(
         for total in itertools.chain(*sums):
             total.set(kernel.shuffled(total.get(), shape.one_by_one))
     targets = [given.y + kernel.load(given.results, offset=8 * p) for p in range(height)]
-    added_to = targets if adds else [given.bias]
-    biases = [[kernel.load(there, kind, place) for place in places] for there in added_to] * (height // len(added_to))
+    if by_rows:
+        row_biases = [kernel.load(given.bias, element, size * p) for p in range(height)]
+        biases = [[kernel.splat(bias, shape.lanes)] * shape.vectors for bias in row_biases]
+    else:
+        added_to = targets if adds else [given.bias] * height
+        biases = [[kernel.load(there, kind, place) for place in places] for there in added_to]
 
     def store(done: Callable[[Value, Value], Value]) -> None:
         results = [[done(a.get(), b) for a, b in zip(*rows, strict=True)] for rows in zip(sums, biases, strict=True)]
@@ -284,13 +290,19 @@ def evenly(
     kernel: Kernel, tiles: dict[int, Kernel], count: Value, arguments: Callable[[Value], tuple[Operand, ...]]
 ) -> None:
     """All pixels from 0 to `count`, at least one, by the fewest tiles, which differ by one pixel; of every height."""
-    most = max(tiles)
+    for height, pixel in heights_evenly(kernel, tuple(tiles), count):
+        kernel.call(tiles[height], *arguments(pixel))
+
+
+def heights_evenly(kernel: Kernel, heights: Sequence[int], count: Value) -> Iterator[tuple[int, Value]]:
+    """Every height, inside a loop over the first pixels of its tiles, of those that `evenly` takes."""
+    most = max(heights)
     pieces = (count + (most - 1)) // most
     low, larger = count // pieces, count % pieces
     pixel = kernel.variable(kernel.constant(0))
-    for height, tile in tiles.items():
+    for height in heights:
         one_more = low.equals(height - 1).where(larger, kernel.constant(0))
         with kernel.loop(low.equals(height).where(pieces - larger, one_more)):
             now = pixel.get()
-            kernel.call(tile, *arguments(now))
+            yield height, now
             pixel.set(now + height)
