@@ -77,11 +77,14 @@ def test_what_is_equal_but_not_the_same_has_another_key():
     def key(*values):
         return repeats._key((), values)
 
-    values = 1, 1.0, True, 0.0, -0.0, float("nan"), "1", None, (1,), (True,), (1.0,), ((1,),), (None,), ("1",)
+    nested = (1,), (True,), (1.0,), ((1,),), ([1],), (None,), ("1",), ("same", 1), ("same", True), (115,), (0.0,)
+    values = 1, 1.0, True, 0.0, -0.0, float("nan"), "1", None, *nested
     assert len({key(value) for value in values}) == len(values)
     assert key(float("nan")) == key(float("nan"))
     assert repeats._key(("x",), (1,)) != key("x", 1)
-    for unknown in (np.float64(1), [1], (1, [2]), (np.ones(3),), object()):
+    same, equal = "same", "".join(["sa", "me"])
+    assert key((same, same, (1, 2))) == key((same, equal, (1, 2)))
+    for unknown in (np.float64(1), [1], (np.ones(3),), ((1, np.int64(1)),), (np.array(True), 1), (b"s",), object()):
         assert key(1, unknown) is None
 
 

@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import ahead, blocks, placed, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
-from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import Call, in_lines, streamed_now
 from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel
@@ -106,7 +106,8 @@ def _job(
         "results": cut.results(spec, y_strides, spec.channels * size, turned),
         **ending,
     }
-    more = [ahead.tables_of(spec, cut, x_strides, far=_bytes(spec, size) >= _STREAMED)]
+    here, far = machine(), _bytes(spec, size) >= _STREAMED
+    more = [ahead.tables_of(spec, cut, x_strides, far=far and here is not None and here.loses_track)]
     if taps.placed:
         more.append(placed.tables_of(spec, cut, x_strides, dtype, sources, fill, taps.run))
     for more_numbers, more_tables in more:

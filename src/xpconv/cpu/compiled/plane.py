@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources
-from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import Call, streamed_planes
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of
@@ -245,13 +245,14 @@ def _block_kernel(module: ir.Module, dtype: str, taps: Taps) -> Kernel:
     names = ("arguments", "channel", "table", "begin", "limit", "ahead", "fresh", "y", "rows", "columns")
     kernel = Kernel(module, "block", names)
     arguments, channel, table, begin, limit, ahead, fresh, y, rows, columns = kernel.arguments
-    given = kernel.given(arguments, FIELDS)
+    given, here = kernel.given(arguments, FIELDS), machine()
     w, bias = given.w + channel * (given.taps_down * given.taps_across * size), given.bias + channel * size
+    asks = here is not None and here.loses_track
 
     def all_columns(line: Value, height: int) -> None:
         now, sources, target = kernel.variable(0), table + line * given.stride * 8, y + line * given.y_row
         most, (whole, last) = widths[height], made[height]
-        with kernel.loop(fresh * height, step=LINE) as near:
+        with kernel.loop(fresh * height if asks else 0, step=LINE) as near:
             kernel.prefetch(ahead + line * fresh + near)
 
         def call(tile: Kernel) -> None:
