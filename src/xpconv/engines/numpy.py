@@ -13,7 +13,7 @@ from xpconv.cpu.plan import row_bytes, spectra_plan, tiles
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
-from xpconv.engines import agnostic, compiled, fft, pooled, small
+from xpconv.engines import agnostic, averages, compiled, fft, pooled, small
 from xpconv.engines.agnostic import (
     as_layout,
     as_weight,
@@ -239,10 +239,14 @@ def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
 
 
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
-    """The sums, divided: where all windows are divided by the same, as they are stored."""
-    shared = pooled.shared_divisor(spec, count_include_pad, divisor)
-    if shared is not None and (kernel := pooled.by("avg_pool", x, spec)):
-        return pooled.reduced(kernel, "added", x, spec, shared)
+    """The sums, divided; by the compiled kernels as they are stored."""
+    if kernel := pooled.by("avg_pool", x, spec):
+        shared = pooled.shared_divisor(spec, count_include_pad, divisor)
+        if shared is not None:
+            return pooled.reduced(kernel, "added", x, spec, shared)
+        y = new(spec.y_shape, x.dtype)
+        averages.prepared(kernel, x, y, spec, count_include_pad=count_include_pad)(x, y)
+        return y
     options = {"count_include_pad": count_include_pad, "divisor": divisor}
     if averaged := small.pool("avg_pool", x.dtype, spec, options):
         return averaged(x).reshape(spec.y_shape)

@@ -12,11 +12,10 @@ import numpy as np
 from xpconv.cpu import strips
 from xpconv.cpu.plan import passes_pay
 from xpconv.cpu.results import maker
-from xpconv.engines import compiled, pooled, small
+from xpconv.engines import averages, compiled, pooled, small
 from xpconv.engines.agnostic import (
     as_layout,
     channels_last,
-    divisors_of,
     epilogue,
     weight_as,
     weight_last,
@@ -206,16 +205,16 @@ def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
     if not kernel:
         return _replay_pool_by_numpy(x, shape, request)
     y = np.empty(spec.y_shape, x.dtype)
-    call = pooled.prepared(kernel, reduction, x, y, spec, 1.0 if divisor is None else divisor)
-    divisors = divisors_of(y, spec, request.options["count_include_pad"]) if divisor is None else None
+    if divisor is None:
+        include = request.options["count_include_pad"]
+        call = averages.prepared(kernel, x, y, spec, count_include_pad=include, lift=request.lift[0])
+    else:
+        call = pooled.prepared(kernel, reduction, x, y, spec, divisor)
     new = maker(shape, x.dtype)
 
     def again(x: Array) -> Any:
         y = new()
         call(x, y)
-        if divisors is not None:
-            whole = y.reshape(spec.y_shape)
-            np.divide(whole, divisors, out=whole)
         return y
 
     return compiled.while_as_many_threads(again, operations(spec) or 0)

@@ -1,0 +1,119 @@
+"""Means by the compiled kernels, of windows some of which count fewer elements than others.
+
+Results are divided as they are stored by what a whole window counts. Those at the borders of the map are summed once
+more, by themselves, and divided by what is theirs: a second pass over all results would take longer than the sums. With
+channels first, where borders of a column take as long, it is that pass, along whole planes. Average 3x3 64@56, N=8,
+padded by one, on an Emerald Rapids: 1.28 -> 0.65 ms; channels first 1.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from xpconv.engines import pooled
+from xpconv.engines.agnostic import divisors_of
+from xpconv.request import WHOLE, Index
+from xpconv.spec import Array, PoolSpec, Sizes
+
+_FEW = 1 << 17  # results that are divided sooner than the borders are summed
+
+
+class Border(NamedTuple):
+    """Results of windows that are not whole: where they and what they read lie, and what each counts."""
+
+    results: Index
+    read: Index
+    spec: PoolSpec
+    counts: Array
+
+
+def prepared(
+    kernel: str, x: Array, y: Array, spec: PoolSpec, *, count_include_pad: bool, lift: Index = WHOLE
+) -> Callable[[Array, Array], None]:  # fmt: skip
+    """A function that writes the means of an x to a y, which lie as these do; NaN for windows that count nothing.
+
+    They may lack axes of one element, which x has at its index `lift`.
+    """
+    by_rims = spec.layout == "channels_last" and math.prod(spec.y_shape) > _FEW
+    rims = borders(spec, count_include_pad=count_include_pad, dtype=x.dtype) if by_rims else None
+    parts = [] if rims is None else [pooled.by("avg_pool", x[rim.read], rim.spec) for rim in rims]
+    if rims is None or not all(parts):
+        sums, divisors = pooled.prepared(kernel, "added", x, y, spec, 1.0), divisors_of(y, spec, count_include_pad)
+        shape: Sizes = spec.y_shape
+        if spec.layout == "channels_first":  # one loop for each plane, not for each row
+            divisors, shape = divisors.reshape(-1), (-1, math.prod(spec.out_size))
+
+        def divided(x: Array, y: Array) -> None:
+            sums(x, y)
+            whole = y.reshape(shape)
+            np.divide(whole, divisors, out=whole)
+
+        return divided
+    means = pooled.prepared(kernel, "added", x, y, spec, math.prod(spec.window))
+    again = [(rim, _means_of(part, x, rim)) for part, rim in zip(parts, rims, strict=True)]
+
+    def averaged(x: Array, y: Array) -> None:
+        means(x, y)
+        full, whole = x[lift], y.reshape(spec.y_shape)
+        for rim, compute in again:
+            compute(full[rim.read], whole[rim.results])
+
+    return averaged
+
+
+def _means_of(kernel: str, x: Array, rim: Border) -> Callable[[Array, Array], None]:
+    """A function of what the windows read and of memory for their means, in any order."""
+    shape, dtype = rim.spec.y_shape, x.dtype
+    sums = pooled.prepared(kernel, "added", x[rim.read], np.empty(shape, dtype), rim.spec, 1.0)
+
+    def compute(x: Array, y: Array) -> None:
+        summed = np.empty(shape, dtype)
+        sums(x, summed)
+        np.divide(summed, rim.counts, out=y)
+
+    return compute
+
+
+@lru_cache(maxsize=128)
+def borders(spec: PoolSpec, *, count_include_pad: bool, dtype: np.dtype) -> tuple[Border, ...] | None:
+    """All windows that are not whole, in as few pieces as there are sides; None where those are most."""
+    counts = [np.array(spec.counts(axis, count_include_pad)) for axis in range(spec.axes)]
+    whole = [np.flatnonzero(count == m) for count, m in zip(counts, spec.window, strict=True)]
+    if any(len(places) == 0 for places in whole):
+        return None
+    inner = [(int(places[0]), int(places[-1]) + 1) for places in whole]
+    if any(stop - start != len(places) for (start, stop), places in zip(inner, whole, strict=True)):
+        return None
+    if 2 * math.prod(stop - start for start, stop in inner) < math.prod(spec.out_size):
+        return None
+    pieces, ranges = [], [(0, out) for out in spec.out_size]
+    for axis, (start, stop) in enumerate(inner):
+        for side in ((0, start), (stop, spec.out_size[axis])):
+            if side[0] < side[1]:
+                pieces.append(_border(spec, (*ranges[:axis], side, *ranges[axis + 1 :]), count_include_pad, dtype))
+        ranges[axis] = (start, stop)
+    return tuple(pieces)
+
+
+def _border(spec: PoolSpec, ranges: tuple[tuple[int, int], ...], count_include_pad: bool, dtype: np.dtype) -> Border:
+    """The windows of such ranges of results."""
+    size: Sizes = ()
+    pads: tuple[tuple[int, int], ...] = ()
+    read: tuple[slice, ...] = ()
+    axes = zip(ranges, spec.size, spec.stride, spec.padding, spec.reach, strict=True)
+    for (first, stop), n, step, (before, _), reach in axes:
+        begin, end = first * step - before, (stop - 1) * step - before + reach
+        inside = slice(min(max(begin, 0), n), max(min(end, n), 0))
+        size, read = (*size, inside.stop - inside.start), (*read, inside)
+        pads = (*pads, (inside.start - begin, end - inside.stop))
+    part = replace(spec, size=size, padding=pads, ceil_mode=False)
+    results = tuple(slice(*bounds) for bounds in ranges)
+    channels = (slice(None), *((slice(None),) if spec.layout == "channels_first" else ()))
+    every = divisors_of(np.empty(spec.y_shape, dtype), spec, count_include_pad)
+    return Border((*channels, *results), (*channels, *read), part, every[results])
