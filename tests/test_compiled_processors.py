@@ -13,6 +13,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from llvmlite import binding
 
+from xpconv.cpu import processors
 from xpconv.cpu.compiled import processor
 
 FAMILIES = "direct", "plane", "channelwise", "winograd", "gradients"
@@ -120,3 +121,27 @@ def test_a_processor_that_this_one_cannot_stand_for_is_refused(monkeypatch):
     monkeypatch.setenv("XPCONV_CPU", "i386")
     with pytest.raises(ValueError, match=r"XPCONV_CPU is 'i386'; kernels can be limited to .* here"):
         processor.machine.__wrapped__()
+
+
+@pytest.mark.parametrize(("size", "nbytes"), [
+    ("1024K", 1 << 20), ("2M", 1 << 21), ("4096K", 1 << 21), ("256K", 1 << 19), ("what?", 1 << 19), (None, 1 << 19),
+])  # fmt: skip
+def test_the_level_2_cache_is_what_the_system_tells(size, nbytes, tmp_path, monkeypatch):
+    for index, (level, of_level) in enumerate([("1", "48K"), ("2", size), ("3", "32M")]):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "level").write_text(f"{level}\n")
+        if of_level is not None:
+            (folder / "size").write_text(f"{of_level}\n")
+    monkeypatch.setattr(processors, "Path", lambda _: tmp_path)
+    assert processors.level_2_bytes.__wrapped__() == nbytes
+
+
+@pytest.mark.parametrize(("host", "triple", "loses_track"), [
+    ("znver4", "x86_64-unknown-linux-gnu", True), ("emeraldrapids", "x86_64-unknown-linux-gnu", False),
+    ("neoverse-v2", "aarch64-unknown-linux-gnu", True),
+])  # fmt: skip
+def test_who_is_asked_early_for_rows_that_are_read_in_turn(host, triple, loses_track, monkeypatch):
+    monkeypatch.setattr(processor.binding, "get_host_cpu_name", lambda: host)
+    monkeypatch.setattr(processor.binding, "get_process_triple", lambda: triple)
+    assert processor.Machine("x86-64-v3", "", 32, 16).loses_track == loses_track

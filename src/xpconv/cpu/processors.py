@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 CAN_CHOOSE = hasattr(os, "sched_setaffinity")  # whether a thread can be told which ones to run on
@@ -44,6 +45,18 @@ def staying(here: int | None) -> Iterator[None]:
         with suppress(OSError):
             if os.sched_getaffinity(0) == {here}:  # and nobody has told the thread another place meanwhile
                 os.sched_setaffinity(0, before)
+
+
+@cache
+def level_2_bytes() -> int:
+    """Of the level 2 cache of one of them, from 512 KB to 2 MB, of which shared ones have more; 512 KB if unknown."""
+    least, most, units = 1 << 19, 1 << 21, {"K": 1 << 10, "M": 1 << 20}
+    with suppress(OSError, ValueError, KeyError):
+        for index in Path(f"/sys/devices/system/cpu/cpu{allowed()[0]}/cache").glob("index*"):
+            if (index / "level").read_text().strip() == "2":
+                size = (index / "size").read_text().strip()
+                return max(least, min(int(size[:-1]) * units[size[-1]], most))
+    return least
 
 
 @cache

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu import processors
 from xpconv.cpu.compiled import blocks, deep, threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
@@ -122,17 +123,17 @@ def _step(order: Array, maps: int, shape: Shape, call: Call) -> int:
 def _is_for_all(call: Call, panels: int, held: int, may_be_deep: bool) -> bool:
     """Whether all threads read all of a small input, each for some panels of a large weight, which is then read once.
 
-    3x3 512@7, N=1 took as long on two threads as on one when each read the whole weight for half of the rows.
+    3x3 512@7, N=1 took as long on two threads as on one when each read the whole weight for half of the rows. Small are
+    inputs that a level 2 cache holds: with one of 2 MB 1x1 512->2048@7, N=8, whose input takes 0.8, took 4.90 ms when
+    it was cut, and takes 3.92; 3x3 512@14 of stride 2, N=4, 1.6 MB, 5.32 and 4.47.
     """
     spec = call.spec
     x_bytes = spec.batch * math.prod(spec.padded_size) * spec.channels * call.itemsize
     w_bytes = math.prod(spec.window) * spec.channels // spec.groups * spec.filters * call.itemsize
-    most = max(_SMALL, min(deep.MOST_INPUT, w_bytes // 2)) if may_be_deep else _SMALL
+    small = processors.level_2_bytes()
+    most = max(small, min(deep.MOST_INPUT, w_bytes // 2)) if may_be_deep else small
     shared = (call.team > 1 or may_be_deep) and panels >= call.team
     return shared and x_bytes <= min(most, held) and w_bytes > x_bytes
-
-
-_SMALL = 1 << 19  # bytes of input that stay in a level 2 cache beside a panel
 
 
 def _shape(spec: ConvSpec, dtype: str) -> Shape:
