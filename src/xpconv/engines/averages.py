@@ -12,16 +12,20 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from xpconv.engines import pooled
+from xpconv.engines import pooled, small
 from xpconv.engines.agnostic import divisors_of
 from xpconv.request import WHOLE, Index
 from xpconv.spec import Array, PoolSpec, Sizes
+from xpconv.workspace import current_limit
 
 _FEW = 1 << 17  # results that are divided sooner than the borders are summed
+
+
+_Sums: TypeAlias = Callable[[Array], Array]
 
 
 class Border(NamedTuple):
@@ -40,10 +44,8 @@ def prepared(
 
     They may lack axes of one element, which x has at its index `lift`.
     """
-    by_rims = spec.layout == "channels_last" and math.prod(spec.y_shape) > _FEW
-    rims = borders(spec, count_include_pad=count_include_pad, dtype=x.dtype) if by_rims else None
-    parts = [] if rims is None else [pooled.by("avg_pool", x[rim.read], rim.spec) for rim in rims]
-    if rims is None or not all(parts):
+    again = _again(x, spec, count_include_pad)
+    if again is None:
         sums, divisors = pooled.prepared(kernel, "added", x, y, spec, 1.0), divisors_of(y, spec, count_include_pad)
         shape: Sizes = spec.y_shape
         if spec.layout == "channels_first":  # one loop for each plane, not for each row
@@ -56,33 +58,47 @@ def prepared(
 
         return divided
     means = pooled.prepared(kernel, "added", x, y, spec, math.prod(spec.window))
-    again = [(rim, _means_of(part, x, rim)) for part, rim in zip(parts, rims, strict=True)]
 
     def averaged(x: Array, y: Array) -> None:
         means(x, y)
         full, whole = x[lift], y.reshape(spec.y_shape)
-        for rim, compute in again:
-            compute(full[rim.read], whole[rim.results])
+        for rim, sums in again:
+            np.divide(sums(full[rim.read]), rim.counts, out=whole[rim.results])
 
     return averaged
 
 
-def _means_of(kernel: str, x: Array, rim: Border) -> Callable[[Array, Array], None]:
-    """A function of what the windows read and of memory for their means, in any order."""
-    shape, dtype = rim.spec.y_shape, x.dtype
-    sums = pooled.prepared(kernel, "added", x[rim.read], np.empty(shape, dtype), rim.spec, 1.0)
+def _again(x: Array, spec: PoolSpec, count_include_pad: bool) -> list[tuple[Border, _Sums]] | None:
+    """The borders of a map with channels last and what sums each; None where all results are divided instead."""
+    if spec.layout != "channels_last" or math.prod(spec.y_shape) <= _FEW:
+        return None
+    rims = borders(spec, count_include_pad=count_include_pad, dtype=x.dtype)
+    again = [] if rims is None else [(rim, sums) for rim in rims if (sums := _sums(x[rim.read], rim.spec))]
+    return None if rims is None or len(again) < len(rims) else again
 
-    def compute(x: Array, y: Array) -> None:
-        summed = np.empty(shape, dtype)
-        sums(x, summed)
-        np.divide(summed, rim.counts, out=y)
 
-    return compute
+def _sums(x: Array, spec: PoolSpec) -> _Sums | None:
+    """A function of what lies as `x` does; None where neither kernels nor NumPy add it at once, or in little memory."""
+    shape, dtype = spec.y_shape, x.dtype
+    if math.prod(shape) * dtype.itemsize > current_limit():
+        return None
+    kernel = pooled.by("avg_pool", x, spec)
+    if not kernel:
+        few = small.pool("sum_pool", dtype, spec, {})
+        return None if few is None else lambda x: few(x).reshape(shape)
+    sums = pooled.prepared(kernel, "added", x, np.empty(shape, dtype), spec, 1.0)
+
+    def summed(x: Array) -> Array:
+        y = np.empty(shape, dtype)
+        sums(x, y)
+        return y
+
+    return summed
 
 
 @lru_cache(maxsize=128)
 def borders(spec: PoolSpec, *, count_include_pad: bool, dtype: np.dtype) -> tuple[Border, ...] | None:
-    """All windows that are not whole, in as few pieces as there are sides; None where those are most."""
+    """All windows of a map with channels last that are not whole, a piece for each side; None where those are most."""
     counts = [np.array(spec.counts(axis, count_include_pad)) for axis in range(spec.axes)]
     whole = [np.flatnonzero(count == m) for count, m in zip(counts, spec.window, strict=True)]
     if any(len(places) == 0 for places in whole):
@@ -114,6 +130,5 @@ def _border(spec: PoolSpec, ranges: tuple[tuple[int, int], ...], count_include_p
         pads = (*pads, (inside.start - begin, end - inside.stop))
     part = replace(spec, size=size, padding=pads, ceil_mode=False)
     results = tuple(slice(*bounds) for bounds in ranges)
-    channels = (slice(None), *((slice(None),) if spec.layout == "channels_first" else ()))
     every = divisors_of(np.empty(spec.y_shape, dtype), spec, count_include_pad)
-    return Border((*channels, *results), (*channels, *read), part, every[results])
+    return Border((slice(None), *results), (slice(None), *read), part, every[results])
