@@ -12,7 +12,7 @@ from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu.compiled import pointwise, threads
+from xpconv.cpu.compiled import kernels, pointwise, threads
 from xpconv.cpu.compiled.build import machine
 
 if machine() is None:
@@ -83,10 +83,11 @@ def test_positions_that_do_not_lie_side_by_side_are_left_to_others(view, taken):
 
 
 @pytest.mark.parametrize("arranged", [lambda w: np.asarray(w, order="F"), lambda w: w[::-1], lambda w: w[:, ::-1]])
-def test_weights_of_any_strides(arranged):
+def test_weights_that_do_not_lie_side_by_side_are_left_to_others(arranged, taken):
     rng = np.random.default_rng(3)
     x, w = integers(rng, (2, 8, 8, 16), "float32"), arranged(integers(rng, (12, 8, 1, 1), "float32"))
     np.testing.assert_array_equal(compiled(x, w), reference(xpconv.corr, x, w, layout="channels_first"))
+    assert not _are_planes(taken, "float32")
 
 
 @pytest.mark.parametrize("unlike", [
@@ -121,7 +122,12 @@ def test_with_little_memory_fewer_panels_are_held(taken):
     assert _are_planes(taken, "float32")
 
 
-def test_results_that_pass_the_caches_by():
+@pytest.mark.parametrize("size", [(64, 64), (9, 57)])  # lines of the caches, or not
+@pytest.mark.parametrize("least", [0, 1 << 40])
+def test_results_that_pass_the_caches_by_and_those_that_do_not(size, least, taken, monkeypatch):
+    monkeypatch.setattr(pointwise, "STREAMED", least)
+    kernels._prepared.cache_clear()
     rng = np.random.default_rng(6)
-    x, w = integers(rng, (1, 2, 256, 256), "float32"), integers(rng, (65, 2, 1, 1), "float32")
+    x, w = integers(rng, (1, 2, *size), "float32"), integers(rng, (65, 2, 1, 1), "float32")
     np.testing.assert_array_equal(compiled(x, w), np.einsum("nchw,fc->nfhw", x, w[..., 0, 0]))
+    assert _are_planes(taken, "float32")

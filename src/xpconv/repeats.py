@@ -161,6 +161,7 @@ def _tuple(value: tuple[Any, ...]) -> Hashable | None:
     """Written down by value and type: of pads in a tenth of the time that a look at each entry takes.
 
     An array would be written as bytes, which do not tell its dtype: where there may be some, all entries are looked at.
+    Whatever else Python can write, such as a list, is known by its values.
     """
     try:
         written = marshal.dumps(value, _BY_VALUE)
@@ -171,8 +172,6 @@ def _tuple(value: tuple[Any, ...]) -> Hashable | None:
 
 _BY_VALUE = 2  # the version of the format in which what is equal is written alike, the same object or not
 _BYTES = b"s"  # how bytes begin, and a letter of other entries too
-
-
 _WRITTEN_WHOLE = int, str, bool, float, type(None)
 
 

@@ -49,7 +49,7 @@ def staying(here: int | None) -> Iterator[None]:
 
 @cache
 def level_2_bytes() -> int:
-    """Of the level 2 cache of one of them, from 512 KB to 2 MB, of which shared ones have more; 512 KB if unknown."""
+    """Of one's level 2 cache: 512 KB to 2 MB, as larger ones are shared; 512 KB where the system does not tell."""
     least, most, units = 1 << 19, 1 << 21, {"K": 1 << 10, "M": 1 << 20}
     with suppress(OSError, ValueError, KeyError):
         for index in Path(f"/sys/devices/system/cpu/cpu{allowed()[0]}/cache").glob("index*"):

@@ -173,12 +173,15 @@ def _shape(spec: ConvSpec | PoolSpec, row_bytes: int, team: int, nbytes: int, si
 _MANY = 8  # blocks for each of a team, which then hardly wait for the last
 _AGAIN = 0.2  # of a row's time, to gather it once more
 _LATE = 0.25  # of a block's time, that threads are apart at the end
-_NEAR_WEIGHT = 3 << 18  # bytes of a weight that stay in a level 2 cache
-_READ = (2, 8)  # results that are computed while as much of a weight is read as each needs, from near and from far
+_IN_CACHE = 3 << 18  # bytes of a weight that stay in a level 2 cache
+_READ = (2, 8)  # results whose products take as long as reading the weight, from that cache and from beyond it
 
 
 def _evenly(spec: ConvSpec | PoolSpec, most: int, team: int, size: int) -> int:
-    """Rows of a block, of few blocks, with which the busiest of a team has the least to do.
+    """Rows of a block, of few blocks, with which a team is done the soonest.
+
+    That is when the busiest has the least to do, what every block reads again included, and a part of a block's time
+    later, as threads do not go on equally fast.
 
     Milliseconds of N=1 on two threads. Zen 4: 3x3 128@56 of stride 2 with 9 blocks of 3 rows and one of the last 0.53,
     with 4 of 7 0.50; 1x1 1024->256@14 with 4, 4, 4 and 2 rows 0.28, with 7 and 7 0.23. Emerald Rapids, whose two
@@ -187,7 +190,7 @@ def _evenly(spec: ConvSpec | PoolSpec, most: int, team: int, size: int) -> int:
     """
     first, again = spec.out_size[0], _AGAIN * (spec.reach[0] - spec.stride[0]) / spec.stride[0]
     if isinstance(spec, ConvSpec):
-        far = math.prod(spec.w_shape) * size > _NEAR_WEIGHT
+        far = math.prod(spec.w_shape) * size > _IN_CACHE
         again += _READ[far] / math.prod(spec.out_size[1:])
 
     def longest(rows: int) -> float:

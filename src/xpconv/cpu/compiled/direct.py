@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 from llvmlite import ir
@@ -73,7 +74,7 @@ class Direct:
             "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
             "streams": int(call.is_streamed), "w_start": order[0], "w_step": step,
             "chunk": chunk, "chunks": -(-tap_count // chunk),
-            "near": cut.pixels if self._packs or cut.strip else _near(spec, size, panel_bytes, shape) or cut.pixels,
+            "near": 0 if self._packs or cut.strip else _near(spec, size, panel_bytes, shape),
         }  # fmt: skip
         tables = {
             "pixels": cut.starts(group),
@@ -104,14 +105,14 @@ def _near(spec: ConvSpec, size: int, panel_bytes: int, shape: Shape) -> int:
     So results are also written where others just were, and the next ones' input is asked for meanwhile. 1x1 on two
     cores of an Emerald Rapids, N=8: 64->256@56 3.54 -> 3.36 ms, 256->64@56 4.30 -> 3.55, 64->64@56 1.03 -> 0.89.
     """
-    if math.prod(spec.window) > 1 or spec.groups > 1 or panel_bytes > _NEAR_PANEL:
+    whole = panel_bytes * -(-spec.filters // shape.filters)
+    if math.prod(spec.window) > 1 or spec.groups > 1 or 2 * whole > processors.level_2_bytes():
         return 0
     height = shape.heights[0]
     return max(_NEAR // (math.prod(spec.stride) * spec.channels * size * height), 1) * height
 
 
 _NEAR = 1 << 13  # bytes of input, about
-_NEAR_PANEL = 1 << 16  # bytes of a panel that may be read again for each
 
 
 def _step(order: Array, maps: int, shape: Shape, call: Call) -> int:
@@ -123,9 +124,9 @@ def _step(order: Array, maps: int, shape: Shape, call: Call) -> int:
 def _is_for_all(call: Call, panels: int, held: int, may_be_deep: bool) -> bool:
     """Whether all threads read all of a small input, each for some panels of a large weight, which is then read once.
 
-    3x3 512@7, N=1 took as long on two threads as on one when each read the whole weight for half of the rows. Small are
-    inputs that a level 2 cache holds: with one of 2 MB 1x1 512->2048@7, N=8, whose input takes 0.8, took 4.90 ms when
-    it was cut, and takes 3.92; 3x3 512@14 of stride 2, N=4, 1.6 MB, 5.32 and 4.47.
+    3x3 512@7, N=1 took as long on two threads as on one when each read the whole weight for half of the rows. An input
+    is small that a level 2 cache holds. Milliseconds with one of 2 MB, when all above 512 KB were cut and since: 1x1
+    512->2048@7, N=8 (0.8 MB) 4.90 and 3.92; 3x3 512@14 of stride 2, N=4 (1.6 MB) 5.32 and 4.47.
     """
     spec = call.spec
     x_bytes = spec.batch * math.prod(spec.padded_size) * spec.channels * call.itemsize
@@ -207,7 +208,8 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     start, stop = (count * part) // given.parts, (count * (part + 1)) // given.parts
     own, stream = scratch + given.own, streamed_now(kernel, given)
     source = kernel.variable(given.x)
-    with kernel.loop(block.count, step=given.near) as some, kernel.loop(stop, start=start) as panel:
+    near = given.near.equals(0).where(block.count, given.near)
+    with kernel.loop(block.count, step=near) as some, kernel.loop(stop, start=start) as panel:
         group, first = panel // given.panels, (panel % given.panels) * shape.filters
         with kernel.when((first.equals(0) | panel.equals(start)) & some.equals(0)):
             source.set(blocks.read(kernel, given, block, scratch, gather, group * given.x_group))
@@ -223,7 +225,11 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
                 target, given.results + pixel * 8, given.maps - first, given.finish, bias, stream,
             )  # fmt: skip
 
-        done, end = kernel.variable(some), kernel.minimum(some + given.near, block.count)
+        def foreseeing(pixel: Value) -> tuple[Operand, ...]:
+            later = kernel.load(given.pixels + kernel.minimum(pixel + near, block.count - 1) * 8)
+            return (*arguments_of(pixel), x + later, max(ahead) * size)
+
+        done, end = kernel.variable(some), kernel.minimum(some + near, block.count)
         with kernel.when(given.packs > 0):
             alongside = (block.count >= shape.heights[0]) & (given.w_step > 0)
             with kernel.either(alongside) as (meanwhile, before):
@@ -233,26 +239,13 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
                     done.set(kernel.constant(shape.heights[0]))
                 with before:
                     kernel.call(pack, given.packing, given.w, panel, own)
-
-        def foreseeing(pixel: Value) -> tuple[Operand, ...]:
-            later = kernel.load(given.pixels + kernel.minimum(pixel + given.near, block.count - 1) * 8)
-            return (*arguments_of(pixel), x + later, max(ahead) * size)
-
         with kernel.either(panel.equals(start) & (end < block.count)) as (more, last):
             with more:
                 each_tile(kernel, ahead, end, foreseeing, some)
             with last:
                 each_tile(kernel, tiles, end, arguments_of, done.get())
-    first, last = (
-        (panel // given.panels) * given.maps + (panel % given.panels) * shape.filters for panel in (start, stop)
-    )
-    with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
-        item_y = given.y + (block.first + image) * given.y_item + block.row * given.y_row
-        step = given.filters * size
-        kernel.call(
-            transpose, y + image * block.pixels * step + first * size, step, item_y + first * given.plane, given.plane,
-            block.pixels, last - first,
-        )  # fmt: skip
+    with kernel.when(given.turned > 0):
+        _turn_back(kernel, given, block, y, (start, stop), transpose, shape.filters, size)
     with kernel.when(stream > 0):
         kernel.fence()
     kernel.finish()
@@ -260,6 +253,21 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
         deep.make(module, dtype, shape, FIELDS, gather, tiles)
         return ("conv", "deep")
     return ("conv",)
+
+
+def _turn_back(
+    kernel: Kernel, given: SimpleNamespace, block: blocks.Block, y: Value, panels: tuple[Value, Value],
+    transpose: Kernel, width: int, size: int,
+) -> None:  # fmt: skip
+    """Results of some panels, with the channels last in memory of the thread's own, to where theirs lie first."""
+    first, last = ((p // given.panels) * given.maps + (p % given.panels) * width for p in panels)
+    step = given.filters * size
+    with kernel.loop(block.images) as image:
+        item_y = given.y + (block.first + image) * given.y_item + block.row * given.y_row
+        kernel.call(
+            transpose, y + image * block.pixels * step + first * size, step, item_y + first * given.plane, given.plane,
+            block.pixels, last - first,
+        )  # fmt: skip
 
 
 def _take_turns(kernel: Kernel, source: Value, count: Value, dtype: str, shape: Shape) -> None:

@@ -17,23 +17,12 @@ class Machine:
     features: str
     vector_bytes: int
     registers: int  # of vectors
+    loses_track: bool = True  # of what is read next, where several rows are read in turn
 
     @property
     def is_wide(self) -> bool:
         """Whether 64 bytes are multiplied at once: a Zen 4 multiplies one half after the other."""
         return self.vector_bytes == 64 and self.name != "znver4"
-
-    @property
-    def loses_track(self) -> bool:
-        """Whether what is read next has to be asked for where several rows are read in turn.
-
-        A Zen does not find it out (`ahead`). An Emerald Rapids does, and asking only takes time: max 2x2s2 64@112, N=8
-        0.66 ms without and 0.78 with, 3x3s2 0.82 and 0.96, depthwise 3x3 144@56 0.91 and 1.03, filters of 3x3 on
-        2048x2048 1.30 and 1.45.
-        """
-        is_x86 = binding.get_process_triple().startswith("x86_64")
-        return not is_x86 or binding.get_host_cpu_name().startswith("znver")
-
 
 @cache
 def machine() -> Machine | None:
@@ -48,9 +37,9 @@ def machine() -> Machine | None:
     if asked := os.environ.get("XPCONV_CPU"):
         return _level(asked, {"x86-64-v3": bool(narrow), "x86-64-v4": bool(wide and narrow)})
     if wide:
-        return Machine(*known, 64, 32)
+        return Machine(*known, 64, 32, _loses_track())
     if narrow:
-        return Machine(*known, 32, 16)
+        return Machine(*known, 32, 16, _loses_track())
     if binding.get_process_triple().startswith(("aarch64", "arm64")):
         return Machine(*known, 16, 32)
     return None
@@ -61,4 +50,14 @@ def _level(asked: str, here: dict[str, bool]) -> Machine:
     if not here.get(asked):
         can = " or ".join(name for name, has in here.items() if has)
         raise ValueError(f"XPCONV_CPU is {asked!r}; kernels can be limited to {can or 'no other processor'} here")
-    return Machine(asked, "", *((32, 16) if asked == "x86-64-v3" else (64, 32)))
+    return Machine(asked, "", *((32, 16) if asked == "x86-64-v3" else (64, 32)), _loses_track())
+
+
+def _loses_track() -> bool:
+    """Whether this x86 processor has to be asked early for what lies in several rows that are read in turn.
+
+    A Zen does (`ahead`). An Emerald Rapids finds it out, and asking only takes time: max 2x2s2 64@112, N=8 0.66 ms
+    without and 0.78 with, 3x3s2 0.82 and 0.96, depthwise 3x3 144@56 0.91 and 1.03, filters of 3x3 on 2048x2048 1.30 and
+    1.45.
+    """
+    return binding.get_host_cpu_name().startswith("znver")
