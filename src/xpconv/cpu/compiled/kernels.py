@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu.compiled import (
+    bands,
     channelwise,
     direct,
     finite,
@@ -47,12 +48,20 @@ def _is_direct_ready(dtype: str, spec: ConvSpec) -> bool:
     return direct.is_ready(dtype, spec) and (not pointwise.fits(dtype, spec) or pointwise.is_ready(dtype))
 
 
+def _plane(call: Call) -> Prepared:
+    return bands.Bands(call) if bands.takes(call) else plane.Plane(call)
+
+
+def _is_plane_ready(dtype: str, spec: ConvSpec) -> bool:
+    return bands.is_ready(dtype, spec) if bands.fits(dtype, spec) else plane.is_ready(dtype, spec)
+
+
 _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
-    "direct": _direct, "depthwise": channelwise.Depthwise, "plane": plane.Plane, "winograd": winograd.Winograd,
+    "direct": _direct, "depthwise": channelwise.Depthwise, "plane": _plane, "winograd": winograd.Winograd,
     "spectra": spectra.Spectra,
 }  # fmt: skip
 _READY: dict[str, Callable[..., bool]] = {
-    "direct": _is_direct_ready, "depthwise": channelwise.is_ready, "plane": plane.is_ready,
+    "direct": _is_direct_ready, "depthwise": channelwise.is_ready, "plane": _is_plane_ready,
     "winograd": winograd.is_ready, "spectra": spectra.is_ready, "gradient": gradients.is_ready,
     "winograd gradient": winograd_gradient.is_ready,
     "indexed": indexed.is_ready, "scatter": scatter.is_ready,
