@@ -14,20 +14,21 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import plan
-from xpconv.cpu.compiled import bands, plane, threads
+from xpconv.cpu.compiled import bands, kernels, plane, threads
 from xpconv.cpu.compiled.build import machine
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
 
 compiled = partial(by_kernels, "plane", xpconv.conv1d)
-MOST = 32 * bands._FEWEST  # results that are enough for any vector
+MOST = plan._FEWEST_RESULTS
 
 
 @pytest.fixture
 def alone(monkeypatch):
     """How often the filter's own kernel is called; signals of every length are taken."""
-    monkeypatch.setattr(bands, "is_banded", lambda spec: math.isfinite(plan._banded_seconds(spec)))
+    for module in (bands, kernels):
+        monkeypatch.setattr(module, "is_banded", lambda spec: math.isfinite(plan._banded_seconds(spec)))
     calls, call = [], plane.Plane.__call__
     monkeypatch.setattr(plane.Plane, "__call__", lambda *args: (calls.append(1), call(*args))[1])
     return calls
@@ -114,9 +115,10 @@ def test_with_too_little_memory_the_filters_own_kernel_answers(alone):
     assert alone == [1]
 
 
-def test_threads_change_no_bit(alone, monkeypatch):
+@pytest.mark.parametrize(("size", "taps"), [(50_001, 701), (15_000, 1025)])  # of a band larger than the signal too
+def test_threads_change_no_bit(size, taps, alone, monkeypatch):
     rng = np.random.default_rng(6)
-    x, w = rng.standard_normal(50_001).astype("float32"), rng.standard_normal(701).astype("float32")
+    x, w = rng.standard_normal(size).astype("float32"), rng.standard_normal(taps).astype("float32")
     y = compiled(x, w, padding="same")
     for team in (1, 2, 3, 7):
         monkeypatch.setattr(threads, "thread_count", lambda team=team: team)
@@ -124,7 +126,9 @@ def test_threads_change_no_bit(alone, monkeypatch):
     assert not alone
 
 
-@pytest.mark.parametrize("unlike", [{"stride": 2}, {"dilation": 2}, {"padding": 40, "padding_mode": "reflect"}])
+@pytest.mark.parametrize("unlike", [
+    {"stride": 2}, {"dilation": 2}, {"padding": 40, "padding_mode": "reflect"}, {"padding": ((0, 40),), "dilation": 3},
+])  # fmt: skip
 def test_other_filters_have_their_own_kernel(unlike, alone):
     rng = np.random.default_rng(5)
     x, w = integers(rng, (2000,), "float32"), integers(rng, (100,), "float32")
@@ -136,3 +140,5 @@ def test_the_plan_tells():
     x, w = np.zeros(1_000_000, np.float32), np.zeros(201, np.float32)
     assert "band of the taps" in xpconv.explain(xpconv.conv1d, x, w, method="direct").tile
     assert "columns" in xpconv.explain(xpconv.conv1d, x, w[:9], method="direct").tile
+    reflected = {"padding": "same", "padding_mode": "reflect"}
+    assert "columns" in xpconv.explain(xpconv.conv1d, x, w, method="direct", **reflected).tile

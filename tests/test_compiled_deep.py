@@ -87,3 +87,13 @@ def test_threads_do_not_change_a_result(monkeypatch):
         results.append(compiled(x, w, stride=2, padding=1))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape"), [((1, 15_000, 1), (1025, 1, 16)), ((1, 7, 7, 520), (3, 3, 520, 80))])
+def test_threads_change_no_bit(x_shape, w_shape, monkeypatch):
+    rng = np.random.default_rng(7)
+    x, w = (rng.standard_normal(shape).astype("float32") for shape in (x_shape, w_shape))
+    y = compiled(x, w)
+    for team in (1, 2, 3, 7):
+        monkeypatch.setattr(threads, "thread_count", lambda team=team: team)
+        np.testing.assert_array_equal(compiled(x, w), y)

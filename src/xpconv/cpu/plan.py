@@ -18,7 +18,8 @@ _READ = 20e9  # elements of windows read, a vector of channels at a time
 _POOLED = 1_000  # elements of windows that NumPy reads while the kernels are being called
 _FILTERED = 95e9  # products of a filter of planes, lanes along the columns
 _BANDED = 210e9  # products of a signal with a band of its taps, which the tiles of a matrix product compute
-_BESIDE_TAPS = 31  # rows of a band beside those of the taps
+_BESIDE_TAPS = 31  # rows of a band beside those of the taps, of 32 columns; narrower vectors have fewer
+_FEWEST_RESULTS = 128  # of a signal
 _MOST_TAPS = 4096  # of a band
 _SPECTRAL = 19e9  # elements of tiles times factors of two of their transforms, as `tiled_spectra` counts them
 _PASSED = 0.5e9  # elements of planes read and stored
@@ -246,11 +247,13 @@ def is_banded(spec: ConvSpec) -> bool:
 
 
 def _banded_seconds(spec: ConvSpec) -> float:
-    """Products with a band of the taps, and four more calls; infinite for anything but single signals, and for filters
-    so long that their sums lose digits, which spectra multiply faster.
+    """Products with a band of the taps, and four more calls; infinite for anything but single signals among zeros or
+    the like, for few results, and for filters so long that sums lose digits, which spectra multiply faster.
     """
     single = (spec.axes, spec.channels, spec.filters, *spec.stride, *spec.dilation) == (1, 1, 1, 1, 1)
-    if not single or spec.window[0] > _MOST_TAPS:
+    if not single or spec.window[0] > _MOST_TAPS or spec.out_size[0] < _FEWEST_RESULTS:
+        return math.inf
+    if spec.padding_mode not in ("zeros", "constant") or min(spec.padding[0]) < 0:
         return math.inf
     return spec.batch * spec.out_size[0] * (spec.window[0] + _BESIDE_TAPS) / _BANDED + 4 * costs.CALL
 

@@ -19,8 +19,6 @@ from xpconv.cpu.compiled.tile import SUMMED, shapes
 from xpconv.cpu.plan import is_banded
 from xpconv.spec import Array, ConvSpec
 
-_FEWEST = 4  # groups of results, below which little is left for the tiles
-
 
 class Bands:
     """A filter of signals that is taken so, prepared."""
@@ -81,7 +79,7 @@ def width(dtype: str) -> int:
 
 
 def _rows(spec: ConvSpec, columns: int) -> int:
-    """Of the band, in runs as long as sums are: others than those of taps are zeros."""
+    """Of the band, in runs that are equally long: what lies beyond the taps is zeros."""
     rows = spec.window[0] + columns - 1
     runs = -(-rows // SUMMED)
     return -(-rows // runs) * runs
@@ -94,13 +92,7 @@ def takes(call: Call) -> bool:
     rows = _rows(spec, columns)
     team = len(processors.allowed())  # however many are free: the same call is always computed the same way
     held = (2 + team) * rows * columns + 4 * team * (rows + columns)  # the band, packed by each, and blocks
-    return fits(call.dtype, spec) and dense and held * size <= call.limit
-
-
-def fits(dtype: str, spec: ConvSpec) -> bool:
-    """Whether it pays, of arrays that lie side by side."""
-    surrounds = spec.padding_mode in ("zeros", "constant") and min(spec.padding[0]) >= 0
-    return surrounds and is_banded(spec) and spec.out_size[0] >= _FEWEST * width(dtype)
+    return is_banded(spec) and dense and held * size <= call.limit
 
 
 def is_ready(dtype: str, spec: ConvSpec) -> bool:

@@ -49,8 +49,8 @@ class Direct:
         turned, gap, order = call.y_strides[-1] != size, _gap(group, size), taps_order(spec, call.w_strides)
         step = _step(order, maps, shape, call)
         may_be_deep = step > 0 and not turned and spec.groups == 1 and deep.is_for(shape)
-        together = _is_for_all(call, groups * panels, held, may_be_deep)
-        is_deep = may_be_deep and together
+        is_deep = may_be_deep and _is_for_all(call, panels, min(len(processors.allowed()), _MANY), chunked=True)
+        together = is_deep or _is_for_all(call, groups * panels, call.team)
         most = min(held, BLOCK_BYTES) // groups if turned else held  # then all groups' results are held too
         whole = (spec.out_size[0], spec.batch) if together else None
         cut = blocks_of(group, call.x_strides, call.dtype, call.team, call.sources, call.fill, most, whole, gap)
@@ -121,20 +121,25 @@ def _step(order: Array, maps: int, shape: Shape, call: Call) -> int:
     return int(steps[0]) if len(steps) == 1 and maps % shape.filters == 0 and call.w_strides[-1] == call.itemsize else 0
 
 
-def _is_for_all(call: Call, panels: int, held: int, may_be_deep: bool) -> bool:
-    """Whether all threads read all of a small input, each for some panels of a large weight, which is then read once.
+_MANY = 8  # threads, each of which should have a panel of a weight that is packed in chunks
+
+
+def _is_for_all(call: Call, panels: int, team: int, *, chunked: bool = False) -> bool:
+    """Whether all of a team read all of a small input, each for some panels of a large weight, which is then read once.
 
     3x3 512@7, N=1 took as long on two threads as on one when each read the whole weight for half of the rows. An input
     is small that a level 2 cache holds. Milliseconds with one of 2 MB, when all above 512 KB were cut and since: 1x1
     512->2048@7, N=8 (0.8 MB) 4.90 and 3.92; 3x3 512@14 of stride 2, N=4 (1.6 MB) 5.32 and 4.47.
+
+    What is `chunked` (`deep`) is added up in another order: that must not follow from how many threads are free.
     """
     spec = call.spec
     x_bytes = spec.batch * math.prod(spec.padded_size) * spec.channels * call.itemsize
     w_bytes = math.prod(spec.window) * spec.channels // spec.groups * spec.filters * call.itemsize
     small = processors.level_2_bytes()
-    most = max(small, min(deep.MOST_INPUT, w_bytes // 2)) if may_be_deep else small
-    shared = (call.team > 1 or may_be_deep) and panels >= call.team
-    return shared and x_bytes <= min(most, held) and w_bytes > x_bytes
+    most = max(small, min(deep.MOST_INPUT, w_bytes // 2)) if chunked else small
+    shared = (team > 1 or chunked) and panels >= team
+    return shared and x_bytes <= min(most, call.limit // (2 * team)) and w_bytes > x_bytes
 
 
 def _shape(spec: ConvSpec, dtype: str) -> Shape:

@@ -36,7 +36,7 @@ from xpconv.cpu.compiled.call import Call, Prepared
 from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.compiled.values import FLOATS
-from xpconv.cpu.plan import Compiled
+from xpconv.cpu.plan import Compiled, is_banded
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 
@@ -53,7 +53,7 @@ def _plane(call: Call) -> Prepared:
 
 
 def _is_plane_ready(dtype: str, spec: ConvSpec) -> bool:
-    return bands.is_ready(dtype, spec) if bands.fits(dtype, spec) else plane.is_ready(dtype, spec)
+    return bands.is_ready(dtype, spec) if is_banded(spec) else plane.is_ready(dtype, spec)
 
 
 _CONVOLUTIONS: dict[str, Callable[[Call], Prepared]] = {
