@@ -23,8 +23,6 @@ from xpconv.spec import Array, PoolSpec, Sizes
 from xpconv.workspace import current_limit
 
 _FEW = 1 << 17  # results that are divided sooner than the borders are summed
-
-
 _Sums: TypeAlias = Callable[[Array], Array]
 
 
@@ -109,15 +107,16 @@ def borders(spec: PoolSpec, *, count_include_pad: bool, dtype: np.dtype) -> tupl
     if 2 * math.prod(stop - start for start, stop in inner) < math.prod(spec.out_size):
         return None
     pieces, ranges = [], [(0, out) for out in spec.out_size]
+    divisors = divisors_of(np.empty(spec.y_shape, dtype), spec, count_include_pad)
     for axis, (start, stop) in enumerate(inner):
         for side in ((0, start), (stop, spec.out_size[axis])):
             if side[0] < side[1]:
-                pieces.append(_border(spec, (*ranges[:axis], side, *ranges[axis + 1 :]), count_include_pad, dtype))
+                pieces.append(_border(spec, (*ranges[:axis], side, *ranges[axis + 1 :]), divisors))
         ranges[axis] = (start, stop)
     return tuple(pieces)
 
 
-def _border(spec: PoolSpec, ranges: tuple[tuple[int, int], ...], count_include_pad: bool, dtype: np.dtype) -> Border:
+def _border(spec: PoolSpec, ranges: tuple[tuple[int, int], ...], divisors: Array) -> Border:
     """The windows of such ranges of results."""
     size: Sizes = ()
     pads: tuple[tuple[int, int], ...] = ()
@@ -130,5 +129,4 @@ def _border(spec: PoolSpec, ranges: tuple[tuple[int, int], ...], count_include_p
         pads = (*pads, (inside.start - begin, end - inside.stop))
     part = replace(spec, size=size, padding=pads, ceil_mode=False)
     results = tuple(slice(*bounds) for bounds in ranges)
-    every = divisors_of(np.empty(spec.y_shape, dtype), spec, count_include_pad)
-    return Border((slice(None), *results), (slice(None), *read), part, every[results])
+    return Border((slice(None), *results), (slice(None), *read), part, divisors[results])

@@ -86,6 +86,11 @@ def streamed_planes(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> b
     return dense and together >= TOGETHER
 
 
+def is_dense(size: Sizes, strides: Sizes, itemsize: int) -> bool:
+    """Whether the positions of an image (N, *size, C) lie side by side."""
+    return list(strides[1:-1]) == [itemsize * math.prod(size[axis + 1 :]) for axis in range(len(size))]
+
+
 def in_lines(strides: Sizes, width: int, size: int) -> bool:
     """Whether elements lie side by side in so many bytes, which are whole lines of the caches as all steps are."""
     return strides[-1] == size and not any(step % LINE for step in (*strides[:-1], width))

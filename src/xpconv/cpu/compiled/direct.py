@@ -22,7 +22,16 @@ from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, streamed_now
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
-from xpconv.cpu.compiled.tile import SUMMED, Shape, each_tile, finishing, packing_tile, shape_for, tile_kernels
+from xpconv.cpu.compiled.tile import (
+    SUMMED,
+    Shape,
+    each_tile,
+    even_run,
+    finishing,
+    packing_tile,
+    shape_for,
+    tile_kernels,
+)
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.weights import PackedBias, Packing, pack_kernel, taps_order
 from xpconv.cpu.lines import LINE
@@ -57,7 +66,7 @@ class Direct:
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(groups * panels, call.team)
         windows, run_elements = _taps(group, gap)
         whole_run, most_run = run_elements // shape.groups, deep.ROWS if is_deep else 2 * SUMMED
-        run = next(n for n in range(min(whole_run, most_run), 0, -1) if whole_run % n == 0)
+        run = even_run(whole_run, most_run)
         runs = np.arange(0, whole_run, run)
         self._pack = Packing(call.dtype, groups, maps, shape.filters, order, call.w_strides[-1])
         self._bias = PackedBias(call.dtype, groups, maps, shape.filters)

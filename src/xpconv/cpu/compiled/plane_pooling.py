@@ -16,7 +16,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.call import streamed_planes
+from xpconv.cpu.compiled.call import is_dense, streamed_planes
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of, put, take
 from xpconv.cpu.compiled.rows import (
@@ -109,8 +109,7 @@ def _reads_maps(spec: PoolSpec, x_strides: Sizes, dtype: str) -> bool:
     """Whether each window is a whole plane, whose elements all lie side by side."""
     if spec.window != spec.size or spec.padded_size != spec.size or set(spec.dilation) != {1}:
         return False
-    steps = [np.dtype(dtype).itemsize * math.prod(spec.size[axis + 1 :]) for axis in range(spec.axes)]
-    return list(x_strides[1:-1]) == steps
+    return is_dense(spec.size, x_strides, np.dtype(dtype).itemsize)
 
 
 def _pairs(spec: PoolSpec) -> bool:

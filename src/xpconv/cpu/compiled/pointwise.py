@@ -17,14 +17,15 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import STREAMED, Call, streamed_now
+from xpconv.cpu.compiled.call import STREAMED, Call, is_dense, streamed_now
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of, put, take
-from xpconv.cpu.compiled.tile import SUMMED, Shape, finishing, heights_evenly, tile_kernels
+from xpconv.cpu.compiled.tile import SUMMED, Shape, even_run, finishing, heights_evenly, tile_kernels
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.weights import PackedBias
 from xpconv.cpu.lines import LINE
-from xpconv.spec import Array, ConvSpec, Sizes
+from xpconv.cpu.strips import is_product
+from xpconv.spec import Array, ConvSpec
 
 _FIELDS = (
     "x", "w", "y", "bias", "x_item", "x_channel", "y_item", "y_filter", "channels", "filters", "positions", "groups",
@@ -41,8 +42,7 @@ _AHEAD = 8  # channels asked for before they are copied
 
 def fits(dtype: str, spec: ConvSpec) -> bool:
     """Whether there is a product for every plane, whose positions fill their panels."""
-    pointwise = {*spec.window, *spec.stride} == {1} and spec.padded_size == spec.size and spec.groups == 1
-    if spec.layout != "channels_first" or not pointwise or any(pads != (0, 0) for pads in spec.padding):
+    if spec.layout != "channels_first" or not is_product(spec):
         return False
     positions, width = math.prod(spec.size), _shape(dtype).filters
     return positions >= _FILLED * width * -(-positions // width)
@@ -51,16 +51,10 @@ def fits(dtype: str, spec: ConvSpec) -> bool:
 def takes(call: Call) -> bool:
     """Whether it does so with arrays that lie like these: planes and the weight dense, and memory for a panel."""
     spec, size = call.spec, call.itemsize
-    dense = all(_is_dense(spec, strides, size) for strides in (call.x_strides, call.y_strides))
+    dense = all(is_dense(spec.size, strides, size) for strides in (call.x_strides, call.y_strides))
     dense = dense and call.w_strides[-2:] == (size, spec.channels * size)
     held = spec.channels * _shape(call.dtype).filters * size
     return dense and fits(call.dtype, spec) and held * call.team <= call.limit
-
-
-def _is_dense(spec: ConvSpec, strides: Sizes, size: int) -> bool:
-    """Whether the positions of an image lie side by side."""
-    steps = [size * math.prod(spec.size[axis + 1 :]) for axis in range(spec.axes)]
-    return list(strides[1:-1]) == steps
 
 
 class Pointwise:
@@ -72,7 +66,7 @@ class Pointwise:
         panels, held = -(-positions // width), _held(panel_bytes, call.limit // call.team)
         groups = -(-panels // held)
         parts = max(min(-(-_ITEMS * call.team // (groups * spec.batch)), spec.filters // _FEWEST), 1)
-        run = next(n for n in range(min(spec.channels, 2 * SUMMED), 0, -1) if spec.channels % n == 0)
+        run = even_run(spec.channels, 2 * SUMMED)
         rows = np.arange(max(_shape(call.dtype).every_height), dtype=np.int64)
         y_filter = call.y_strides[-1]
         is_streamed = math.prod(spec.y_shape) * size >= STREAMED and not (call.y_strides[0] % LINE or y_filter % LINE)

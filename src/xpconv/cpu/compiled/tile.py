@@ -94,6 +94,11 @@ def shape_for(filters: int, dtype: str) -> Shape:
     return min(costs, key=lambda pair: -(-filters // pair[0].filters) * pair[0].filters * pair[1])[0]
 
 
+def even_run(elements: int, most: int) -> int:
+    """The longest run, of so many elements at most, that all of them are cut into evenly."""
+    return next(n for n in range(min(elements, most), 0, -1) if elements % n == 0)
+
+
 def tile_kernels(
     module: ir.Module, dtype: str, shape: Shape, heights: tuple[int, ...] | None = None, *, foresees: bool = False,
     adds: bool = False, by_rows: bool = False,
