@@ -123,7 +123,7 @@ def rows_kernel(
             with kernel.loop(given.fresh) as ahead:
                 line = given.ahead + (row * given.fresh + ahead) * given.row_bytes + at * size
                 for q in range(units * stride):
-                    kernel.prefetch(line + q * lanes * size)
+                    kernel.prefetch(line + q * lanes * size, level=2)
             sources = given.rows + row * given.row_step * 8
             values = _values(kernel, given, (x + at * size, nothing + at * size), sources, wanted, dtype, operation)
             if folded and operation == "largest":  # what is masked is zeros
