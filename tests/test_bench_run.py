@@ -223,7 +223,7 @@ class Machine:
 def slowed(machine, monkeypatch, **planted):
     """The record of a run on a machine on which engine functions take their time, some longer than they should."""
     with monkeypatch.context() as patch:
-        patch.setattr(repeats, "_key", lambda *_: None)  # no call is repeated, which would pass the functions by
+        patch.setattr(repeats, "_key", lambda *_: (object(),))  # no call is repeated, which would pass the functions by
         for name, seconds in (("conv", 1e-3), ("max_pool", 3e-4)):
             function, seconds = getattr(engine, name), seconds * planted.get(name, 1.0)
 

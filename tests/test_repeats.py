@@ -74,18 +74,33 @@ def test_arguments_that_are_equal_but_not_the_same_are_told_apart():
 
 
 def test_what_is_equal_but_not_the_same_has_another_key():
-    def key(*values):
-        return repeats._key((), values)
+    def key(*args, **kwargs):
+        return repeats._key(args, kwargs, frozenset({"bias"}))
 
-    nested = (1,), (True,), (1.0,), ((1,),), ([1],), (None,), ("1",), ("same", 1), ("same", True), (115,), (0.0,)
-    values = 1, 1.0, True, 0.0, -0.0, float("nan"), "1", None, *nested
-    assert len({key(value) for value in values}) == len(values)
+    nested = (1,), (True,), (1.0,), ((1,),), ([1],), [1], (None,), ("1",), ("same", 1), ("same", True), (115,), (0.0,)
+    values = 1, 1.0, 1j, True, 0.0, -0.0, 0j, -0j, float("nan"), "1", None, *nested
+    same, equal, other = "same", "".join(["sa", "me"]), np.ones(3)
+    for calls in ([key(value) for value in values], [key(x=value) for value in values],
+                  [key(x=value, bias=other) for value in values]):  # fmt: skip
+        assert len(set(calls)) == len(values)
+    assert len({key(1), key(x=1), key(y=1), key(1, bias=None), key(bias=None, x=1), key(("x", 1)), key(("x",), 1)}) == 7
     assert key(float("nan")) == key(float("nan"))
-    assert repeats._key(("x",), (1,)) != key("x", 1)
-    same, equal = "same", "".join(["sa", "me"])
-    assert key((same, same, (1, 2))) == key((same, equal, (1, 2)))
-    for unknown in (np.float64(1), [1], (np.ones(3),), ((1, np.int64(1)),), (np.array(True), 1), (b"s",), object()):
-        assert key(1, unknown) is None
+    assert key(same, x=(same, (1, 2))) == key(equal, x=(equal, (1, 2)))
+    assert key(other, bias=other) == key(other + 1, bias=other + 1) != key(other, bias=other.astype("float32"))
+    for unknown in (np.float64(1), object(), {1}, (object(),)):
+        assert key(1, unknown) != key(1, unknown)
+        assert key(1, bias=unknown) != key(1, bias=unknown)
+
+
+@pytest.mark.parametrize("value", [np.int64(2), np.array(2), (np.int64(2),), [np.array(2)]], ids=repr)
+def test_what_is_not_plain_is_never_taken_for_what_is(value):
+    """Within a tuple these are written as bytes, which tell neither their dtype nor their shape."""
+    x, w = np.arange(9.0), np.ones(3)
+    alike = (np.array(2).view("float64"),) if isinstance(value, tuple) else [np.array([2, 0], "<i4")]
+    for stride in (2, [2], (2,), value, value, 2, [2], (2,), value):
+        assert xpconv.conv1d(x, w, stride=stride).tolist() == [3, 9, 15, 21]
+    with pytest.raises(ValueError, match="stride"):
+        xpconv.conv1d(x, w, stride=alike)
 
 
 def test_equal_values_of_other_names_are_another_call():

@@ -21,62 +21,81 @@ from xpconv.workspace import current_limit
 
 _MOST = 1024  # descriptions kept for one function; a program that makes more kinds of calls does not repeat them
 _Key = tuple[Hashable, ...]
-_Places = tuple[int | None, ...]  # in the arguments
+_Values = tuple[Any, ...]
+_Places = tuple[int | None, ...]  # in the arguments, those by position first
 
 
-class Repeats:
-    """One public function: describes a call the first time it sees its kind, and repeats it later."""
+def repeating(describe: Callable[..., Request], array_names: frozenset[str]) -> Callable[..., Any]:
+    """The public function of a description: describes a call the first time it sees its kind, and repeats it later.
 
-    def __init__(self, describe: Callable[..., Request]) -> None:
-        self._describe = describe
-        self._known: dict[_Key, _Known] = {}
+    `array_names` are the parameters that take arrays.
+    """
+    known = _Calls()
+    find = known.get
 
-    def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the function gives for these arguments."""
-        values = (*args, *kwargs.values()) if kwargs else args
-        key = _key(tuple(kwargs), values)
-        known = None if key is None else self._known.get(key)
-        if known is not None and known.replay is not None:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        key = _key(args, kwargs, array_names)
+        call = find(key)
+        if call is not None and call.replay is not None:
             try:
-                result = known.replay(*known.arrays(values))
+                if call.pick is None:
+                    result = call.replay(*args, *call.missing)
+                else:
+                    result = call.replay(*call.pick((*args, *kwargs.values(), None)))
             except MemoryError:
                 result = NotImplemented  # `run` tries again with the smallest tiles
             if result is not NotImplemented:
                 return result
+        return known.answer(key, describe, args, kwargs)
+
+    return function
+
+
+class _Calls(dict[_Key, "_Known"]):
+    """The calls of one function that were described before."""
+
+    def answer(self, key: _Key, describe: Callable[..., Request], args: _Values, kwargs: dict[str, Any]) -> Any:
+        """What a call gives that cannot be repeated as it was prepared."""
+        values, call = (*args, *kwargs.values()), self.get(key)
         with device_of(values):
-            if known is not None and not known.writes:
-                return run(known.request(values))
-            request = self._describe(*args, **kwargs)  # and check what is written to, which no key tells
+            if call is not None and not call.writes:
+                return run(call.request(values))
+            request = describe(*args, **kwargs)  # and check what is written to, which no key tells
             result = run(request)  # first, so that nothing is remembered of a call that fails
-            if key is not None and known is None and (places := _places(request, values)) is not None:
-                self._remember(key, request, places)
+            if call is None and (places := _places(request, values)) is not None:
+                self._remember(key, request, places, len(args))
         return result
 
-    def _remember(self, key: _Key, request: Request, places: _Places) -> None:
+    def _remember(self, key: _Key, request: Request, places: _Places, by_position: int) -> None:
         """The call, unless its engine will soon compute it another way."""
         replay = _replay(request)
         if replay is NotImplemented:
             return
-        if len(self._known) >= _MOST:
-            self._known.clear()
-        self._known[key] = _Known(request, places, replay)
+        if len(self) >= _MOST:
+            self.clear()
+        self[key] = _Known(request, places, by_position, replay)
 
 
 class _Known:
-    """A call that was described before: its request without arrays, and where the arrays stand in the arguments."""
+    """A call that was described before: its request without arrays, and where the arrays stand in the arguments.
 
-    def __init__(self, request: Request, places: _Places, replay: Callable[..., Any] | None) -> None:
-        self._arrays = _picked(tuple(-1 if place is None else place for place in places))
+    Most often they are the arguments by position, in their order, but for some that are `missing`; of others `pick`
+    takes them out of all values, with None as the last of these.
+    """
+
+    def __init__(
+        self, request: Request, places: _Places, by_position: int, replay: Callable[..., Any] | None
+    ) -> None:
+        self._all = _picked(tuple(-1 if place is None else place for place in places))
+        given, missing = places[:by_position], places[by_position:]
+        in_order = given == tuple(range(by_position)) and missing == (None,) * len(missing)
+        self.missing, self.pick = missing, None if in_order else self._all
         self.replay, self.writes = _whole(replay, request), request.out is not None
         self._request = replace(request, given=(), source=(), out=None)  # without the arrays, which would be kept alive
 
-    def arrays(self, values: tuple[Any, ...]) -> tuple[Array | None, ...]:
-        """Those of this call, as the engine takes them."""
-        return self._arrays((*values, None))
-
-    def request(self, values: tuple[Any, ...]) -> Request:
+    def request(self, values: _Values) -> Request:
         """The request with the arrays of this call."""
-        arrays, make = self.arrays(values), self._request.make
+        arrays, make = self._all((*values, None)), self._request.make
         return replace(self._request, given=arrays if make is None else make(*arrays))
 
 
@@ -110,12 +129,14 @@ def _replay(request: Request) -> Any:
 def _places(request: Request, values: tuple[Any, ...]) -> _Places | None:
     """Which arguments the request's arrays are, `out` the last; None where it does not hold for other arrays.
 
-    That is so where an array was converted or cast, stands for a parameter, or is given twice, and where the call has
-    a tail of the user's.
+    That is so where an array was converted or cast, stands for a parameter, or is given twice, where the call has a
+    tail of the user's, and where another value is none that a key tells.
     """
     if (request.then is not None and request.make is None) or request.by_value:
         return None
     given = [(place, value) for place, value in enumerate(values) if _name_of(type(value)) in _ARRAYS]
+    if len(given) + sum(map(_is_plain, values)) < len(values):
+        return None
     places = {id(value): place for place, value in given}
     arrays = request.source or request.given
     arrays = arrays if request.out is None else (*arrays, request.out)
@@ -125,61 +146,58 @@ def _places(request: Request, values: tuple[Any, ...]) -> _Places | None:
     return tuple(None if array is None else places[id(array)] for array in arrays)
 
 
-def _key(names: tuple[str, ...], values: tuple[Any, ...]) -> _Key | None:
-    """What the meaning of a call follows from: values, the last of which are named; None where that is not plain."""
-    parts = [_PART_OF[type(value)](value) for value in values]
-    return None if None in parts else (current_limit(), names, *parts)
+def _key(args: _Values, kwargs: dict[str, Any], array_names: frozenset[str]) -> _Key:
+    """What the meaning of a call follows from. Of an unknown value it is a key that no other call has."""
+    key: list[Hashable] = [current_limit()]
+    for value in args:
+        key.append(_PART_OF[type(value)](value))
+    if array_names.isdisjoint(kwargs):
+        key.append(_written(kwargs))  # in a third of the time that a look at each of five takes
+    else:
+        key.append(tuple(kwargs))
+        for value in kwargs.values():
+            key.append(_PART_OF[type(value)](value))
+    return tuple(key)
 
 
-class _PartOf(dict[type, Callable[[Any], Hashable | None]]):
-    """What makes a value of a type a part of the key: an array by all but its values; None of what is not plain."""
+def _written(value: Any) -> Hashable:
+    """A plain value by its type and all that is in it.
 
-    def __missing__(self, kind: type) -> Callable[[Any], Hashable | None]:
-        make = _ARRAYS.get(_name_of(kind), _nothing)
-        if make is not _nothing:
-            self[kind] = make
+    An array within it is written as bytes, which do not tell its dtype. But only calls of plain values are remembered,
+    and what is written as a plain value is one: it has the same types in the same places.
+    """
+    try:
+        return marshal.dumps(value, _BY_VALUE)
+    except ValueError:  # something in it cannot be written
+        return object()
+
+
+_BY_VALUE = 2  # the version of the format in which what is equal is written alike, the same object or not
+_PLAIN: frozenset[type] = frozenset({int, str, bool, float, complex, type(None), tuple, list})
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(map(_is_plain, value))
+    return type(value) in _PLAIN
+
+
+class _PartOf(dict[type, Callable[[Any], Hashable]]):
+    """What makes a value of a type a part of the key: of an array all but its values, of the unknown a new object."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], Hashable]:
+        make = _ARRAYS.get(_name_of(kind))
+        if make is None:
+            return lambda _: object()
+        self[kind] = make
         return make
-
-
-def _nothing(_: Any) -> None:
-    return None
 
 
 def _name_of(kind: type) -> tuple[str, str]:
     return kind.__module__, kind.__name__
 
 
-def _float(value: float) -> Hashable:
-    return float, repr(value)  # 0.0 and -0.0 are equal, NaN is not
-
-
-def _bool(value: bool) -> Hashable:
-    return bool, value  # which is equal to an integer
-
-
-def _tuple(value: tuple[Any, ...]) -> Hashable | None:
-    """Written down by value and type: of pads in a tenth of the time that a look at each entry takes.
-
-    An array would be written as bytes, which do not tell its dtype: where there may be some, all entries are looked at.
-    Whatever else Python can write, such as a list, is known by its values.
-    """
-    try:
-        written = marshal.dumps(value, _BY_VALUE)
-    except ValueError:  # something in it is not plain
-        return None
-    return None if _BYTES in written and not _is_plain(value) else written
-
-
-_BY_VALUE = 2  # the version of the format in which what is equal is written alike, the same object or not
-_BYTES = b"s"  # how bytes begin, and a letter of other entries too
-_WRITTEN_WHOLE = int, str, bool, float, type(None)
-
-
-def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if type(value) in (tuple, list) else type(value) in _WRITTEN_WHOLE
-
-
-_PART_OF = _PartOf({int: int, str: str, type(None): type, bool: _bool, float: _float, tuple: _tuple})
+_PART_OF = _PartOf(dict.fromkeys(_PLAIN, _written))
 
 
 def _cupy_array(array: Array) -> Hashable:

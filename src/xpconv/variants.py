@@ -12,7 +12,7 @@ from functools import wraps
 from string import Template
 from typing import Any, Concatenate, ParamSpec
 
-from xpconv.repeats import Repeats
+from xpconv.repeats import repeating
 from xpconv.request import Request
 
 P = ParamSpec("P")
@@ -41,12 +41,8 @@ def public(body: Callable[Concatenate[Variant, P], Request], variant: Variant, *
             _check_call(variant.name, signature, args, kwargs)
             raise
 
-    answer = Repeats(request).answer
-
-    @wraps(body)
-    def function(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return answer(args, kwargs)
-
+    arrays = frozenset(parameter.name for parameter in parameters if str(parameter.annotation).startswith("Array"))
+    function = wraps(body)(repeating(request, arrays))
     function.__name__ = function.__qualname__ = variant.name
     function.__doc__ = Template(inspect.cleandoc(body.__doc__ or "")).substitute(name=variant.name, **words)
     function.__dict__.update(__signature__=signature, request=request)

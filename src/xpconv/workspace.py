@@ -51,6 +51,4 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
         _limit.reset(token)
 
 
-def current_limit() -> int:
-    """The limit in force, in bytes."""
-    return _limit.get()
+current_limit = _limit.get  # the limit in force, in bytes
