@@ -1,5 +1,7 @@
 """Small convolutions that NumPy repeats: the short way must not be told from the long one."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from scipy import signal as scipy_signal
 import xpconv
 from cases import conv_cases, first, integers, weight_first
 from xpconv.cpu import costs, small, spectra
+from xpconv.cpu.small_patches import by_taps, copied
 from xpconv.cpu.spares import KEPT_BYTES, Spares
 from xpconv.dispatch import run
 from xpconv.engines import agnostic
@@ -203,10 +206,11 @@ def test_smallest_elements_are_repeated():
 @pytest.mark.filterwarnings("error")
 def test_results_that_are_joined_are_given_up_without_a_warning_where_one_is_not_finite():
     (x, w, _), options = layer("joined", "channels_last", "float64", np.random.default_rng(0))
-    computed = small_calls.conv(x.dtype, "gemm", xpconv.corr.request(x, w, **options).spec, 0, None)
-    assert computed(x, w, None) is not None
+    spec = xpconv.corr.request(x, w, **options).spec
+    computed = small_calls.conv(x.dtype, "gemm", spec, 0, None, spec.y_shape)
+    assert computed(x, w, None).shape == spec.y_shape
     x[0, 9, 9] = np.inf
-    assert computed(x, w, None) is None
+    assert computed(x, w, None) is NotImplemented
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -283,6 +287,18 @@ def test_a_call_within_a_call_has_memory_of_its_own_and_little_of_it_is_kept():
     large = Spares(object, KEPT_BYTES + 1)
     large.give(one)
     assert large.take() is not one
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_patches_outlive_the_memory_that_they_were_copied_from(layout, window):
+    """Those of windows of one element could be a view of it."""
+    x, pooled = np.ones((1, 4, 4, 4)), {"layout": layout, "stride": 1, "padding": window - 1}
+    spec = xpconv.sum_pool2d.request(x, window, **pooled).spec
+    patches = by_taps(spec, x.dtype, spec.y_shape, (math.prod(spec.y_shape),))
+    read = copied(spec, x.dtype, 0, patches)
+    one, two = read(x), read(2 * x)
+    assert (one.max(), two.max()) == (1, 2)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])

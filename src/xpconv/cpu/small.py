@@ -23,7 +23,7 @@ from xpconv.spec import Array, ConvSpec
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
 MOST_CHANNELWISE = 1 << 16  # products of single channels that are all made before they are added
-COPIED = 4_000  # elements of a signal that are copied in less time than its taps are looked at
+_COPIED = 4_000  # elements of a signal that are copied in less time than its taps are looked at
 _MOST_SUMS = 1 << 20  # of a plane that is small
 _MOST_SIGNAL = 1 << 17  # elements of a signal whose rows are multiplied at once
 _SHARED_BY_BLAS = 1 << 18  # multiplications of a product that OpenBLAS shares among threads, and waits for busy ones
@@ -45,20 +45,27 @@ def correlation(x: Array, w: Array, spec: ConvSpec) -> Array:
     return y[None, :, None]
 
 
+def is_uncopied(spec: ConvSpec, fill: complex) -> bool:
+    """Whether a signal is so long that it is read where it lies: NumPy's own loop pads it as it goes."""
+    within = 0 < max(spec.padding[0]) < spec.window[0] <= spec.size[0]
+    return spec.padding == ((0, 0),) or (within and fill == 0 and spec.size[0] > _COPIED)
+
+
 def loop(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
-    """A function of x (n) and w (m): what `correlation` computes, of a short signal in memory that is kept."""
+    """A function of x (n) and w (m): what `correlation` computes, with less to decide."""
     spec = replace(spec, layout="channels_first")  # (1, 1, n)
     (size,), (window,), turn = spec.size, spec.window, slice(None, None, -1 if spec.flip else 1)
     if spec.padding == ((0, 0),):
         return lambda x, w: np.correlate(x.reshape(size), w.reshape(window)[turn], "valid")
-    if fill == 0 and size > COPIED:
+    if is_uncopied(spec, fill):
         return _uncopied(spec)
     spares = rooms(spec, dtype, fill, lambda whole: whole.reshape(-1))
 
     def filtered(x: Array, w: Array) -> Array:
         room = spares.take()
-        room.inner[...] = x.reshape(size)
-        y = np.correlate(room.read, w.reshape(window)[turn], "valid")
+        room.inner[...] = x if x.ndim == 1 else x.reshape(size)
+        taps = w if w.ndim == 1 else w.reshape(window)
+        y = np.correlate(room.read, taps[turn], "valid")
         spares.give(room)
         return y
 
@@ -66,14 +73,14 @@ def loop(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
 
 
 def _uncopied(spec: ConvSpec) -> Sums:
-    """A function of a long x (n) and w (m): what `correlation` computes, with less to decide."""
+    """A function of x (n) and w (m), of whose full correlation some results are left out."""
     (size,), (window,), turn = spec.size, spec.window, slice(None, None, -1 if spec.flip else 1)
-    first, is_within = window - 1 - spec.padding[0][0], 0 < max(spec.padding[0]) < window <= size
+    first = window - 1 - spec.padding[0][0]
     results = slice(first, first + spec.out_size[0])
 
     def filtered(x: Array, w: Array) -> Array:
         taps = w.reshape(window)
-        if is_within and math.isfinite(taps.dot(taps)):  # a fourth of the time that `np.isfinite` takes of few
+        if math.isfinite(taps.dot(taps)):  # a fourth of the time that `np.isfinite` takes of few
             return np.correlate(x.reshape(size), taps[turn], "full")[results]
         return correlation(x.reshape(1, size, 1), taps.reshape(window, 1, 1), spec)[0, :, 0]
 

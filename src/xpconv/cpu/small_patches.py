@@ -72,20 +72,22 @@ def by_taps(spec: Windows, dtype: np.dtype, shape: Sizes, flat: Sizes) -> Patche
     return Patches((*spec.window, *shape), strides, 0, (math.prod(spec.window), *flat))
 
 
-def of_patches(
-    spec: Windows, dtype: np.dtype, fill: complex, patches: Patches, compute: Callable[..., Array]
-) -> Callable[..., Array]:
-    """A function of x, and of more: what is computed of a copy of the patches, which lie side by side, and of these."""
+def copied(spec: Windows, dtype: np.dtype, fill: complex, patches: Patches) -> Callable[[Array], Array]:
+    """A function of x: a copy of its patches, side by side."""
     flat, x_shape, axes = patches.flat, spec.x_shape, spec.axes + 2
-    if spec.padded_size == spec.size:
-        return lambda x, *more: compute(patches.of(np.ascontiguousarray(x)).reshape(flat), *more)
     spares = rooms(spec, dtype, fill, patches.of)
+    if spec.padded_size == spec.size and not spares.are_kept:
+        return lambda x: patches.of(np.ascontiguousarray(x)).reshape(flat)
+    trial = spares.take()
+    is_view = np.may_share_memory(trial.read.reshape(flat), trial.inner)  # of windows of one element
+    take, give = spares.take, spares.give
 
-    def computed(x: Array, *more: Array) -> Array:
-        room = spares.take()
+    def read(x: Array) -> Array:
+        room = take()
         room.inner[...] = x if x.ndim == axes else x.reshape(x_shape)
-        y = compute(room.read.reshape(flat), *more)
-        spares.give(room)
-        return y
+        found = room.read.copy() if is_view else room.read
+        found = found.reshape(flat)
+        give(room)
+        return found
 
-    return computed
+    return read

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xpconv.cpu.small_patches import by_taps, of_patches
+from xpconv.cpu.small_patches import by_taps, copied
 from xpconv.spec import Array, PoolSpec
 from xpconv.workspace import current_limit
 
@@ -23,4 +23,5 @@ def fits(spec: PoolSpec, dtype: np.dtype) -> bool:
 def merged(spec: PoolSpec, dtype: np.dtype, merge: np.ufunc, fill: float) -> Callable[[Array], Array]:
     """A function of x in the spec's layout, which may lack axes of one element, that merges the elements of windows."""
     patches = by_taps(spec.reading, dtype, spec.y_shape, (math.prod(spec.y_shape),))
-    return of_patches(spec.reading, dtype, fill, patches, merge.reduce)
+    read, reduce = copied(spec.reading, dtype, fill, patches), merge.reduce
+    return lambda x: reduce(read(x))

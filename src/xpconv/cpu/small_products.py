@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import methodcaller
 
 import numpy as np
 
-from xpconv.cpu.small_patches import Patches, by_taps, of_patches, steps_of
+from xpconv.cpu.small_patches import Patches, by_taps, copied, steps_of
 from xpconv.cpu.strips import is_product
 from xpconv.spec import Array, ConvSpec
 
@@ -25,10 +26,9 @@ def product(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     missing.
     """
     patches, weight = _patches(spec, dtype), _weight(spec, turned=spec.flip and not are_columns(spec))
-    flat, multiply = patches.flat, _multiply(spec)
-    if is_product(spec):
-        return lambda x, w: multiply(x.reshape(flat), weight(w))
-    return of_patches(spec, dtype, fill, patches, lambda read, w: multiply(read, weight(w)))
+    read = methodcaller("reshape", patches.flat) if is_product(spec) else copied(spec, dtype, fill, patches)
+    multiply = _multiply(spec)
+    return lambda x, w: multiply(read(x), weight(w))
 
 
 def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
@@ -46,14 +46,16 @@ def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
     patches = Patches(shape, strides, 0, (spec.batch * results, math.prod(read)))
     turns = ((slice(None),) * 2 if first else ()) + (slice(None, None, -1 if spec.flip else 1),) * spec.axes
 
-    def compute(read: Array, gy: Array) -> Array:
+    read_of = copied(spec, dtype, 0, patches)
+
+    def summed(x: Array, gy: Array) -> Array:
         if first:
-            gw = gy.reshape(-1, filters, results).swapaxes(0, 1).reshape(filters, -1).dot(read)
+            gw = gy.reshape(-1, filters, results).swapaxes(0, 1).reshape(filters, -1).dot(read_of(x))
         else:
-            gw = read.T.dot(gy.reshape(-1, filters))
+            gw = read_of(x).T.dot(gy.reshape(-1, filters))
         return np.ascontiguousarray(gw.reshape(w_shape)[turns])
 
-    return of_patches(spec, dtype, 0, patches, compute)
+    return summed
 
 
 def channelwise(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
@@ -66,14 +68,16 @@ def channelwise(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     flat = (spec.batch * results, spec.channels) if last else (spec.batch, spec.channels, results)
     turns = turns if spec.flip else (slice(None),) * spec.axes
 
-    def compute(read: Array, w: Array) -> Array:
+    read = copied(spec, dtype, fill, by_taps(spec, dtype, spec.y_shape, flat))
+
+    def summed(x: Array, w: Array) -> Array:
         if last:
             w = w.reshape(*window, -1)[turns].reshape(taps, 1, -1)
         else:
             w = w.reshape(-1, *window)[(slice(None), *turns)].reshape(-1, taps).T[:, None, :, None]
-        return np.add.reduce(read * w)
+        return np.add.reduce(read(x) * w)
 
-    return of_patches(spec, dtype, fill, by_taps(spec, dtype, spec.y_shape, flat), compute)
+    return summed
 
 
 def are_columns(spec: ConvSpec) -> bool:
@@ -103,11 +107,11 @@ def _weight(spec: ConvSpec, *, turned: bool) -> Callable[[Array], Array]:
     """A function of w that makes it a matrix: by the taps of patches (L, F), with channels first (F, L)."""
     length, turns = math.prod(spec.window) * spec.channels, (slice(None, None, -1),) * spec.axes
     shape = (length, spec.filters) if spec.layout == "channels_last" else (spec.filters, length)
-    return (lambda w: w[turns].reshape(shape)) if turned else (lambda w: w.reshape(shape))
+    return (lambda w: w[turns].reshape(shape)) if turned else methodcaller("reshape", shape)
 
 
 def _multiply(spec: ConvSpec) -> Callable[[Array, Array], Array]:
     """A function of patches and the weight; `dot` takes half as long as `matmul` to be called."""
     if spec.layout == "channels_last":
-        return (lambda columns, w: columns.T.dot(w)) if are_columns(spec) else (lambda rows, w: rows.dot(w))
+        return (lambda columns, w: columns.T.dot(w)) if are_columns(spec) else np.ndarray.dot
     return (lambda columns, w: w.dot(columns)) if spec.batch == 1 else (lambda columns, w: np.matmul(w, columns))

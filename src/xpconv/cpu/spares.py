@@ -19,8 +19,8 @@ class Spares(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], T], nbytes: int) -> None:
-        self._make = make
-        self._spare: deque[T] = deque(maxlen=_MOST if nbytes <= KEPT_BYTES else 0)  # its methods need no lock
+        self._make, self.are_kept = make, nbytes <= KEPT_BYTES
+        self._spare: deque[T] = deque(maxlen=_MOST if self.are_kept else 0)  # its methods need no lock
         self.give = self._spare.append
 
     def take(self) -> T:

@@ -82,8 +82,7 @@ def _sums(x: Array, spec: PoolSpec) -> _Sums | None:
         return None
     kernel = pooled.by("avg_pool", x, spec)
     if not kernel:
-        few = small.pool("sum_pool", dtype, spec, {})
-        return None if few is None else lambda x: few(x).reshape(shape)
+        return small.pool("sum_pool", dtype, spec, {})
     sums = pooled.prepared(kernel, "added", x, np.empty(shape, dtype), spec, 1.0)
 
     def summed(x: Array) -> Array:

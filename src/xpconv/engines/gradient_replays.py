@@ -57,7 +57,7 @@ def _input_gradient_by_numpy(gy: Array, layout: str, request: Request) -> Callab
     spec, activation, calls = request.spec, request.options.get("activation"), []
     for part, place, taps in _parts_of_adjoint(spec):
         method = "" if 0 in part.window else _method_of_numpys(gy, part)  # no tap reaches some places
-        computed = small.conv(gy.dtype, method, part, 0, activation)
+        computed = small.conv(gy.dtype, method, part, 0, activation, part.y_shape)
         if computed is None:
             return None
         calls.append((computed, place, taps))
@@ -68,10 +68,10 @@ def _input_gradient_by_numpy(gy: Array, layout: str, request: Request) -> Callab
     def again(gy: Array, w: Array, bias: Array | None) -> Any:
         gy, w, gx = channels_last(gy[lift], spec.layout) if turned else gy, exchange(w), np.empty(shape, gy.dtype)
         for computed, place, taps in calls:
-            y, here = computed(gy, weight_as(w[taps], layout), bias), gx[place]
-            if y is None:
+            y = computed(gy, weight_as(w[taps], layout), bias)
+            if y is NotImplemented:
                 return NotImplemented
-            here[...] = y.reshape(here.shape)
+            gx[place] = y
         return (compiled.laid_out(gx, spec.layout) if turned else gx)[drop]
 
     return again

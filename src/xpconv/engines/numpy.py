@@ -123,11 +123,12 @@ def _summed(
             return y
         careful = careful or kernel == "spectra"  # whose values that are not finite spread no further by NumPy either
         return compiled.by_kernels(kernel, x, w, bias, spec, fill, activation, out, careful=careful)
-    computed = small.conv(x.dtype, method, spec, fill, activation)  # as a repeated call computes it, to the bit
+    # as a repeated call computes it, to the bit
+    computed = small.conv(x.dtype, method, spec, fill, activation, spec.y_shape)
     if computed is not None:
         y = computed(as_layout(x, spec.layout), weight_as(w, spec.layout), bias)
-        if y is not None:
-            return y.reshape(spec.y_shape)
+        if y is not NotImplemented:
+            return y
     y = (summed_if_finite if careful else summed)(method, x, w, spec, fill)
     return None if y is None else epilogue(y, bias, activation, spec.layout, x.dtype)
 
@@ -213,7 +214,7 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
     if merged := small.pool("max_pool", x.dtype, spec, {}):
-        return merged(x).reshape(spec.y_shape)
+        return merged(x)
     x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
     return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
 
@@ -223,7 +224,7 @@ def sum_pool(x: Array, spec: PoolSpec) -> Array:
     if kernel := pooled.by("sum_pool", x, spec):
         return pooled.reduced(kernel, "added", x, spec)
     if merged := small.pool("sum_pool", x.dtype, spec, {}):
-        return merged(x).reshape(spec.y_shape)
+        return merged(x)
     dtype = x.dtype
     y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
     return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
@@ -249,7 +250,7 @@ def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: floa
         return y
     options = {"count_include_pad": count_include_pad, "divisor": divisor}
     if averaged := small.pool("avg_pool", x.dtype, spec, options):
-        return averaged(x).reshape(spec.y_shape)
+        return averaged(x)
     y = sum_pool(widened(x), spec)
     divisors = divisor or agnostic.divisors_of(y, spec, count_include_pad)
     return np.divide(y, divisors, out=y).astype(x.dtype, copy=False)  # in new memory it takes twice as long

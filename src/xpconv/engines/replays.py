@@ -148,18 +148,9 @@ def _prepared_conv(x: Array, y: Array, request: Request) -> tuple[str, Callable[
 
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
     """What NumPy computes by a method whose plan the values of the arrays do not change."""
-    spec, options = request.spec, request.options
-    computed = small.conv(x.dtype, method, spec, options["fill_value"], options["activation"])
-    computed = computed or _large(method, request)
-    if computed is None:
-        return None
-    shape = _shape_of_result(x, request)
-
-    def again(x: Array, w: Array, bias: Array | None) -> Any:
-        y = computed(x, w, bias)
-        return NotImplemented if y is None else y.reshape(shape)
-
-    return again
+    spec, options, shape = request.spec, request.options, _shape_of_result(x, request)
+    computed = small.conv(x.dtype, method, spec, options["fill_value"], options["activation"], shape)
+    return computed or _large(method, request, shape)
 
 
 def _shape_of_result(x: Array, request: Request) -> Sizes:
@@ -167,7 +158,7 @@ def _shape_of_result(x: Array, request: Request) -> Sizes:
     return np.empty(request.spec.y_shape, x.dtype)[request.drop].shape
 
 
-def _large(method: str, request: Request) -> Callable[..., Any] | None:
+def _large(method: str, request: Request, shape: Sizes) -> Callable[..., Any] | None:
     """As `small.conv`, of any size."""
     (x_index, w_index), spec, fill = request.lift, request.spec, request.options["fill_value"]
     layout, activation = spec.layout, request.options["activation"]
@@ -182,7 +173,9 @@ def _large(method: str, request: Request) -> Callable[..., Any] | None:
 
     def computed(x: Array, w: Array, bias: Array | None) -> Any:
         y = sums(channels_last(x[x_index], layout), weight_last(w[w_index], layout))
-        return None if y is None else np.ascontiguousarray(epilogue(y, bias, activation, layout, y.dtype))
+        if y is None:
+            return NotImplemented
+        return np.ascontiguousarray(epilogue(y, bias, activation, layout, y.dtype)).reshape(shape)
 
     return computed
 
@@ -224,8 +217,7 @@ def _replay_pool_by_numpy(x: Array, shape: Sizes, request: Request) -> Callable[
     """A small one, or of whole maps."""
     if not isinstance(request.spec, PoolSpec):
         return _of_maps(x, request)
-    merged = small.pool(request.operation, x.dtype, request.spec, request.options)
-    return None if merged is None else lambda x: merged(x).reshape(shape)
+    return small.pool(request.operation, x.dtype, request.spec, request.options, shape)
 
 
 def _of_maps(x: Array, request: Request) -> Callable[..., Any]:

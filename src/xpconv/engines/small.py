@@ -21,7 +21,7 @@ from xpconv.cpu.planes import finite
 from xpconv.engines import pooled
 from xpconv.engines.agnostic import divisors_of
 from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec, PoolSpec
+from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 from xpconv.workspace import current_limit
 
 Sums = Callable[[Array, Array], Any]
@@ -31,15 +31,18 @@ Sums = Callable[[Array, Array], Any]
 
 
 def conv(
-    dtype: Any, method: str, spec: ConvSpec, fill: complex, activation: str | None
+    dtype: Any, method: str, spec: ConvSpec, fill: complex, activation: str | None, shape: Sizes
 ) -> Callable[[Array, Array, Array | None], Any] | None:
-    """A function of x, w and bias; None for what is not small. Its result is None where that cannot be used."""
-    return _conv(dtype, method, spec, fill, activation, current_limit())
+    """A function of x, w and bias, whose result has the shape; None for what is not small.
+
+    It gives NotImplemented where the result cannot be used.
+    """
+    return _conv(dtype, method, spec, fill, activation, shape, current_limit())
 
 
 @lru_cache(maxsize=256)  # for calls that are planned each time, such as those of an input gradient
 def _conv(
-    dtype: Any, method: str, spec: ConvSpec, fill: complex, activation: str | None, limit: int
+    dtype: Any, method: str, spec: ConvSpec, fill: complex, activation: str | None, shape: Sizes, limit: int
 ) -> Callable[[Array, Array, Array | None], Any] | None:
     sums = _sums(dtype, method, spec, fill, limit)
     if sums is None:
@@ -50,12 +53,12 @@ def _conv(
     def computed(x: Array, w: Array, bias: Array | None) -> Any:
         y = sums(x, w)
         if y is None:
-            return None
+            return NotImplemented
         if bias is not None:
-            np.add(y, bias[:, None] if turned else bias, out=y)
+            np.add(y, bias[:, None] if turned else bias, y)
         if finish is not None:
             finish(y)
-        return y
+        return y.reshape(shape)
 
     return computed
 
@@ -89,8 +92,8 @@ def _sums(dtype: Any, method: str, spec: ConvSpec, fill: complex, limit: int) ->
     if method == "fft" and spectra.is_at_once(spec):
         held = 8 * math.prod(spec.padded_size) * dtype.itemsize
         return spectra.at_once(spec, dtype, fill) if held <= limit else None
-    few, long = conv_operations(spec) < 2 * small.MOST, fill == 0 and spec.size[0] > small.COPIED
-    if method == "direct" and direct_by(spec) == "loop" and (few or long):
+    few = conv_operations(spec) < 2 * small.MOST
+    if method == "direct" and direct_by(spec) == "loop" and (few or small.is_uncopied(spec, fill)):
         return small.loop(spec, dtype, fill)
     patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
     if method != "gemm" or not few or spec.groups > 1 or patches > limit:
@@ -130,14 +133,16 @@ def _joined(spec: ConvSpec, multiply: Sums) -> Sums:
 # --- Pooling ----------------------------------------------------------------------------------------------------------
 
 
-def pool(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any]) -> Callable[[Array], Array] | None:
-    """A function of x, for maxima, sums and means of small maps; None for anything else."""
-    merge = _MERGED.get(operation)
+def pool(
+    operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes | None = None
+) -> Callable[[Array], Array] | None:
+    """A function of x, for maxima, sums and means of small maps, whose result has the shape; None for anything else."""
+    merge, shape = _MERGED.get(operation), spec.y_shape if shape is None else shape
     if merge is None or options.get("return_indices") or dtype.char not in "fd" or not small_pools.fits(spec, dtype):
         return None
     merged = small_pools.merged(spec, dtype, merge, -math.inf if merge is np.maximum else 0)
     if operation != "avg_pool":
-        return merged
+        return lambda x: merged(x).reshape(shape)
     divisor = pooled.shared_divisor(spec, **options)
     if divisor is None:
         divisors = divisors_of(np.empty(spec.y_shape, dtype), spec, options["count_include_pad"])
@@ -147,7 +152,7 @@ def pool(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any]) ->
 
     def averaged(x: Array) -> Array:
         y = merged(x)
-        return np.divide(y, by, out=y)
+        return np.divide(y, by, y).reshape(shape)
 
     return averaged
 
