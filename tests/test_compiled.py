@@ -19,7 +19,7 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import blas, processors
-from xpconv.cpu.address import words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import call, threads, tile
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
@@ -245,7 +245,7 @@ def test_compiled_calls_after_a_fork_are_right():
 def test_the_compiled_teams_compute_every_item_once():
     task = library("counting", _counting).address("count")
     counts = np.zeros(1000, np.int64)
-    arguments = words(counts.ctypes.data)
+    arguments = Told(1, ()).of(counts)
     for _ in range(200):
         threads.run(task, arguments, len(counts), 0, 3)
     assert (counts == 200).all()
@@ -271,7 +271,7 @@ def test_helpers_leave_the_callers_processor_to_the_caller():
             os.sched_setaffinity(0, {processor})  # where the caller then is
         finally:
             os.sched_setaffinity(0, allowed)
-        team.run(task, np.array([counts.ctypes.data], np.int64).ctypes.data, len(counts), 0, 0)
+        team.run(task, Told(1, ()).of(counts), len(counts), 0, 0)
         assert all(os.sched_getaffinity(helper.native_id) == allowed - {team.processor} for helper in team._helpers)
         assert team.processor in allowed
 
@@ -289,7 +289,7 @@ def test_a_team_has_the_helpers_that_can_begin(monkeypatch):
     monkeypatch.setattr(threads.Thread, "start", start)
     team = threads.Team(3)
     assert len(team._helpers) == 1
-    team.run(task, np.array([counts.ctypes.data], np.int64).ctypes.data, len(counts), 0, 0)
+    team.run(task, Told(1, ()).of(counts), len(counts), 0, 0)
     assert (counts == 1).all()
 
 
@@ -425,16 +425,16 @@ def test_workers_of_multiprocessing_take_one_thread_unless_they_are_told(method,
 def test_memory_that_cannot_be_had_leaves_the_team_free():
     task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
     with pytest.raises((MemoryError, ValueError)):
-        threads.run(task, words(counts.ctypes.data), len(counts), 1 << 60, 2)
+        threads.run(task, Told(1, ()).of(counts), len(counts), 1 << 60, 2)
     assert not threads._team_of(2).lock.locked()
     assert threads._calling == []
-    threads.run(task, words(counts.ctypes.data), len(counts), 0, 2)
+    threads.run(task, Told(1, ()).of(counts), len(counts), 0, 2)
     assert (counts == 1).all()
 
 
 def test_as_many_callers_as_threads_compute_by_themselves(monkeypatch):
     task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
-    arguments, teams = words(counts.ctypes.data), []
+    arguments, teams = Told(1, ()).of(counts), []
     team_of = threads._team_of
     monkeypatch.setattr(threads, "_team_of", lambda threads: teams.append(threads) or team_of(threads))
     threads.run(task, arguments, len(counts), 0, 2)

@@ -12,7 +12,7 @@ from engine_cases import reference
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.activations import LEAK
-from xpconv.cpu.address import words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import gradients, kernels, threads
 from xpconv.cpu.compiled.tile import shape_for
 from xpconv.engines import agnostic
@@ -201,8 +201,7 @@ def test_the_last_vector_of_a_total_ends_with_the_gradient(dtype, rows, filters,
     rng, size = np.random.default_rng(0), rows * filters
     memory = integers(rng, size + 64, dtype)  # beyond the gradient it belongs to somebody else
     partial, before = integers(rng, (2, size), dtype), memory.copy()
-    addresses = [memory.ctypes.data, memory.ctypes.data, partial.ctypes.data]
-    arguments = words(*addresses, len(partial), rows, filters, span, 0)
+    arguments = Told(3, (len(partial), rows, filters, span, 0)).of(memory, memory, partial)
     threads.run(compiled.address("total"), arguments, -(-rows // span), 0, 1)
     np.testing.assert_array_equal(memory[:size], before[:size] + partial.sum(axis=0))
     np.testing.assert_array_equal(memory[size:], before[size:])

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from xpconv.cpu.address import address_of, words, words_of
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE
 from xpconv.cpu.compiled.values import Operand, Value
@@ -76,7 +76,7 @@ class Blocks:
         return (np.arange(self.images, dtype=np.int64)[:, None] * y_strides[0] + one).reshape(-1)
 
 
-class Arguments:
+class Arguments(Told):
     """What a task is told, by name: of the first so many the arrays of a call each time, numbers and tables once."""
 
     def __init__(
@@ -86,12 +86,7 @@ class Arguments:
         numbers, tables = (numbers, tables) if cut is None else (cut.numbers | numbers, cut.tables | tables)
         self._kept = tables  # kernels know addresses only
         values = {**numbers, **{name: table.ctypes.data for name, table in tables.items()}}
-        self._addresses = words_of(arrays)
-        self._others = words(*(values.get(name, 0) for name in names[arrays:]))
-
-    def of(self, *arrays: Array) -> bytes:
-        """The words for one call on these arrays, which the caller keeps alive."""
-        return self._addresses.pack(*map(address_of, arrays)) + self._others
+        super().__init__(arrays, [values.get(name, 0) for name in names[arrays:]])
 
 
 def strides_of(array: Array) -> Sizes:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.address import address_of, words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
@@ -16,7 +16,7 @@ from xpconv.cpu.compiled.values import FLOATS, Value, vector
 from xpconv.spec import Array
 
 _CHUNK = 1 << 16  # elements of an item
-_ARGUMENTS = ("x", "count", "found")
+_ARGUMENTS = ("x", "found", "count")
 
 
 def finite(x: Array) -> bool:
@@ -26,7 +26,7 @@ def finite(x: Array) -> bool:
     assert compiled is not None
     items = -(-x.size // _CHUNK)
     found = np.zeros((items, lanes_of(dtype)), dtype)
-    arguments = words(address_of(x), x.size, address_of(found))
+    arguments = Told(2, (x.size,)).of(x, found)
     threads.run(compiled.address("finite"), arguments, items, 0, threads.thread_count() if items > 2 else 1)
     return bool((found == 0).all())
 

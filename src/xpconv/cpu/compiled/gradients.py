@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.address import address_of, words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
@@ -103,8 +103,7 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     threads.run(compiled.address("products"), arguments, job.items, job.scratch, job.team)
     if len(partials):
         span = -(-_SPAN // (16 * spec.filters)) * 16
-        addresses = map(address_of, (gw, sums, others))
-        ends = words(*addresses, len(others), rows, spec.filters, span, int(job.order.turned))
+        ends = Told(3, (len(others), rows, spec.filters, span, int(job.order.turned))).of(gw, sums, others)
         threads.run(compiled.address("total"), ends, -(-rows // span), 0, job.team)
     return job.order.viewed(gw, spec)
 

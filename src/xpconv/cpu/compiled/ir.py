@@ -265,9 +265,9 @@ class Kernel:
         with self.builder.if_else(condition.raw) as (yes, no):
             yield yes, no
 
-    def call(self, other: Kernel, *arguments: Operand) -> None:
-        """Another kernel."""
-        self.builder.call(other.function, [self.value(argument).raw for argument in arguments])
+    def call(self, other: Kernel, *arguments: Operand) -> Value:
+        """Another kernel: what it returns, if it does."""
+        return Value(self, self.builder.call(other.function, [self.value(argument).raw for argument in arguments]))
 
     def call_address(self, address: Value, *arguments: Operand) -> None:
         """The kernel at an address."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.address import address_of, words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import library
 from xpconv.cpu.compiled.ir import Kernel
@@ -83,7 +83,7 @@ def _fingerprint(values: Array) -> bytes:
     assert compiled is not None
     whole = values.nbytes - values.nbytes % _VECTOR
     sums = np.empty((-(-whole // _SPAN), _SUMS), np.int64)
-    arguments = words(address_of(values), whole, address_of(sums), address_of(_keys))
+    arguments = Told(3, (whole,)).of(values, sums, _keys)
     items = -(-whole // _CHUNK)
     team = threads.thread_count() if items > 1 else 1
     threads.run(compiled.address("fingerprint"), arguments, items, 0, team)
@@ -94,7 +94,7 @@ def _make(module: ir.Module) -> tuple[str, ...]:
     """The task: the sums of the spans of a chunk."""
     kernel = Kernel(module, "fingerprint", ("arguments", "item", "scratch"))
     arguments, item, _ = kernel.arguments
-    given = kernel.given(arguments, ("values", "whole", "sums", "keys"))
+    given = kernel.given(arguments, ("values", "sums", "keys", "whole"))
     words, lanes = vector(I32, 2 * _LANES), vector(I64, _LANES)
     low = kernel.constant((1 << 32) - 1, lanes)
     last = kernel.minimum(given.whole, (item + 1) * _CHUNK)

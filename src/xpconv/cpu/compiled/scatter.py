@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.address import address_of, words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
@@ -24,9 +24,9 @@ from xpconv.cpu.lines import LINE
 from xpconv.spec import Array, ScatterSpec
 
 _NAMES = (
-    "values", "indices", "plane", "zero", "count", "places", "channels", "groups", "width", "together", "ahead",
-    "value_item", "value_step", "value_channel", "index_item", "index_step", "index_channel", "item", "step",
-    "channel", "wrong",
+    "values", "indices", "plane", "zero", "wrong", "count", "places", "channels", "groups", "width", "together",
+    "ahead", "value_item", "value_step", "value_channel", "index_item", "index_step", "index_channel", "item", "step",
+    "channel",
 )  # fmt: skip
 _SINGLE = 50_000  # elements that one thread adds sooner than it hands them over
 # Bytes of a plane that are made zero at a time. 64 channels of 112 by 112 took 0.85 ms; by 64 KB 1.1, all first 1.5.
@@ -50,10 +50,11 @@ def scattered(values: Array, indices: Array, planes: Array) -> bool:
     width = -(-channels // (shares * line)) * line
     groups, task = -(-channels // width), _task_for(values, indices, planes)
     together, zero, wrong = 1 if task == "planes" else width, np.zeros(1, values.dtype), np.zeros(1, np.int64)
-    arguments = words(
-        *map(address_of, (values, indices, planes, zero)), count, planes.shape[1], channels, groups, width, together,
-        max(_AHEAD // (together * size), 1), *values.strides, *indices.strides, *planes.strides, address_of(wrong),
+    numbers = (
+        count, planes.shape[1], channels, groups, width, together, max(_AHEAD // (together * size), 1),
+        *values.strides, *indices.strides, *planes.strides,
     )  # fmt: skip
+    arguments = Told(5, numbers).of(values, indices, planes, zero, wrong)
     threads.run(compiled.address(task), arguments, batch * groups, 0, team)
     return not wrong[0]
 

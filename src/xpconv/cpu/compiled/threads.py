@@ -23,7 +23,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import blas, processors
-from xpconv.cpu.address import address_of
+from xpconv.cpu.address import DATA, address_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.values import Shared, Value
@@ -34,35 +34,50 @@ _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE = (_TASK + 8 * i for i in range(1, 5))
 _BYTES = 5 * LINE
 _MOST_ITEMS = 1 << 31
 _CLOSED = _MOST_ITEMS // 2  # beyond the items of any job, below the next job's
+_LIBRARY = f"threads-{DATA}"  # another build of Python may begin its objects otherwise
 # For work before a helper sleeps, below a millisecond in all. One that was asleep may wake on its caller's processor
 # and wait there: with a tenth of the looks, calls of half a millisecond took as long as on one thread.
 _LOOKS = 30_000
 
 
 def _make(module: ir.Module) -> tuple[str, ...]:
-    take = _take(module)
-    _serial(module)
-    _publish(module)
+    take, find = _take(module), _find(module)
+    _serial(module, find)
+    _publish(module, find)
     _work(module, take)
     _serve(module, take)
     return "serial", "publish", "work", "serve"
 
 
-def _serial(module: ir.Module) -> None:
-    kernel = Kernel(module, "serial", ("task", "arguments", "items", "scratch"))
-    task, arguments, items, scratch = kernel.arguments
+def _find(module: ir.Module) -> Kernel:
+    """What tasks are told: addresses instead of the objects of arrays, of which the first word tells how many."""
+    kernel = Kernel(module, "find", ("words",), returns=True)
+    (words,) = kernel.arguments
+    told = words + 8
+    with kernel.loop(kernel.load(words)) as i:
+        kernel.store(kernel.load(kernel.load(told + i * 8), offset=DATA), told + i * 8)
+    kernel.store(kernel.constant(0), words)  # they are found
+    kernel.finish(told)
+    return kernel
+
+
+def _serial(module: ir.Module, find: Kernel) -> None:
+    kernel = Kernel(module, "serial", ("task", "words", "items", "scratch"))
+    task, words, items, scratch = kernel.arguments
+    arguments = kernel.call(find, words)
     with kernel.loop(items) as item:
         kernel.call_address(task, arguments, item, scratch)
     kernel.finish()
 
 
-def _publish(module: ir.Module) -> None:
+def _publish(module: ir.Module, find: Kernel) -> None:
     """A new job, its number last of all; first no item of the last job can be taken any more.
 
     A helper that comes late may read some words of the new job beside its own job's number: it then fails to take.
     """
-    kernel = Kernel(module, "publish", ("team", "job", "task", "arguments", "items", "scratch", "stride"))
-    team, job, *description = kernel.arguments
+    kernel = Kernel(module, "publish", ("team", "job", "task", "words", "items", "scratch", "stride"))
+    team, job, task, words, *others = kernel.arguments
+    description = task, kernel.call(find, words), *others
     number, next_item, done = (Shared(kernel, team + place) for place in (_JOB, _NEXT, _DONE))
     next_item.add(_CLOSED)
     for place, value in zip((_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE), description, strict=True):
@@ -128,7 +143,7 @@ def _serve(module: ir.Module, take: Kernel) -> None:
 
 @cache
 def _functions() -> Any:
-    compiled = library("threads", _make)
+    compiled = library(_LIBRARY, _make)
     assert compiled is not None
     return _Functions(compiled)
 
@@ -206,14 +221,17 @@ _making = Lock()
 
 def is_ready() -> bool:
     """Whether tasks can be run here."""
-    return library("threads", _make) is not None
+    return library(_LIBRARY, _make) is not None
 
 
 def run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: int) -> None:
     """Compute the items of a task, with as many threads as are asked for and free.
 
-    `scratch_bytes` is what each thread needs for itself.
+    `arguments` are what a `Told` makes; `scratch_bytes` is what each thread needs for itself.
     """
+    if threads == 1:
+        _alone(task, arguments, items, scratch_bytes)
+        return
     stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
     _calling.append(None)
     try:
@@ -222,23 +240,31 @@ def run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: in
         _calling.pop()
 
 
-_calling: list[None] = []  # an entry for each thread that calls now
+_calling: list[None] = []  # an entry for each thread that calls now, for what several threads are worth
 
 
 def _run(task: int, arguments: bytes, items: int, stride: int, threads: int) -> None:
     """By a team, where half the threads or more have nothing of their own to compute, and no other has it."""
     team = _team_of(threads) if items > 1 and threads >= 2 * len(_calling) else None
     if team is None or not team.lock.acquire(blocking=False):
-        scratch, place = _scratch(stride)
-        _functions().serial(task, arguments, items, place)
-    else:
-        try:
-            scratch, place = _scratch(stride * threads)
-            team.run(task, arguments, items, place, stride)
-        finally:
-            team.lock.release()
-    if scratch.size <= _MOST_SPARE and len(_spare) < 2:
-        _spare.append((scratch, place))
+        _alone(task, arguments, items, stride)
+        return
+    try:
+        scratch, place = _scratch(stride * threads)
+        team.run(task, arguments, items, place, stride)
+    finally:
+        team.lock.release()
+    _keep(scratch, place)
+
+
+def _alone(task: int, arguments: bytes, items: int, scratch_bytes: int) -> None:
+    """By the thread that calls."""
+    if not scratch_bytes:
+        _functions().serial(task, arguments, items, 0)
+        return
+    scratch, place = _scratch(scratch_bytes)
+    _functions().serial(task, arguments, items, place)
+    _keep(scratch, place)
 
 
 # Memory of calls that have ended, and where it lies; the next take it, page faults and all behind it.
@@ -256,6 +282,12 @@ def _scratch(nbytes: int) -> tuple[np.ndarray, int]:
         memory = lined((nbytes,), np.dtype(np.uint8))
         place = address_of(memory)
     return memory, place
+
+
+def _keep(memory: np.ndarray, place: int) -> None:
+    """Give memory back, for the next call."""
+    if memory.size <= _MOST_SPARE and len(_spare) < 2:
+        _spare.append((memory, place))
 
 
 def _team_of(threads: int) -> Team:

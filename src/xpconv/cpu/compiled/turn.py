@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.address import address_of, words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.ir import Kernel
@@ -26,7 +26,7 @@ def turned(x: Array) -> Array:
     compiled = _library(name_of(x.dtype))
     assert compiled is not None
     y, tiles = new((count, columns, rows), x.dtype), (-(-rows // _SIDE), -(-columns // _SIDE))
-    arguments = words(address_of(x), address_of(y), rows, columns, *tiles)
+    arguments = Told(2, (rows, columns, *tiles)).of(x, y)
     team = threads.thread_count() if x.size > _SINGLE else 1
     threads.run(compiled.address("turn"), arguments, count * tiles[0] * tiles[1], 0, team)
     return y

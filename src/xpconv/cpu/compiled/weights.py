@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.address import address_of, words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import grid
 from xpconv.cpu.compiled.build import Library, library
@@ -51,7 +51,7 @@ class Packing:
         }  # fmt: skip
         self._kept = tables  # kernels know addresses
         self.arguments = np.array([values.get(name, 0) for name in _ARGUMENTS], np.int64)
-        self._others = self.arguments[2:].tobytes()
+        self._told = Told(2, self.arguments[2:].tobytes())
         compiled = _library(dtype)
         assert compiled is not None
         self._address = compiled.address("pack")
@@ -59,8 +59,7 @@ class Packing:
     def __call__(self, w: Array, team: int = 1) -> Array:
         """The weight at the address of `w`, packed by as many threads as are worth it."""
         packed = lined(self._shape, self._dtype)
-        arguments = words(address_of(w), address_of(packed)) + self._others
-        threads.run(self._address, arguments, self._items, 0, team if packed.size > _SINGLE else 1)
+        threads.run(self._address, self._told.of(w, packed), self._items, 0, team if packed.size > _SINGLE else 1)
         return packed
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import winograd as transforms
-from xpconv.cpu.address import address_of, words
+from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import blocks, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
@@ -91,7 +91,7 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     threads.run(compiled.address("products"), job.arguments.of(x, gy, sums), job.items, job.scratch, job.team)
     gw = np.empty((_TAPS, spec.channels * spec.filters), dtype)
     size = spec.channels * spec.filters
-    ends = words(address_of(sums), job.chunks, size, address_of(gw))
+    ends = Told(2, (job.chunks, size)).of(sums, gw)
     threads.run(compiled.address("total"), ends, -(-size // _SPAN), 0, job.team)
     return gw.reshape(*spec.window, spec.channels, spec.filters)
 
@@ -269,7 +269,7 @@ def _total_kernel(module: ir.Module, dtype: str) -> None:
     """The task: ``G^T s G`` of some channels and filters, of the chunks' sums added up."""
     kernel = Kernel(module, "total", ("arguments", "item", "scratch"))
     arguments, item, _ = kernel.arguments
-    given = kernel.given(arguments, ("sums", "chunks", "size", "gw"))
+    given = kernel.given(arguments, ("sums", "gw", "chunks", "size"))
     size, kind, first = np.dtype(dtype).itemsize, vector(FLOATS[dtype], lanes_of(dtype)), item * _SPAN
     plane = given.size * size
 
