@@ -18,7 +18,7 @@ from kernel_calls import by_kernels
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
-from xpconv.cpu import blas, processors
+from xpconv.cpu import address, blas, processors
 from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import call, threads, tile
 from xpconv.cpu.compiled.build import library, machine
@@ -249,6 +249,18 @@ def test_the_compiled_teams_compute_every_item_once():
     for _ in range(200):
         threads.run(task, arguments, len(counts), 0, 3)
     assert (counts == 200).all()
+
+
+def test_arrays_are_told_by_their_addresses_where_nobody_knows_what_is_in_an_object(monkeypatch):
+    task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
+    assert np.frombuffer(Told(1, (5,)).of(counts), np.int64).tolist() == [1, id(counts), 5]  # on CPython
+    monkeypatch.setattr(address, "_IS_KNOWN", False)
+    monkeypatch.setattr(address, "_place_of", address._told_by_numpy)
+    arguments = Told(1, (5,)).of(counts)
+    assert np.frombuffer(arguments, np.int64).tolist() == [0, counts.ctypes.data, 5]
+    for team in (1, 2):
+        threads.run(task, arguments, len(counts), 0, team)
+    assert (counts == 2).all()
 
 
 def _counting(module):
