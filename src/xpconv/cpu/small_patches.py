@@ -80,6 +80,7 @@ def copied(spec: Windows, dtype: np.dtype, fill: complex, patches: Patches) -> C
         return lambda x: patches.of(np.ascontiguousarray(x)).reshape(flat)
     trial = spares.take()
     is_view = np.may_share_memory(trial.read.reshape(flat), trial.inner)  # of windows of one element
+    spares.give(trial)
     take, give = spares.take, spares.give
 
     def read(x: Array) -> Array:
