@@ -92,6 +92,18 @@ def test_what_is_equal_but_not_the_same_has_another_key():
         assert key(1, bias=unknown) != key(1, bias=unknown)
 
 
+def test_an_array_by_a_name_that_is_not_known_to_take_arrays_is_not_remembered():
+    """The key then has its bytes, which do not tell its dtype."""
+    function, x = repeats.repeating(xpconv.conv1d.request, frozenset({"x"})), np.arange(4.0)
+    w, calls = np.array([1.0, 2.0]), next(c.cell_contents for c in function.__closure__ if c.cell_contents == {})
+    for _ in range(3):
+        assert function(x=x, w=w).tolist() == function(x, w=w).tolist() == [1, 4, 7]
+        np.testing.assert_array_equal(function(x, w=w.view("int64")), np.convolve(x, w.view("int64"), "valid"))
+    assert calls == {}
+    assert function(x, w).tolist() == [1, 4, 7]
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("value", [np.int64(2), np.array(2), (np.int64(2),), [np.array(2)]], ids=repr)
 def test_what_is_not_plain_is_never_taken_for_what_is(value):
     """Within a tuple these are written as bytes, which tell neither their dtype nor their shape."""

@@ -30,7 +30,7 @@ def repeating(describe: Callable[..., Request], array_names: frozenset[str]) -> 
 
     `array_names` are the parameters that take arrays.
     """
-    known = _Calls()
+    known = _Calls(array_names)
     find = known.get
 
     def function(*args: Any, **kwargs: Any) -> Any:
@@ -54,6 +54,9 @@ def repeating(describe: Callable[..., Request], array_names: frozenset[str]) -> 
 class _Calls(dict[_Key, "_Known"]):
     """The calls of one function that were described before."""
 
+    def __init__(self, array_names: frozenset[str]) -> None:
+        self._array_names = array_names
+
     def answer(self, key: _Key, describe: Callable[..., Request], args: _Values, kwargs: dict[str, Any]) -> Any:
         """What a call gives that cannot be repeated as it was prepared."""
         values, call = (*args, *kwargs.values()), self.get(key)
@@ -62,7 +65,9 @@ class _Calls(dict[_Key, "_Known"]):
                 return run(call.request(values))
             request = describe(*args, **kwargs)  # and check what is written to, which no key tells
             result = run(request)  # first, so that nothing is remembered of a call that fails
-            if call is None and (places := _places(request, values)) is not None:
+            named = {name for name, value in kwargs.items() if _is_array(value)}  # of others the key tells no dtype
+            is_told = call is None and named <= self._array_names
+            if is_told and (places := _places(request, values)) is not None:
                 self._remember(key, request, places, len(args))
         return result
 
@@ -134,7 +139,7 @@ def _places(request: Request, values: tuple[Any, ...]) -> _Places | None:
     """
     if (request.then is not None and request.make is None) or request.by_value:
         return None
-    given = [(place, value) for place, value in enumerate(values) if _name_of(type(value)) in _ARRAYS]
+    given = [(place, value) for place, value in enumerate(values) if _is_array(value)]
     if len(given) + sum(map(_is_plain, values)) < len(values):
         return None
     places = {id(value): place for place, value in given}
@@ -191,6 +196,10 @@ class _PartOf(dict[type, Callable[[Any], Hashable]]):
             return lambda _: object()
         self[kind] = make
         return make
+
+
+def _is_array(value: Any) -> bool:
+    return _name_of(type(value)) in _ARRAYS
 
 
 def _name_of(kind: type) -> tuple[str, str]:

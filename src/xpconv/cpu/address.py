@@ -47,7 +47,7 @@ class Told:
         self._numbers = numbers if isinstance(numbers, bytes) else words_of(len(numbers)).pack(*numbers)
 
     def of(self, *arrays: Array) -> bytes:
-        """The words for one call on these arrays, which the caller keeps alive."""
+        """The words for one call on these arrays, which the caller keeps alive; what runs the call writes to them."""
         return self._pack(self._objects, *map(_place_of, arrays)) + self._numbers
 
 

@@ -74,7 +74,7 @@ def _loop_seconds(spec: ConvSpec) -> float:
     taps = spec.window[0]
     short = 0.45e-9 if taps <= 5 else (0.16e-9 if taps < 10 else 0.25e-9) * taps
     each = 10e-9 + 0.07e-9 * taps if taps > _FEW_TAPS else short
-    return _shared_seconds(spec.out_size[0] * each, small.is_shared(spec)) + _LOOP
+    return spec.out_size[0] * each + _LOOP
 
 
 def _banded_seconds(spec: ConvSpec) -> float:

@@ -282,9 +282,9 @@ def _tile_counts(spec: ConvSpec, lengths: Sizes) -> Sizes:
 
 def _at_once(spec: ConvSpec, lengths: Sizes, limit: int, is_complex: bool) -> tuple[int, int]:
     """Tiles, or kernels, that a thread transforms, and how many threads the limit and the work are enough for."""
-    most = _tiles_at_once(lengths, limit, is_complex)
-    enough = limit // (max(most, 2) * _tile_bytes(lengths, is_complex)) if _is_shared(spec, lengths) else 1
-    return most, max(1, min(team.thread_count(), enough))
+    threads = team.thread_count() if _is_shared(spec, lengths) else 1
+    most = _tiles_at_once(lengths, limit // threads, is_complex)  # so that memory is enough for all threads
+    return most, max(1, min(threads, limit // (max(most, 2) * _tile_bytes(lengths, is_complex))))
 
 
 def _tiles_at_once(lengths: Sizes, limit: int, is_complex: bool) -> int:

@@ -20,6 +20,7 @@ from xpconv.cpu.small_patches import rooms
 from xpconv.cpu.small_products import Sums
 from xpconv.cpu.spares import Spares
 from xpconv.spec import Array, ConvSpec
+from xpconv.workspace import current_limit
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
 MOST_CHANNELWISE = 1 << 16  # products of single channels that are all made before they are added
@@ -38,7 +39,7 @@ def correlation(x: Array, w: Array, spec: ConvSpec) -> Array:
     """
     taps = w[::-1, 0, 0] if spec.flip else w[:, 0, 0]
     taps, (before, after), m = (taps if taps.dtype.kind != "c" else taps.conj()), spec.padding[0], len(taps)
-    if 0 < max(before, after) < m <= spec.size[0] and np.isfinite(taps).all():
+    if _pads_itself(spec) and np.isfinite(taps).all():
         y = np.correlate(x[0, :, 0], taps, "full")[m - 1 - before :][: spec.out_size[0]]
     else:
         x = x[0, max(-before, 0) : spec.size[0] + min(after, 0), 0]
@@ -46,19 +47,18 @@ def correlation(x: Array, w: Array, spec: ConvSpec) -> Array:
     return y[None, :, None]
 
 
+def _pads_itself(spec: ConvSpec) -> bool:
+    """Whether NumPy's own loop puts the zeros around a signal as it goes: it does no more than one less than taps."""
+    return 0 < max(spec.padding[0]) < spec.window[0] <= spec.size[0]
+
+
 def is_uncopied(spec: ConvSpec, fill: complex) -> bool:
-    """Whether a signal is so long that it is read where it lies: NumPy's own loop pads it as it goes."""
-    within = 0 < max(spec.padding[0]) < spec.window[0] <= spec.size[0]
-    return spec.padding == ((0, 0),) or (within and fill == 0 and spec.size[0] > _COPIED)
-
-
-def is_shared(spec: ConvSpec) -> bool:
-    """Whether a signal is so long that threads share it."""
-    return spec.size[0] >= _SHARED
+    """Whether a signal is read where it lies: nothing is around it, or it is long and zeros are."""
+    return spec.padding == ((0, 0),) or (_pads_itself(spec) and fill == 0 and spec.size[0] > _COPIED)
 
 
 def loop(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
-    """A function of x (n) and w (m): what `correlation` computes, with less to decide."""
+    """A function of x (n) and w (m): by NumPy's own loop, as `correlation` computes it, of any fill."""
     spec = replace(spec, layout="channels_first")  # (1, 1, n)
     (size,), (window,), turn = spec.size, spec.window, slice(None, None, -1 if spec.flip else 1)
     if spec.padding == ((0, 0),):
@@ -82,7 +82,7 @@ def _uncopied(spec: ConvSpec) -> Sums:
     """A function of a long x (n) and w (m): the zeros around x are summed over as little as may be."""
     (size,), (window,), (before, after) = spec.size, spec.window, spec.padding[0]
     turn, results = slice(None, None, -1 if spec.flip else 1), slice(0, spec.out_size[0])
-    is_same, is_long = (before, window - 1 - after) == (window // 2,) * 2, is_shared(spec)
+    is_same, is_long = (before, window - 1 - after) == (window // 2,) * 2, size >= _SHARED
 
     def filtered(x: Array, w: Array) -> Array:
         x, taps = x.reshape(size), w.reshape(window)
@@ -104,15 +104,16 @@ def _some(x: Array, taps: Array, before: int, results: slice) -> Array:
 
 
 def _in_parts(x: Array, taps: Array, before: int, count: int) -> Array:
-    """All results of a signal: what one call of NumPy's would give is copied together, of what threads make."""
-    y = np.empty(count, x.dtype)
-    step = -(-count // (2 * -(-count // _SHARED)))
+    """All results of a signal, by threads, which copy together what NumPy gives of a part."""
+    threads, y = team.thread_count(), np.empty(count, x.dtype)
+    even, most = -(-count // (2 * -(-count // _SHARED))), current_limit() // (2 * threads * x.itemsize)
+    step = max(min(even, most), 2 * len(taps))
 
     def work(parts: Iterator[slice]) -> None:
         for part in parts:
             y[part] = _some(x, taps, before, part)
 
-    team.share(work, [slice(a, min(a + step, count)) for a in range(0, count, step)], team.thread_count())
+    team.share(work, [slice(a, min(a + step, count)) for a in range(0, count, step)], threads)
     return y
 
 

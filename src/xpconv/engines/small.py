@@ -37,14 +37,7 @@ def conv(
 
     It gives NotImplemented where the result cannot be used.
     """
-    return _conv(dtype, method, spec, fill, activation, shape, current_limit())
-
-
-@lru_cache(maxsize=256)  # for calls that are planned each time, such as those of an input gradient
-def _conv(
-    dtype: Any, method: str, spec: ConvSpec, fill: complex, activation: str | None, shape: Sizes, limit: int
-) -> Callable[[Array, Array, Array | None], Any] | None:
-    sums = _sums(dtype, method, spec, fill, limit)
+    sums = _sums(dtype, method, spec, fill, current_limit())
     if sums is None:
         return None
     turned = spec.layout == "channels_first" and spec.filters > 1
@@ -77,6 +70,7 @@ def _finish(activation: str, dtype: Any) -> Callable[[Array], Any]:
     }.get(activation, by_name)
 
 
+@lru_cache(maxsize=256)  # for calls that are planned each time, such as those of an input gradient
 def _sums(dtype: Any, method: str, spec: ConvSpec, fill: complex, limit: int) -> Sums | None:
     """The sums of products."""
     surrounds = spec.padding_mode in ("zeros", "constant") and min(min(pads) for pads in spec.padding) >= 0

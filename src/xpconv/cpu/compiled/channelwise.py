@@ -15,12 +15,13 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import ahead, blocks, placed, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
-from xpconv.cpu.compiled.build import Library, library, machine
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, in_lines, streamed_now
 from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
+from xpconv.cpu.compiled.processor import asks_ahead
 from xpconv.cpu.compiled.tile import each_tile, finishing
 from xpconv.cpu.compiled.values import Operand, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
@@ -106,8 +107,8 @@ def _job(
         "results": cut.results(spec, y_strides, spec.channels * size, turned),
         **ending,
     }
-    here, far = machine(), _bytes(spec, size) >= _STREAMED
-    more = [ahead.tables_of(spec, cut, x_strides, far=far and here is not None and here.loses_track)]
+    far = _bytes(spec, size) >= _STREAMED
+    more = [ahead.tables_of(spec, cut, x_strides, far=far and asks_ahead())]
     if taps.placed:
         more.append(placed.tables_of(spec, cut, x_strides, dtype, sources, fill, taps.run))
     for more_numbers, more_tables in more:

@@ -10,6 +10,7 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.processor import asks_ahead
 from xpconv.cpu.compiled.values import FLOATS, Value, vector
 
 OUTSIDE = -(1 << 62)  # where nothing lies: an offset that no array has
@@ -81,7 +82,7 @@ def transpose_kernel(module: ir.Module, dtype: str, *, far: bool = False) -> Ker
     Zen 4 took 0.88 of the time for 3x3 64@224, N=8, 0.84 for 32 groups of 256@14, 0.89 for the weight gradient of
     64@56; by the first cache instead of the second 0.97, 0.93 and 1.07.
     """
-    asks = far and _loses_track()
+    asks = far and asks_ahead()
     name = f"transpose-{dtype}{'-far' * far}"
     kernel = Kernel(module, name, ("source", "source_step", "to", "to_step", "rows", "columns"))
     source, source_step, to, to_step, rows, columns = kernel.arguments
@@ -105,11 +106,6 @@ def transpose_kernel(module: ir.Module, dtype: str, *, far: bool = False) -> Ker
         one_by_one(row, column)
     kernel.finish()
     return kernel
-
-
-def _loses_track() -> bool:
-    here = machine()
-    return here is not None and here.loses_track
 
 
 def turned(kernel: Kernel, square: list[Value]) -> list[Value]:

@@ -16,11 +16,12 @@ from llvmlite import ir
 
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Sources
-from xpconv.cpu.compiled.build import Library, library, machine
+from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, streamed_planes
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of
 from xpconv.cpu.compiled.plane_tiles import WIDEST, Taps, is_shared, shapes, taps_of, tiles
+from xpconv.cpu.compiled.processor import asks_ahead
 from xpconv.cpu.compiled.rows import (
     STRIDES,
     aligning,
@@ -245,9 +246,8 @@ def _block_kernel(module: ir.Module, dtype: str, taps: Taps) -> Kernel:
     names = ("arguments", "channel", "table", "begin", "limit", "ahead", "fresh", "y", "rows", "columns")
     kernel = Kernel(module, "block", names)
     arguments, channel, table, begin, limit, ahead, fresh, y, rows, columns = kernel.arguments
-    given, here = kernel.given(arguments, FIELDS), machine()
+    given, asks = kernel.given(arguments, FIELDS), asks_ahead()
     w, bias = given.w + channel * (given.taps_down * given.taps_across * size), given.bias + channel * size
-    asks = here is not None and here.loses_track
 
     def all_columns(line: Value, height: int) -> None:
         now, sources, target = kernel.variable(0), table + line * given.stride * 8, y + line * given.y_row

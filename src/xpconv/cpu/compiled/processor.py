@@ -45,6 +45,12 @@ def machine() -> Machine | None:
     return None
 
 
+def asks_ahead() -> bool:
+    """Whether kernels ask for what they read later."""
+    here = machine()
+    return here is not None and here.loses_track
+
+
 def _level(asked: str, here: dict[str, bool]) -> Machine:
     """A level of x86-64 by its name, if this processor has it."""
     if not here.get(asked):

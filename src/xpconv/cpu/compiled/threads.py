@@ -232,10 +232,9 @@ def run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: in
     if threads == 1:
         _alone(task, arguments, items, scratch_bytes)
         return
-    stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
     _calling.append(None)
     try:
-        _run(task, arguments, items, stride, threads)
+        _run(task, arguments, items, scratch_bytes, threads)
     finally:
         _calling.pop()
 
@@ -243,12 +242,13 @@ def run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: in
 _calling: list[None] = []  # an entry for each thread that calls now, for what several threads are worth
 
 
-def _run(task: int, arguments: bytes, items: int, stride: int, threads: int) -> None:
+def _run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: int) -> None:
     """By a team, where half the threads or more have nothing of their own to compute, and no other has it."""
     team = _team_of(threads) if items > 1 and threads >= 2 * len(_calling) else None
     if team is None or not team.lock.acquire(blocking=False):
-        _alone(task, arguments, items, stride)
+        _alone(task, arguments, items, scratch_bytes)
         return
+    stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
     try:
         scratch, place = _scratch(stride * threads)
         team.run(task, arguments, items, place, stride)
