@@ -6,26 +6,24 @@ What is prepared is a function of x and w, whatever axes of one element they hav
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from xpconv.cpu import banded, blas, team
+from xpconv.cpu import banded, blas
 from xpconv.cpu.memory import borrowed
 from xpconv.cpu.planes import finite
 from xpconv.cpu.small_patches import rooms
 from xpconv.cpu.small_products import Sums
 from xpconv.cpu.spares import Spares
 from xpconv.spec import Array, ConvSpec
-from xpconv.workspace import current_limit
 
 MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
 MOST_CHANNELWISE = 1 << 16  # products of single channels that are all made before they are added
 _COPIED = 4_000  # elements of a signal that are copied in less time than its taps are looked at
-_SHARED = 1 << 19  # elements of a signal: 1e6 by 3 took 1.22 ms in one thread and 0.89 in two, 3e5 by 3 longer in two
 _MOST_SUMS = 1 << 20  # of a plane that is small
 _MOST_SIGNAL = 1 << 17  # elements of a signal whose rows are multiplied at once
 _SHARED_BY_BLAS = 1 << 18  # multiplications of a product that OpenBLAS shares among threads, and waits for busy ones
@@ -81,40 +79,16 @@ def loop(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
 def _uncopied(spec: ConvSpec) -> Sums:
     """A function of a long x (n) and w (m): the zeros around x are summed over as little as may be."""
     (size,), (window,), (before, after) = spec.size, spec.window, spec.padding[0]
-    turn, results = slice(None, None, -1 if spec.flip else 1), slice(0, spec.out_size[0])
-    is_same, is_long = (before, window - 1 - after) == (window // 2,) * 2, size >= _SHARED
+    turn, first = slice(None, None, -1 if spec.flip else 1), window - 1 - before
+    results, is_same = slice(first, first + spec.out_size[0]), (before, window - 1 - after) == (window // 2,) * 2
 
     def filtered(x: Array, w: Array) -> Array:
         x, taps = x.reshape(size), w.reshape(window)
         if not math.isfinite(taps.dot(taps)):  # a fourth of the time that `np.isfinite` takes of few
             return correlation(x[None, :, None], taps[:, None, None], spec)[0, :, 0]
-        taps = taps[turn]
-        if is_long and team.thread_count() > 1:
-            return _in_parts(x, taps, before, results.stop)
-        return np.correlate(x, taps, "same") if is_same else _some(x, taps, before, results)
+        return np.correlate(x, taps[turn], "same") if is_same else np.correlate(x, taps[turn], "full")[results]
 
     return filtered
-
-
-def _some(x: Array, taps: Array, before: int, results: slice) -> Array:
-    """Some results of a signal with so many zeros before it, by the elements that they read."""
-    begin = max(results.start - before, 0)
-    read, beyond = x[begin : results.stop - before + len(taps) - 1], len(taps) - 1 - before - begin
-    return np.correlate(read, taps, "full")[results.start + beyond : results.stop + beyond]
-
-
-def _in_parts(x: Array, taps: Array, before: int, count: int) -> Array:
-    """All results of a signal, by threads, which copy together what NumPy gives of a part."""
-    threads, y = team.thread_count(), np.empty(count, x.dtype)
-    even, most = -(-count // (2 * -(-count // _SHARED))), current_limit() // (2 * threads * x.itemsize)
-    step = max(min(even, most), 2 * len(taps))
-
-    def work(parts: Iterator[slice]) -> None:
-        for part in parts:
-            y[part] = _some(x, taps, before, part)
-
-    team.share(work, [slice(a, min(a + step, count)) for a in range(0, count, step)], threads)
-    return y
 
 
 def sums(spec: ConvSpec) -> int:
