@@ -155,7 +155,7 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple
     by_height = {height: made((1, height), vectors) for height, vectors in shapes(operation, taps.run).items()}
     tall = made((2, max(by_height)), (1,)) if taps.tall else None
     transpose = transpose_kernel(module, dtype)
-    gather = gather_kernel(module, dtype)
+    gather = gather_kernel(module, dtype, transpose)
     kernel = Kernel(module, operation, ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)

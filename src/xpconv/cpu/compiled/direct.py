@@ -209,7 +209,7 @@ def _library(dtype: str, shape: Shape) -> Library | None:
 def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     """The task: one block of results, all filters or a part of them, a panel of the weight at a time."""
     tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
-    gather, pack = gather_kernel(module, dtype), pack_kernel(module, dtype)
+    gather, pack = gather_kernel(module, dtype, transpose), pack_kernel(module, dtype)
     packing, highest = packing_tile(module, dtype, shape), shape.heights[:1]
     ahead = tile_kernels(module, dtype, shape, highest, foresees=True)
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))

@@ -195,7 +195,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
 def _products_kernel(module: ir.Module, dtype: str, shape: Shape, transpose: Kernel) -> None:
     """The task: the sums over one chunk of blocks, for all filters or a part of them, a panel at a time."""
     tiles = {height: sums_tile(module, dtype, shape, height) for height in heights(shape)}
-    gather, pack = gather_kernel(module, dtype), pack_kernel(module, dtype, shape)
+    gather, pack = gather_kernel(module, dtype, transpose), pack_kernel(module, dtype, shape)
     kernel = Kernel(module, "products", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)

@@ -120,7 +120,7 @@ def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     window = _window_kernel(module, dtype)
     transpose = transpose_kernel(module, dtype)
     transpose_indices = transpose if np.dtype(dtype).itemsize == _INDEX else transpose_kernel(module, "float64")
-    gather = gather_kernel(module, dtype)
+    gather = gather_kernel(module, dtype, transpose)
     kernel = Kernel(module, "indexed", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)

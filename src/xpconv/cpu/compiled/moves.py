@@ -73,24 +73,22 @@ def in_vectors(kernel: Kernel, dtype: str, count: Value, body: Callable[[Value, 
         body(whole * size, kernel.lanes_below(count - whole, lanes))
 
 
-def transpose_kernel(module: ir.Module, dtype: str, *, far: bool = False) -> Kernel:
+def transpose_kernel(module: ir.Module, dtype: str) -> Kernel:
     """``transpose(source, source_step, to, to_step, rows, columns)``: ``to[column][row] = source[row][column]``.
 
     Elements of a row lie side by side, rows a step of bytes apart. Squares as wide as a register are turned in
-    registers, what is left over goes by single elements. Of a source that may be `far`, beyond the caches, each row is
-    asked for some lines ahead: planes of channels are more rows than a processor keeps track of. With channels first, a
-    Zen 4 took 0.88 of the time for 3x3 64@224, N=8, 0.84 for 32 groups of 256@14, 0.89 for the weight gradient of
-    64@56; by the first cache instead of the second 0.97, 0.93 and 1.07.
+    registers, what is left over goes by single elements. Each row is asked for some lines ahead: planes of channels are
+    more rows than a processor keeps track of. With channels first, a Zen 4 took 0.88 of the time for 3x3 64@224, N=8,
+    0.84 for 32 groups of 256@14, 0.89 for the weight gradient of 64@56; by the first cache instead of the second 0.97,
+    0.93 and 1.07. Of a source that the caches hold it makes no difference.
     """
-    asks = far and asks_ahead()
-    name = f"transpose-{dtype}{'-far' * far}"
-    kernel = Kernel(module, name, ("source", "source_step", "to", "to_step", "rows", "columns"))
+    kernel = Kernel(module, f"transpose-{dtype}", ("source", "source_step", "to", "to_step", "rows", "columns"))
     source, source_step, to, to_step, rows, columns = kernel.arguments
     lanes, size, element = lanes_of(dtype), np.dtype(dtype).itemsize, FLOATS[dtype]
     kind, whole_rows, whole_columns = vector(element, lanes), rows - rows % lanes, columns - columns % lanes
     with kernel.loop(whole_columns, step=lanes) as column, kernel.loop(whole_rows, step=lanes) as row:
         here, there = source + row * source_step + column * size, to + column * to_step + row * size
-        for i in range(lanes if asks else 0):
+        for i in range(lanes if asks_ahead() else 0):
             kernel.prefetch(here + source_step * i + _AHEAD, level=2)
         square = [kernel.load(here + source_step * i, kind) for i in range(lanes)]
         for i, column_values in enumerate(turned(kernel, square)):
@@ -117,7 +115,7 @@ def turned(kernel: Kernel, square: list[Value]) -> list[Value]:
     return square
 
 
-def gather_kernel(module: ir.Module, dtype: str) -> Kernel:
+def gather_kernel(module: ir.Module, dtype: str, transpose: Kernel) -> Kernel:
     """``gather(x, rows, count, runs, run_count, geometry, to)``: rows of a padded input, channels last.
 
     ``rows`` tells where each row begins in `x`, in bytes, OUTSIDE for one that lies in the padding; ``runs`` holds
@@ -126,7 +124,7 @@ def gather_kernel(module: ir.Module, dtype: str) -> Kernel:
     read as one run (0 for none), the address of what lies outside, and the bytes between positions to write.
     """
     fill, copy = fill_kernel(module, dtype), copy_kernel(module, dtype)
-    run_kernel = _run_kernel(module, dtype, copy, transpose_kernel(module, dtype, far=True))
+    run_kernel = _run_kernel(module, dtype, copy, transpose)
     kernel = Kernel(module, "gather", ("x", "rows", "count", "runs", "run_count", "geometry", "to"))
     x, rows, count, runs, run_count, geometry, to = kernel.arguments
     step, channel_step, channels, line, merged, outside, position = (

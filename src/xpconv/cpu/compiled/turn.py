@@ -43,7 +43,7 @@ def _library(dtype: str) -> Library | None:
 
 def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     """The task: a tile of a matrix."""
-    transpose, size = transpose_kernel(module, dtype, far=True), np.dtype(dtype).itemsize
+    transpose, size = transpose_kernel(module, dtype), np.dtype(dtype).itemsize
     kernel = Kernel(module, "turn", ("arguments", "item", "scratch"))
     arguments, item, _ = kernel.arguments
     given = kernel.given(arguments, _ARGUMENTS)

@@ -207,7 +207,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
     tiles = tile_kernels(module, dtype, shape, shape.every_height, foresees=True)
     transpose = transpose_kernel(module, dtype)
-    gather = gather_kernel(module, dtype)
+    gather = gather_kernel(module, dtype, transpose)
     forward, back = forward_kernel(module, dtype, form), back_kernel(module, dtype, form)
     size = np.dtype(dtype).itemsize
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))

@@ -30,6 +30,7 @@ from xpconv.cpu.compiled.moves import (
     name_of,
     put,
     take,
+    transpose_kernel,
 )
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
 from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, forward_kernel, weight_back
@@ -186,7 +187,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
 def _products_kernel(module: ir.Module, dtype: str, shape: Shape) -> None:
     """The task: the sums over one chunk of blocks, for all panels of filters or a part of them."""
     tiles = {height: sums_tile(module, dtype, shape, height) for height in heights(shape)}
-    gather = gather_kernel(module, dtype)
+    gather = gather_kernel(module, dtype, transpose_kernel(module, dtype))
     forward, backward = forward_kernel(module, dtype, IMAGES), _tile_of_gradients(module, dtype, shape)
     kernel = Kernel(module, "products", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
