@@ -11,7 +11,7 @@ from scipy import signal as scipy_signal
 import xpconv
 from cases import conv_cases, first, integers, weight_first
 from xpconv.cpu import costs, small, spectra
-from xpconv.cpu.small_patches import by_taps, copied
+from xpconv.cpu.small_patches import by_taps, of_patches
 from xpconv.cpu.spares import KEPT_BYTES, Spares
 from xpconv.dispatch import run
 from xpconv.engines import agnostic
@@ -289,16 +289,22 @@ def test_a_call_within_a_call_has_memory_of_its_own_and_little_of_it_is_kept():
     assert large.take() is not one
 
 
+@pytest.mark.parametrize("size", [4, 40, 100], ids=["all kept", "padding kept", "nothing kept"])
+@pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
-def test_patches_outlive_the_memory_that_they_were_copied_from(layout, window):
-    """Those of windows of one element could be a view of it."""
-    x, pooled = np.ones((1, 4, 4, 4)), {"layout": layout, "stride": 1, "padding": window - 1}
-    spec = xpconv.sum_pool2d.request(x, window, **pooled).spec
-    patches = by_taps(spec, x.dtype, spec.y_shape, (math.prod(spec.y_shape),))
-    read = copied(spec, x.dtype, 0, patches)
-    one, two = read(x), read(2 * x)
-    assert (one.max(), two.max()) == (1, 2)
+def test_patches_are_what_the_windows_read_in_whatever_memory(layout, window, padding, size):
+    """Those of windows of one element could be a view of memory that the next call writes to."""
+    shape = (1, size, size, 1) if layout == "channels_last" else (1, 1, size, size)
+    xs = [np.random.default_rng(seed).standard_normal(shape) for seed in range(2)]
+    spec = xpconv.sum_pool2d.request(xs[0], window, layout=layout, stride=1, padding=padding).spec
+    patches = by_taps(spec, xs[0].dtype, spec.y_shape, (math.prod(spec.y_shape),))
+    read = of_patches(spec, xs[0].dtype, 7, patches, np.multiply, lambda copy: copy[::-1])
+    found = [read(x, 2) for x in xs]
+    for x, taps in zip(xs, found, strict=True):
+        whole = np.pad(x.reshape(size, size), padding, constant_values=7)
+        windows = np.lib.stride_tricks.sliding_window_view(whole, (window, window))
+        np.testing.assert_array_equal(taps, 2 * windows.transpose(2, 3, 0, 1).reshape(window**2, -1)[::-1])
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
@@ -376,7 +382,7 @@ def test_small_poolings_are_the_definition(shape, window, options, layout, dtype
     x = np.ascontiguousarray(np.moveaxis(x, -1, -len(window if isinstance(window, tuple) else shape[2:]) - 1)) if (
         layout == "channels_first") else x  # fmt: skip
     options = {**options, "layout": layout}
-    counts = ({"count_include_pad": True}, {"count_include_pad": False}, {"divisor": 3})
+    counts = ({"count_include_pad": True}, {"count_include_pad": False}, {"divisor": 3}, {"divisor": 8})
     calls = [(xpconv.max_pool, {}), (xpconv.sum_pool, {}), *((xpconv.avg_pool, more) for more in counts)]
     for spoilt in (None, np.nan, np.inf, -np.inf):
         if spoilt is not None:

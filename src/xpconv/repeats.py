@@ -153,16 +153,15 @@ def _places(request: Request, values: tuple[Any, ...]) -> _Places | None:
 
 def _key(args: _Values, kwargs: dict[str, Any], array_names: frozenset[str]) -> _Key:
     """What the meaning of a call follows from. Of an unknown value it is a key that no other call has."""
-    key: list[Hashable] = [current_limit()]
-    for value in args:
-        key.append(_PART_OF[type(value)](value))
+    key: _Key
     if array_names.isdisjoint(kwargs):
-        key.append(_written(kwargs))  # in a third of the time that a look at each of five takes
+        key = current_limit(), _written(kwargs)  # in a third of the time that a look at each of five takes
     else:
-        key.append(tuple(kwargs))
-        for value in kwargs.values():
-            key.append(_PART_OF[type(value)](value))
-    return tuple(key)
+        key = current_limit(), *kwargs
+        args = (*args, *kwargs.values())
+    for value in args:
+        key += _PART_OF[type(value)](value)
+    return key
 
 
 def _written(value: Any) -> Hashable:
@@ -187,13 +186,13 @@ def _is_plain(value: Any) -> bool:
     return type(value) in _PLAIN
 
 
-class _PartOf(dict[type, Callable[[Any], Hashable]]):
-    """What makes a value of a type a part of the key: of an array all but its values, of the unknown a new object."""
+class _PartOf(dict[type, Callable[[Any], _Key]]):
+    """What makes a value of a type parts of the key: of an array all but its values, of the unknown a new object."""
 
-    def __missing__(self, kind: type) -> Callable[[Any], Hashable]:
+    def __missing__(self, kind: type) -> Callable[[Any], _Key]:
         make = _ARRAYS.get(_name_of(kind))
         if make is None:
-            return lambda _: object()
+            return lambda _: (object(),)
         self[kind] = make
         return make
 
@@ -206,15 +205,15 @@ def _name_of(kind: type) -> tuple[str, str]:
     return kind.__module__, kind.__name__
 
 
-_PART_OF = _PartOf(dict.fromkeys(_PLAIN, _written))
+_PART_OF = _PartOf(dict.fromkeys(_PLAIN, lambda value: (_written(value),)))
 
 
-def _cupy_array(array: Array) -> Hashable:
+def _cupy_array(array: Array) -> _Key:
     data = array.data
     return data.device_id, array.shape, array.dtype, array.strides, data.ptr % 16
 
 
-_ARRAYS: dict[tuple[str, str], Callable[[Any], Hashable]] = {
+_ARRAYS: dict[tuple[str, str], Callable[[Any], _Key]] = {
     ("numpy", "ndarray"): attrgetter("shape", "dtype", "strides"),
     ("cupy", "ndarray"): _cupy_array,
 }

@@ -21,7 +21,7 @@ from xpconv.cpu.small_products import Sums
 from xpconv.cpu.spares import Spares
 from xpconv.spec import Array, ConvSpec
 
-MOST = 1_000_000  # products of those that are small: a larger one's take longer than all else
+MOST = 5_000_000  # products of those that are small: from here on those of two threads take less time than one's
 MOST_CHANNELWISE = 1 << 16  # products of single channels that are all made before they are added
 _COPIED = 4_000  # elements of a signal that are copied in less time than its taps are looked at
 _MOST_SUMS = 1 << 20  # of a plane that is small
@@ -58,19 +58,21 @@ def is_uncopied(spec: ConvSpec, fill: complex) -> bool:
 def loop(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     """A function of x (n) and w (m): by NumPy's own loop, as `correlation` computes it, of any fill."""
     spec = replace(spec, layout="channels_first")  # (1, 1, n)
-    (size,), (window,), turn = spec.size, spec.window, slice(None, None, -1 if spec.flip else 1)
+    (size,), (window,), flip = spec.size, spec.window, spec.flip
     if spec.padding == ((0, 0),):
+        turn = slice(None, None, -1 if flip else 1)
         return lambda x, w: np.correlate(x.reshape(size), w.reshape(window)[turn], "valid")
     if is_uncopied(spec, fill):
         return _uncopied(spec)
     spares = rooms(spec, dtype, fill, lambda whole: whole.reshape(-1))
+    take, give = spares.take, spares.give
 
     def filtered(x: Array, w: Array) -> Array:
-        room = spares.take()
-        room.inner[...] = x if x.ndim == 1 else x.reshape(size)
+        inner, read = room = take()
+        inner[...] = x if x.ndim == 1 else x.reshape(size)
         taps = w if w.ndim == 1 else w.reshape(window)
-        y = np.correlate(room.read, taps[turn], "valid")
-        spares.give(room)
+        y = np.correlate(read, taps[::-1] if flip else taps)
+        give(room)
         return y
 
     return filtered

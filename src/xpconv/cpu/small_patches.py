@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpconv.cpu.memory import borrowed
 from xpconv.cpu.spares import Spares
 from xpconv.spec import Array, Sizes, Windows, in_layout
+
+_MAPPED = 1 << 17  # bytes from which malloc asks the system: each of the pages costs 2 us
 
 
 class Room(NamedTuple):
@@ -72,23 +75,61 @@ def by_taps(spec: Windows, dtype: np.dtype, shape: Sizes, flat: Sizes) -> Patche
     return Patches((*spec.window, *shape), strides, 0, (math.prod(spec.window), *flat))
 
 
-def copied(spec: Windows, dtype: np.dtype, fill: complex, patches: Patches) -> Callable[[Array], Array]:
-    """A function of x: a copy of its patches, side by side."""
-    flat, x_shape, axes = patches.flat, spec.x_shape, spec.axes + 2
-    spares = rooms(spec, dtype, fill, patches.of)
-    if spec.padded_size == spec.size and not spares.are_kept:
-        return lambda x: patches.of(np.ascontiguousarray(x)).reshape(flat)
-    trial = spares.take()
-    is_view = np.may_share_memory(trial.read.reshape(flat), trial.inner)  # of windows of one element
-    spares.give(trial)
-    take, give = spares.take, spares.give
+def as_copied(patches: Array) -> Array:
+    """Nothing else."""
+    return patches
 
-    def read(x: Array) -> Array:
-        room = take()
+
+def of_patches(
+    spec: Windows,
+    dtype: np.dtype,
+    fill: complex,
+    patches: Patches,
+    then: Callable[..., Array],
+    seen: Callable[[Array], Any] = as_copied,
+) -> Callable[..., Array]:
+    """A function of x and of what else `then` takes: `then` of a copy of its patches, which lie side by side.
+
+    `then` is given what `seen` makes of the copy, such as views of it, and returns memory of its own.
+    """
+    shape, flat, x_shape, axes = patches.shape, patches.flat, spec.x_shape, spec.axes + 2
+    nbytes, padded = math.prod(shape) * dtype.itemsize, rooms(spec, dtype, fill, patches.of)
+
+    def made() -> tuple[Array, Any, Array, Any]:
+        (inner, read), copy = padded.make(), np.empty(shape, dtype)
+        return inner, read, copy, seen(copy.reshape(flat))
+
+    both = Spares(made, padded.nbytes + nbytes)
+    take, give = both.take, both.give
+
+    def in_kept(x: Array, *others: Any) -> Array:
+        inner, read, copy, views = memory = take()
+        inner[...] = x if x.ndim == axes else x.reshape(x_shape)
+        copy[...] = read
+        y = then(views, *others)
+        give(memory)
+        return y
+
+    def of_copy(read: Array, others: tuple[Any, ...]) -> Array:
+        if nbytes < _MAPPED:
+            copy = np.empty(shape, dtype)
+            copy[...] = read
+            return then(seen(copy.reshape(flat)), *others)
+        with borrowed("patches") as memory:
+            copy = memory.take("patches", shape, dtype)
+            copy[...] = read
+            return then(seen(copy.reshape(flat)), *others)
+
+    def padded_first(x: Array, *others: Any) -> Array:
+        room = padded.take()
         room.inner[...] = x if x.ndim == axes else x.reshape(x_shape)
-        found = room.read.copy() if is_view else room.read
-        found = found.reshape(flat)
-        give(room)
-        return found
+        y = of_copy(room.read, others)
+        padded.give(room)
+        return y
 
-    return read
+    def where_it_lies(x: Array, *others: Any) -> Array:
+        return of_copy(patches.of(np.ascontiguousarray(x)), others)
+
+    if both.are_kept:
+        return in_kept
+    return where_it_lies if spec.padded_size == spec.size and not padded.are_kept else padded_first

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpconv.cpu.small_patches import by_taps, copied
+from xpconv.cpu.small_patches import as_copied, by_taps, of_patches
+from xpconv.cpu.spares import KEPT_BYTES
 from xpconv.spec import Array, PoolSpec
 from xpconv.workspace import current_limit
 
@@ -22,6 +24,42 @@ def fits(spec: PoolSpec, dtype: np.dtype) -> bool:
 
 def merged(spec: PoolSpec, dtype: np.dtype, merge: np.ufunc, fill: float) -> Callable[[Array], Array]:
     """A function of x in the spec's layout, which may lack axes of one element, that merges the elements of windows."""
+    if math.prod(spec.window) != 4:
+        return _of_taps(spec, dtype, fill, merge.reduce)
+
+    def in_halves(halves: _Halves) -> Array:  # two calls, in two thirds of the time that the reduction takes to begin
+        merge(halves.first, halves.second, out=halves.merged)
+        return merge(*halves.rows)
+
+    return _of_taps(spec, dtype, fill, in_halves, _halves)
+
+
+class _Halves(NamedTuple):
+    """What four taps read, two and two, and memory for what is merged of them, (2, n), and its rows."""
+
+    first: Array
+    second: Array
+    merged: Array
+    rows: tuple[Array, Array]
+
+
+def _halves(taps: Array) -> _Halves:
+    both = np.empty_like(taps[:2])
+    return _Halves(taps[:2], taps[2:], both, (both[0], both[1]))
+
+
+def is_product(spec: PoolSpec, dtype: np.dtype, divisor: float) -> bool:
+    """Whether a mean may be a product: the divisor is a power of two, and no thread of BLAS takes part."""
+    return math.frexp(divisor)[0] == 0.5 and math.prod(spec.patches_shape) * dtype.itemsize <= KEPT_BYTES
+
+
+def mean(spec: PoolSpec, dtype: np.dtype, divisor: float) -> Callable[[Array], Array]:
+    """A function of x, as `merged`: the sums of windows by the divisor."""
+    return _of_taps(spec, dtype, 0, np.full(math.prod(spec.window), 1 / divisor, dtype).dot)
+
+
+def _of_taps(
+    spec: PoolSpec, dtype: np.dtype, fill: float, then: Callable[[Any], Array], seen: Callable[[Array], Any] = as_copied
+) -> Callable[[Array], Array]:
     patches = by_taps(spec.reading, dtype, spec.y_shape, (math.prod(spec.y_shape),))
-    read, reduce = copied(spec.reading, dtype, fill, patches), merge.reduce
-    return lambda x: reduce(read(x))
+    return of_patches(spec.reading, dtype, fill, patches, then, seen)

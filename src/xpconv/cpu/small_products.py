@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from operator import methodcaller
+from operator import attrgetter
 
 import numpy as np
 
-from xpconv.cpu.small_patches import Patches, by_taps, copied, steps_of
+from xpconv.cpu.blas import products_by_one
+from xpconv.cpu.small_patches import Patches, as_copied, by_taps, of_patches, steps_of
 from xpconv.cpu.strips import is_product
+from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec
 
 Sums = Callable[[Array, Array], Array]
+
+_SHARED_BY_BLAS = 1_000_000  # multiplications of a product that OpenBLAS shares, on any processor
 
 
 def product(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
@@ -25,10 +29,11 @@ def product(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     It gives (N * out, F), or with channels first (F, out), of several images (N, F, out). Axes of one element may be
     missing.
     """
-    patches, weight = _patches(spec, dtype), _weight(spec, turned=spec.flip and not are_columns(spec))
-    read = methodcaller("reshape", patches.flat) if is_product(spec) else copied(spec, dtype, fill, patches)
-    multiply = _multiply(spec)
-    return lambda x, w: multiply(read(x), weight(w))
+    patches, multiply = _patches(spec, dtype), _by_one(spec, _multiply(spec))
+    if is_product(spec):
+        flat, seen = patches.flat, _seen(spec)
+        return lambda x, w: multiply(seen(x.reshape(flat)), w)
+    return of_patches(spec, dtype, fill, patches, multiply, _seen(spec))
 
 
 def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
@@ -46,16 +51,14 @@ def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
     patches = Patches(shape, strides, 0, (spec.batch * results, math.prod(read)))
     turns = ((slice(None),) * 2 if first else ()) + (slice(None, None, -1 if spec.flip else 1),) * spec.axes
 
-    read_of = copied(spec, dtype, 0, patches)
-
-    def summed(x: Array, gy: Array) -> Array:
+    def summed(read: Array, gy: Array) -> Array:
         if first:
-            gw = gy.reshape(-1, filters, results).swapaxes(0, 1).reshape(filters, -1).dot(read_of(x))
+            gw = gy.reshape(-1, filters, results).swapaxes(0, 1).reshape(filters, -1).dot(read)
         else:
-            gw = read_of(x).T.dot(gy.reshape(-1, filters))
+            gw = read.T.dot(gy.reshape(-1, filters))
         return np.ascontiguousarray(gw.reshape(w_shape)[turns])
 
-    return summed
+    return of_patches(spec, dtype, 0, patches, summed)
 
 
 def channelwise(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
@@ -68,16 +71,14 @@ def channelwise(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     flat = (spec.batch * results, spec.channels) if last else (spec.batch, spec.channels, results)
     turns = turns if spec.flip else (slice(None),) * spec.axes
 
-    read = copied(spec, dtype, fill, by_taps(spec, dtype, spec.y_shape, flat))
-
-    def summed(x: Array, w: Array) -> Array:
+    def summed(read: Array, w: Array) -> Array:
         if last:
             w = w.reshape(*window, -1)[turns].reshape(taps, 1, -1)
         else:
             w = w.reshape(-1, *window)[(slice(None), *turns)].reshape(-1, taps).T[:, None, :, None]
-        return np.add.reduce(read(x) * w)
+        return np.add.reduce(read * w)
 
-    return summed
+    return of_patches(spec, dtype, fill, by_taps(spec, dtype, spec.y_shape, flat), summed)
 
 
 def are_columns(spec: ConvSpec) -> bool:
@@ -103,15 +104,35 @@ def _patches(spec: ConvSpec, dtype: np.dtype) -> Patches:
     return Patches(shape, strides, offset, (length, results) if spec.batch == 1 else (spec.batch, length, results))
 
 
-def _weight(spec: ConvSpec, *, turned: bool) -> Callable[[Array], Array]:
-    """A function of w that makes it a matrix: by the taps of patches (L, F), with channels first (F, L)."""
-    length, turns = math.prod(spec.window) * spec.channels, (slice(None, None, -1),) * spec.axes
-    shape = (length, spec.filters) if spec.layout == "channels_last" else (spec.filters, length)
-    return (lambda w: w[turns].reshape(shape)) if turned else methodcaller("reshape", shape)
+def _seen(spec: ConvSpec) -> Callable[[Array], Array]:
+    """A function of patches: as they are multiplied."""
+    return attrgetter("T") if spec.layout == "channels_last" and are_columns(spec) else as_copied
+
+
+def _by_one(spec: ConvSpec, multiply: Sums) -> Sums:
+    """The product left to this thread, which has just copied the patches, where BLAS would share it.
+
+    Another one would read them from its cache: that took 20 to 80 us, which one product of few saves.
+    """
+    if conv_operations(spec) // 2 <= _SHARED_BY_BLAS:
+        return multiply
+
+    def multiplied(patches: Array, w: Array) -> Array:
+        with products_by_one():
+            return multiply(patches, w)
+
+    return multiplied
 
 
 def _multiply(spec: ConvSpec) -> Callable[[Array, Array], Array]:
-    """A function of patches and the weight; `dot` takes half as long as `matmul` to be called."""
-    if spec.layout == "channels_last":
-        return (lambda columns, w: columns.T.dot(w)) if are_columns(spec) else np.ndarray.dot
-    return (lambda columns, w: w.dot(columns)) if spec.batch == 1 else (lambda columns, w: np.matmul(w, columns))
+    """A function of what `_seen` gives and of w; `dot` takes half as long as `matmul` to be called."""
+    length, turns = math.prod(spec.window) * spec.channels, (slice(None, None, -1),) * spec.axes
+    if spec.layout == "channels_first":
+        shape = (spec.filters, length)
+        if spec.batch > 1:
+            return lambda columns, w: np.matmul(w.reshape(shape), columns)
+        return lambda columns, w: w.reshape(shape).dot(columns)
+    shape = (length, spec.filters)
+    if spec.flip and not are_columns(spec):
+        return lambda patches, w: patches.dot(w[turns].reshape(shape))
+    return lambda patches, w: patches.dot(w.reshape(shape))

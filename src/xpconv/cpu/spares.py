@@ -19,7 +19,7 @@ class Spares(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], T], nbytes: int) -> None:
-        self._make, self.are_kept = make, nbytes <= KEPT_BYTES
+        self.make, self.nbytes, self.are_kept = make, nbytes, nbytes <= KEPT_BYTES
         self._spare: deque[T] = deque(maxlen=_MOST if self.are_kept else 0)  # its methods need no lock
         self.give = self._spare.append
 
@@ -28,4 +28,4 @@ class Spares(Generic[T]):
         try:
             return self._spare.pop()
         except IndexError:
-            return self._make()
+            return self.make()

@@ -134,10 +134,13 @@ def pool(
     merge, shape = _MERGED.get(operation), spec.y_shape if shape is None else shape
     if merge is None or options.get("return_indices") or dtype.char not in "fd" or not small_pools.fits(spec, dtype):
         return None
+    divisor = pooled.shared_divisor(spec, **options) if operation == "avg_pool" else 1.0
+    if operation == "avg_pool" and divisor is not None and small_pools.is_product(spec, dtype, divisor):
+        mean = small_pools.mean(spec, dtype, divisor)
+        return lambda x: mean(x).reshape(shape)
     merged = small_pools.merged(spec, dtype, merge, -math.inf if merge is np.maximum else 0)
     if operation != "avg_pool":
         return lambda x: merged(x).reshape(shape)
-    divisor = pooled.shared_divisor(spec, **options)
     if divisor is None:
         divisors = divisors_of(np.empty(spec.y_shape, dtype), spec, options["count_include_pad"])
         by = np.broadcast_to(divisors, spec.y_shape).reshape(-1)
