@@ -448,10 +448,13 @@ def test_what_is_large_or_read_by_other_rules_is_repeated_as_well():
     assert check(xpconv.conv2d, (x, w), method="gemm")
     assert check(xpconv.conv2d, (x, w), method="gemm", padding=1, padding_mode="wrap")
     assert check(xpconv.conv2d, (x, w[:, :, :1]), method="gemm", groups=2)
-    assert check(xpconv.conv2d, (rng.standard_normal((1, 80, 80, 2)), rng.standard_normal((9, 9, 2, 4))), method="gemm")
+    assert check(xpconv.conv2d, (rng.standard_normal((1, 90, 90, 2)), rng.standard_normal((9, 9, 2, 4))), method="gemm")
     with xpconv.workspace_limit(36 * 18 * 8 - 1):  # less than the patches of all results
         assert check(xpconv.conv2d, (x, w), method="gemm")
-    assert not check(xpconv.conv2d, (x, w), method="fft")
+    for method in ("fft", "direct"):
+        assert check(xpconv.conv2d, (x, w), method=method)
+    for size, window in ((90_000, 1001), (90_000, 60)):  # by spectra, and by bands
+        assert check(xpconv.conv1d, (rng.standard_normal(size), rng.standard_normal(window)), padding="same")
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -497,11 +500,11 @@ def test_what_is_not_finite_stays_within_the_windows_of_a_small_plane(value):
 
 def test_a_plane_whose_sums_are_more_than_the_limit_takes_the_long_way():
     x, w = np.ones((40, 40), np.float32), np.ones((5, 5), np.float32)
-    request = xpconv.conv2d.request(x, w, padding="same")
-    with xpconv.workspace_limit(40 * 5 * 44 * 4):
-        assert engine.replay(request) is not None
-    with xpconv.workspace_limit(40 * 5 * 44 * 4 - 1):
-        assert engine.replay(request) is None
+    spec = xpconv.conv2d.request(x, w, padding="same").spec
+    for limit, is_small in ((40 * 5 * 44 * 4, True), (40 * 5 * 44 * 4 - 1, False)):
+        with xpconv.workspace_limit(limit):
+            assert (small_calls.conv(x.dtype, "direct", spec, 0, None, spec.y_shape) is not None) is is_small
+            assert check(xpconv.conv2d, (x, w), padding="same")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -20,21 +20,20 @@ from scipy import fft
 from xpconv.cpu import planes, signals, team
 from xpconv.cpu.margins import Span
 from xpconv.cpu.memory import Memory, borrowed
-from xpconv.cpu.spectra import of_kernel, only_tile
+from xpconv.cpu.spectra import of_kernel, only_tile, sampled
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = 5  # of a tile in double precision, held at a time
 _BLOCK_BYTES = 1 << 23  # of tiles that a thread transforms at once: 1e6 by 1001 took 4.7 ms by 4 MB, 4.0 by these
 _SHARED = 150_000  # elements whose transforms, a millisecond, are worth waking a thread
 _WORK = {"float32": np.float32, "complex64": np.complex64, "complex128": np.complex128}
-_SAMPLES = 16  # elements along an axis that tell a tile's mean
 _LENGTHS = (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of transforms, in reaches of the window
 
 # In operations of a transform, for what takes as long.
 _MOVED = 16  # an element copied to its tile, multiplied, and brought back
 _CALLED = 1_000_000  # the calls for one block of tiles
-_ALONE = 2  # times as many operations take as long along one axis, of fewer tiles than
-_BESIDE = 4  # are transformed in one vector
+_BESIDE = 4  # tiles along one axis that are transformed in one vector
+_ALONE = 2  # times as many operations take as long of those that are left
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,22 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     for (channels,) in _chunks((spec.channels,), max(1, most // (each + 1))):
         some = channels.stop - channels.start
         kernel = w[..., channels]
-        parts = list(_chunks((spec.batch, *counts), _evenly(each, max(1, most // some - 1), threads)))
+        parts = list(_chunks((spec.batch, *counts), _evenly(each, max(1, most // some - 1), threads, spec.axes)))
         transforms = _Transforms(kernel, spec, lengths, threads if len(parts) == 1 else 1)
         share = _Share(x[..., channels], kernel, y[..., channels], spec, lengths, limit)
         team.share(partial(_filter_parts, share, transforms), parts, threads)
     return y
 
 
-def _evenly(tiles: int, most: int, threads: int) -> int:
-    """Tiles that a thread transforms at once, so that all threads have as many."""
+def _evenly(tiles: int, most: int, threads: int, axes: int) -> int:
+    """Tiles that a thread transforms at once, so that all threads have as many, and vectors of one axis are full."""
+    if tiles < threads:
+        return most
+    vector = _BESIDE if axes == 1 else 1
+    most -= most % vector if most > vector else 0
     parts = -(-tiles // most)
-    return -(-tiles // (parts + -parts % threads)) if tiles >= threads else most
+    each = -(-tiles // (parts + -parts % threads))
+    return min(most, each + -each % vector)
 
 
 class _Transforms:
@@ -92,7 +96,7 @@ class _Transforms:
         elements = tiles.shape[-len(self._axes) :]
         for axis, n in zip(self._axes, elements, strict=True):
             out[(..., slice(n, None), *(slice(None),) * (-1 - axis))] = 0
-        some = tiles[..., *(slice(None, None, -(-n // _SAMPLES)) for n in elements)]
+        some = tiles[..., *sampled(elements)]
         mean = some.mean(axis=self._axes, keepdims=True, dtype=self.work)
         mean[~np.isfinite(mean)] = 0
         np.subtract(tiles, mean, out=out[..., *map(slice, elements)])
@@ -245,8 +249,9 @@ def operations(spec: ConvSpec, limit: int, is_complex: bool = False) -> float:
 def _operations(spec: ConvSpec, lengths: Sizes, limit: int, is_complex: bool) -> float:
     elements, tiles = math.prod(lengths), spec.batch * spec.channels * math.prod(_tile_counts(spec, lengths))
     most, threads = _at_once(spec, lengths, limit, is_complex)
-    beside = min(most, -(-tiles // threads))
-    alone = _ALONE if spec.axes == 1 and beside < _BESIDE else 1
+    beside = min(tiles, _evenly(tiles, max(1, most - 1), threads, spec.axes))
+    left = beside % _BESIDE if spec.axes == 1 else 0
+    alone = 1 + (_ALONE - 1) * left / max(beside, 1)
     each = (1 + is_complex) * elements * (2.5 * math.log2(max(elements, 2)) * alone + _MOVED / 2)
     return (2 * tiles + spec.channels) * each + math.ceil(tiles / most) * _CALLED
 

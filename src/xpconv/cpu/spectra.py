@@ -12,6 +12,7 @@ from xpconv.cpu.planes import finite
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _MOST = {1: 1 << 14, 2: 1 << 17}  # elements, by axes: of more, tiles are transformed side by side, and by all threads
+_SAMPLES = 16  # along an axis
 
 
 def only_tile(spec: ConvSpec) -> Sizes:
@@ -24,6 +25,11 @@ def only_tile(spec: ConvSpec) -> Sizes:
     return tuple(
         max(n + max(pads), reach) if is_zeros and 0 <= min(pads) < reach else padded for n, pads, reach, padded in axes
     )
+
+
+def sampled(lengths: Sizes) -> tuple[slice, ...]:
+    """Places of elements that tell about what their mean is: taken off first, nothing is lost where it cancels."""
+    return tuple(slice(None, None, -(-n // _SAMPLES)) for n in lengths)
 
 
 def of_kernel(taps: Array, lengths: Sizes) -> Array:
@@ -48,16 +54,17 @@ def at_once(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, 
     lengths, axes = tuple(fft.next_fast_len(n, real=True) for n in only_tile(spec)), tuple(range(spec.axes))
     inner = tuple(slice(lo, lo + n) for (lo, _), n in zip(spec.padding, spec.size, strict=True))
     kept = tuple(slice(0, (n - 1) * s + 1, s) for n, s in zip(spec.out_size, spec.stride, strict=True))
-    turns = (slice(None, None, -1),) * spec.axes
+    turns, samples = (slice(None, None, -1),) * spec.axes, sampled(spec.size)
 
     def filtered(x: Array, w: Array) -> Array | None:
-        w = w.reshape(spec.window)
+        x, w = x.reshape(spec.size), w.reshape(spec.window)
         w = w[turns] if spec.flip else w
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = x.mean(dtype=np.float64)  # of which the kernel makes its sum: nothing is lost where it cancels
-            mean = mean if np.isfinite(mean) else 0.0
+            some = x[samples]
+            mean = float(np.add.reduce(some, None)) / some.size  # of which the kernel makes its sum
+            mean = mean if math.isfinite(mean) else 0.0
             whole = np.full(lengths, fill - mean, dtype)
-            np.subtract(x.reshape(spec.size), dtype.type(mean), out=whole[inner])
+            np.subtract(x, dtype.type(mean), out=whole[inner])
             product = of_kernel(w, lengths)
             np.conj(product, out=product)  # a correlation is what windows are
             product *= fft.rfftn(whole, lengths, axes)

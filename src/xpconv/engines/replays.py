@@ -158,12 +158,10 @@ def _shape_of_result(x: Array, request: Request) -> Sizes:
     return np.empty(request.spec.y_shape, x.dtype)[request.drop].shape
 
 
-def _large(method: str, request: Request, shape: Sizes) -> Callable[..., Any] | None:
+def _large(method: str, request: Request, shape: Sizes) -> Callable[..., Any]:
     """As `small.conv`, of any size."""
     (x_index, w_index), spec, fill = request.lift, request.spec, request.options["fill_value"]
     layout, activation = spec.layout, request.options["activation"]
-    if method not in ("gemm", "winograd"):
-        return None
     sums: Callable[[Array, Array], Array | None]
     if method == "gemm" and layout == "channels_first" and strips.is_product(spec):
         sums = _of_planes(spec)
