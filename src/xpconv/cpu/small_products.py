@@ -58,7 +58,7 @@ def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
             gw = read.T.dot(gy.reshape(-1, filters))
         return np.ascontiguousarray(gw.reshape(w_shape)[turns])
 
-    return of_patches(spec, dtype, 0, patches, summed)
+    return of_patches(spec, dtype, 0, patches, _by_one(spec, summed))
 
 
 def channelwise(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
@@ -117,9 +117,9 @@ def _by_one(spec: ConvSpec, multiply: Sums) -> Sums:
     if conv_operations(spec) // 2 <= _SHARED_BY_BLAS:
         return multiply
 
-    def multiplied(patches: Array, w: Array) -> Array:
+    def multiplied(patches: Array, other: Array) -> Array:
         with products_by_one():
-            return multiply(patches, w)
+            return multiply(patches, other)
 
     return multiplied
 
