@@ -29,11 +29,11 @@ def product(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     It gives (N * out, F), or with channels first (F, out), of several images (N, F, out). Axes of one element may be
     missing.
     """
-    patches, multiply = _patches(spec, dtype), _by_one(spec, _multiply(spec))
+    patches, multiply, seen = _patches(spec, dtype), _multiply(spec), _seen(spec)
     if is_product(spec):
-        flat, seen = patches.flat, _seen(spec)
+        flat = patches.flat
         return lambda x, w: multiply(seen(x.reshape(flat)), w)
-    return of_patches(spec, dtype, fill, patches, multiply, _seen(spec))
+    return of_patches(spec, dtype, fill, patches, _by_one(spec, multiply), seen)
 
 
 def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
@@ -112,7 +112,7 @@ def _seen(spec: ConvSpec) -> Callable[[Array], Array]:
 def _by_one(spec: ConvSpec, multiply: Sums) -> Sums:
     """The product left to this thread, which has just copied the patches, where BLAS would share it.
 
-    Another one would read them from its cache: that took 20 to 80 us, which one product of few saves.
+    Another one would read them from its cache: two took 57 or 116 us, as the system places them, where one takes 68.
     """
     if conv_operations(spec) // 2 <= _SHARED_BY_BLAS:
         return multiply
