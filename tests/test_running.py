@@ -109,7 +109,7 @@ def test_the_memory_beside_the_result_keeps_to_the_limit(merge, limit, shape, ax
 
 @pytest.mark.parametrize(
     ("size", "merge", "most"),
-    [(1, np.add, 0), (2, np.add, 1), (3, np.maximum, 1), (7, np.add, 1), (101, np.maximum, 14)],
+    [(1, np.add, 0), (3, np.add, 0), (3, np.maximum, 0), (4, np.maximum, 1), (7, np.add, 1), (101, np.maximum, 14)],
 )
 def test_doubling_pays_where_it_takes_fewer_passes(size, merge, most):
     paying = [stride for stride in range(1, 50) if running.pays(10**6, size, 1, stride, merge)]

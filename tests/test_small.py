@@ -14,7 +14,7 @@ from xpconv.cpu import costs, small, spectra
 from xpconv.cpu.small_patches import by_taps, of_patches
 from xpconv.cpu.spares import KEPT_BYTES, Spares
 from xpconv.dispatch import run
-from xpconv.engines import agnostic
+from xpconv.engines import agnostic, numpy_pools
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
 from xpconv.engines import small as small_calls
@@ -402,19 +402,21 @@ def test_small_poolings_are_the_definition(shape, window, options, layout, dtype
 
 
 def test_poolings_that_are_not_small_take_the_long_way():
+    def is_small(spec, dtype="float64"):
+        return numpy_pools.small("max_pool", np.dtype(dtype), spec, {}) is not None
+
     spec = xpconv.max_pool.request(np.ones((1, 8, 8, 4)), 2).spec
-    options = {"return_indices": False}
-    assert small_calls.pool("max_pool", np.dtype("float64"), spec, options) is not None
-    assert small_calls.pool("max_pool", np.dtype("float64"), spec, {"return_indices": True}) is None
-    assert small_calls.pool("max_pool", np.dtype("int64"), spec, options) is None
-    assert small_calls.pool("lp_pool", np.dtype("float64"), spec, options) is None
+    assert is_small(spec)
+    assert not is_small(spec, "int64")
     with xpconv.workspace_limit(8 * 8 * 4 * 8):
-        assert small_calls.pool("max_pool", np.dtype("float64"), spec, options) is not None
+        assert is_small(spec)
     with xpconv.workspace_limit(8 * 8 * 4 * 8 - 1):
-        assert small_calls.pool("max_pool", np.dtype("float64"), spec, options) is None
+        assert not is_small(spec)
     for shape, window in (((1, 182, 182, 1), 2), ((1, 9, 9, 1), 1), ((0, 9, 9, 1), 2)):
-        spec = xpconv.max_pool.request(np.ones(shape), window).spec
-        assert small_calls.pool("max_pool", np.dtype("float64"), spec, options) is None
+        assert not is_small(xpconv.max_pool.request(np.ones(shape), window).spec)
+    x = np.ones((1, 8, 8, 4))
+    assert engine.replay(xpconv.max_pool.request(x, 2, return_indices=True)) is None
+    assert engine.replay(xpconv.lp_pool.request(x, 2, p=2)) is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

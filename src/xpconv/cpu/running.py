@@ -12,10 +12,13 @@ import math
 from collections.abc import Iterator
 from functools import reduce
 from itertools import islice
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from xpconv.spec import Array
+
+Index: TypeAlias = tuple[slice, ...]
 
 _ARRAYS = 4  # of a block, held at a time
 _BLOCK_BYTES = 1 << 22  # of elements and partial windows: with an eighth, half as much time again
@@ -27,7 +30,8 @@ def merged_windows(x: Array, size: int, step: int, stride: int, axis: int, merge
     An `x` with gaps in memory is copied first, else partial windows stay below `limit` bytes.
     """
     if not pays(x.shape[axis], size, step, stride, merge):
-        return _tap_by_tap(x, size, step, stride, axis, merge)
+        n = x.shape[axis]
+        return merged_taps(x, taps_of(n, _results_of(n, size, step, stride), size, step, stride, axis), merge, 0)
     order = sorted(range(x.ndim), key=lambda a: -x.strides[a])
     back, axis = sorted(range(x.ndim), key=order.__getitem__), order.index(axis)
     x = np.ascontiguousarray(x.transpose(order))
@@ -44,7 +48,7 @@ def merged_windows(x: Array, size: int, step: int, stride: int, axis: int, merge
 def pays(n: int, size: int, step: int, stride: int, merge: np.ufunc) -> bool:
     """Whether doubling, whose passes are over all n elements of an axis, merges fewer than the taps of all results."""
     passes = (size - 1).bit_length() + len(_parts(size, merge)) - 2
-    return size > 1 and passes * n < size * _results_of(n, size, step, stride)
+    return size > 1 and passes * n < (size - 1) * _results_of(n, size, step, stride)
 
 
 def _results_of(n: int, size: int, step: int, stride: int) -> int:
@@ -52,14 +56,44 @@ def _results_of(n: int, size: int, step: int, stride: int) -> int:
     return (n - (size - 1) * step - 1) // stride + 1
 
 
-def _tap_by_tap(x: Array, size: int, step: int, stride: int, axis: int, merge: np.ufunc) -> Array:
-    """Every result merged with one element of its window after the other, in place."""
-    results = _results_of(x.shape[axis], size, step, stride)
-    places = (slice(k * step, k * step + (results - 1) * stride + 1, stride) for k in range(size))
-    first, *others = (x[(*(slice(None),) * axis, place)] for place in places)
-    y = first.copy(order="K")
-    for taps in others:
-        merge(y, taps, out=y)
+class Taps(NamedTuple):
+    """What windows along one axis read, by taps: those that all of them have, and those that some of them have."""
+
+    results: int
+    axis: int
+    whole: list[Index]
+    partial: list[tuple[Index, Index]]  # the results, and what they read
+
+
+def taps_of(n: int, results: int, size: int, step: int, stride: int, axis: int, first: int = 0) -> Taps:
+    """Those of so many windows, of which the first begins at an element that may lie before or beyond the n."""
+    lead, taps = (slice(None),) * axis, Taps(results, axis, [], [])
+    for offset in range(first, first + size * step, step):
+        begin, stop = max(0, -(offset // stride)), min(results, (n - 1 - offset) // stride + 1)
+        if begin < stop:
+            read = (*lead, slice(offset + begin * stride, offset + (stop - 1) * stride + 1, stride))
+            if stop - begin == results:
+                taps.whole.append(read)
+            else:
+                taps.partial.append(((*lead, slice(begin, stop)), read))
+    return taps
+
+
+def merged_taps(x: Array, taps: Taps, merge: np.ufunc, fill: float, out: Array | None = None) -> Array:
+    """Every result merged with one element of its window after the other, in place; `fill` where there are none."""
+    if len(taps.whole) > 1:
+        y = merge(x[taps.whole[0]], x[taps.whole[1]], out=out)
+    elif out is None:
+        shape = *x.shape[: taps.axis], taps.results, *x.shape[taps.axis + 1 :]
+        y = x[taps.whole[0]].copy(order="K") if taps.whole else np.full(shape, fill, x.dtype)
+    else:
+        y = out
+        y[...] = x[taps.whole[0]] if taps.whole else fill
+    for read in taps.whole[2:]:
+        merge(y, x[read], out=y)
+    for place, read in taps.partial:
+        here = y[place]
+        merge(here, x[read], out=here)
     return y
 
 

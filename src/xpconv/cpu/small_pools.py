@@ -13,7 +13,7 @@ from xpconv.cpu.spares import KEPT_BYTES
 from xpconv.spec import Array, PoolSpec
 from xpconv.workspace import current_limit
 
-_MOST_BYTES = 1 << 18  # of patches; of more, windows are merged axis by axis
+_MOST_BYTES = 1 << 17  # of patches; of more, windows are merged axis by axis in less time
 
 
 def fits(spec: PoolSpec, dtype: np.dtype) -> bool:

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from xpconv.engines import pooled, small
+from xpconv.engines import numpy_pools, pooled
 from xpconv.engines.agnostic import divisors_of
 from xpconv.request import WHOLE, Index
 from xpconv.spec import Array, PoolSpec, Sizes
@@ -82,7 +82,7 @@ def _sums(x: Array, spec: PoolSpec) -> _Sums | None:
         return None
     kernel = pooled.by("avg_pool", x, spec)
     if not kernel:
-        return small.pool("sum_pool", dtype, spec, {})
+        return numpy_pools.small("sum_pool", dtype, spec, {})
     sums = pooled.prepared(kernel, "added", x, np.empty(shape, dtype), spec, 1.0)
 
     def summed(x: Array) -> Array:

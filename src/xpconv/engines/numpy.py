@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import running, spreading, strips
+from xpconv.cpu import spreading, strips
 from xpconv.cpu.plan import row_bytes, spectra_plan, tiles
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
-from xpconv.engines import agnostic, averages, compiled, fft, pooled, small
+from xpconv.engines import agnostic, averages, compiled, fft, numpy_pools, pooled, small
 from xpconv.engines.agnostic import (
     as_layout,
     as_weight,
@@ -213,30 +213,14 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
         return pooled.indexed(x, spec) if return_indices else pooled.reduced(kernel, "largest", x, spec)
     if return_indices:
         return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
-    if merged := small.pool("max_pool", x.dtype, spec, {}):
-        return merged(x)
-    x = pad(channels_last(x, spec.layout), spec.reading, agnostic.lowest(np, x.dtype))
-    return np.ascontiguousarray(agnostic.as_layout(_merged(x, spec, np.maximum), spec.layout))
+    return numpy_pools.pool("max_pool", x.dtype, spec, {})(x)
 
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
     """By the compiled kernels, or running sums, axis by axis."""
     if kernel := pooled.by("sum_pool", x, spec):
         return pooled.reduced(kernel, "added", x, spec)
-    if merged := small.pool("sum_pool", x.dtype, spec, {}):
-        return merged(x)
-    dtype = x.dtype
-    y = _merged(pad(channels_last(widened(x), spec.layout), spec.reading), spec, np.add)
-    return np.ascontiguousarray(agnostic.as_layout(y, spec.layout).astype(dtype, copy=False))
-
-
-def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
-    """Padded `x` with the elements of every window merged: those of one axis after those of the other."""
-    geometry = zip(spec.window, spec.dilation, spec.stride, spec.out_size, strict=True)
-    for axis, (size, step, stride, results) in enumerate(geometry, start=1):
-        x = running.merged_windows(x, size, step, stride, axis, merge, current_limit())
-        x = x[(*(slice(None),) * axis, slice(results))]  # windows that begin beyond the end are none
-    return x
+    return numpy_pools.pool("sum_pool", x.dtype, spec, {})(x)
 
 
 def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
@@ -249,11 +233,7 @@ def avg_pool(x: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: floa
         averages.prepared(kernel, x, y, spec, count_include_pad=count_include_pad)(x, y)
         return y
     options = {"count_include_pad": count_include_pad, "divisor": divisor}
-    if averaged := small.pool("avg_pool", x.dtype, spec, options):
-        return averaged(x)
-    y = sum_pool(widened(x), spec)
-    divisors = divisor or agnostic.divisors_of(y, spec, count_include_pad)
-    return np.divide(y, divisors, out=y).astype(x.dtype, copy=False)  # in new memory it takes twice as long
+    return numpy_pools.pool("avg_pool", x.dtype, spec, options)(x)
 
 
 def global_max_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:

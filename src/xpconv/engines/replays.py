@@ -12,7 +12,7 @@ import numpy as np
 from xpconv.cpu import strips
 from xpconv.cpu.plan import passes_pay
 from xpconv.cpu.results import maker
-from xpconv.engines import averages, compiled, pooled, small
+from xpconv.engines import averages, compiled, numpy_pools, pooled, small
 from xpconv.engines.agnostic import (
     as_layout,
     channels_last,
@@ -212,10 +212,10 @@ def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
 
 
 def _replay_pool_by_numpy(x: Array, shape: Sizes, request: Request) -> Callable[..., Any] | None:
-    """A small one, or of whole maps."""
+    """Of windows, or of whole maps."""
     if not isinstance(request.spec, PoolSpec):
         return _of_maps(x, request)
-    return small.pool(request.operation, x.dtype, request.spec, request.options, shape)
+    return numpy_pools.pool(request.operation, x.dtype, request.spec, request.options, shape)
 
 
 def _of_maps(x: Array, request: Request) -> Callable[..., Any]:

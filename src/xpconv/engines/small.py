@@ -1,4 +1,4 @@
-"""Small convolutions and poolings by NumPy, in one go: what is prepared is repeated, and computes a first call as well.
+"""Small convolutions by NumPy, in one go: what is prepared is repeated, and computes a first call as well.
 
 It is a function of arrays as the layout has them, whatever axes of one element they lack, and gives the result in the
 layout's order, in other axes.
@@ -14,20 +14,15 @@ from typing import Any
 import numpy as np
 
 from xpconv.activations import ACTIVATIONS, LEAK
-from xpconv.cpu import joined, small, small_pools, small_products, spectra
+from xpconv.cpu import joined, small, small_products, spectra
 from xpconv.cpu.costs import direct_by
 from xpconv.cpu.plan import row_bytes
 from xpconv.cpu.planes import finite
-from xpconv.engines import pooled
-from xpconv.engines.agnostic import divisors_of
 from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
+from xpconv.spec import Array, ConvSpec, Sizes
 from xpconv.workspace import current_limit
 
 Sums = Callable[[Array, Array], Any]
-
-
-# --- Convolution ------------------------------------------------------------------------------------------------------
 
 
 def conv(
@@ -122,36 +117,3 @@ def _joined(spec: ConvSpec, multiply: Sums) -> Sums:
         return y.reshape(-1, filters) if finite(y) else None
 
     return summed
-
-
-# --- Pooling ----------------------------------------------------------------------------------------------------------
-
-
-def pool(
-    operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes | None = None
-) -> Callable[[Array], Array] | None:
-    """A function of x, for maxima, sums and means of small maps, whose result has the shape; None for anything else."""
-    merge, shape = _MERGED.get(operation), spec.y_shape if shape is None else shape
-    if merge is None or options.get("return_indices") or dtype.char not in "fd" or not small_pools.fits(spec, dtype):
-        return None
-    divisor = pooled.shared_divisor(spec, **options) if operation == "avg_pool" else 1.0
-    if operation == "avg_pool" and divisor is not None and small_pools.is_product(spec, dtype, divisor):
-        mean = small_pools.mean(spec, dtype, divisor)
-        return lambda x: mean(x).reshape(shape)
-    merged = small_pools.merged(spec, dtype, merge, -math.inf if merge is np.maximum else 0)
-    if operation != "avg_pool":
-        return lambda x: merged(x).reshape(shape)
-    if divisor is None:
-        divisors = divisors_of(np.empty(spec.y_shape, dtype), spec, options["count_include_pad"])
-        by = np.broadcast_to(divisors, spec.y_shape).reshape(-1)
-    else:
-        by = np.array(divisor, dtype)
-
-    def averaged(x: Array) -> Array:
-        y = merged(x)
-        return np.divide(y, by, y).reshape(shape)
-
-    return averaged
-
-
-_MERGED = {"max_pool": np.maximum, "sum_pool": np.add, "avg_pool": np.add}

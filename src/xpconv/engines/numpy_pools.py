@@ -1,0 +1,97 @@
+"""Poolings by NumPy: small ones in one go, large ones strip by strip, and of large windows axis by axis.
+
+What is prepared is repeated, and computes a first call as well. It is a function of x in the spec's layout, which may
+lack axes of one element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from xpconv.cpu import pool_strips, running, small_pools
+from xpconv.cpu.results import new
+from xpconv.dtypes import widened
+from xpconv.engines import pooled
+from xpconv.engines.agnostic import as_layout, channels_last, divisors_of, lowest, pad
+from xpconv.spec import Array, PoolSpec, Sizes
+from xpconv.workspace import current_limit
+
+Pooled = Callable[[Array], Array]
+MERGED = {"max_pool": np.maximum, "sum_pool": np.add, "avg_pool": np.add}
+
+
+def pool(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes | None = None) -> Pooled:
+    """A function of x, for maxima, sums and means, whose result has the shape."""
+    shape = spec.y_shape if shape is None else shape
+    return small(operation, dtype, spec, options, shape) or _large(operation, dtype, spec, options, shape)
+
+
+def small(
+    operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes | None = None
+) -> Pooled | None:
+    """The same of small maps; None for anything else."""
+    merge, shape = MERGED[operation], spec.y_shape if shape is None else shape
+    if dtype.char not in "fd" or not small_pools.fits(spec, dtype):
+        return None
+    by = _divisors(operation, spec, dtype, options)
+    if by is not None and by.ndim == 0 and small_pools.is_product(spec, dtype, float(by)):
+        mean = small_pools.mean(spec, dtype, float(by))
+        return lambda x: mean(x).reshape(shape)
+    merged = small_pools.merged(spec, dtype, merge, lowest(np, dtype) if merge is np.maximum else 0)
+    if by is None:
+        return lambda x: merged(x).reshape(shape)
+    if by.ndim:
+        by = np.broadcast_to(by if spec.layout == "channels_last" else by[..., 0], spec.y_shape).reshape(-1)
+
+    def averaged(x: Array) -> Array:
+        y = merged(x)
+        return np.divide(y, by, y).reshape(shape)
+
+    return averaged
+
+
+def _large(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes) -> Pooled:
+    merge = MERGED[operation]
+    kept = dtype if merge is np.maximum else widened(np.empty(0, dtype)).dtype  # what sums are kept in
+    fill = lowest(np, dtype) if merge is np.maximum else 0
+    by = _divisors(operation, spec, kept, options)
+    if pool_strips.fits(spec, merge):
+        pooled_into = pool_strips.prepared(spec, kept.itemsize, merge, fill, by, current_limit())
+
+        def by_strips(x: Array) -> Array:
+            y = new(spec.y_shape, kept)
+            pooled_into(x.astype(kept, copy=False), y)
+            return y.astype(dtype, copy=False).reshape(shape)
+
+        return by_strips
+
+    def by_axes(x: Array) -> Array:
+        x = channels_last(x.reshape(spec.x_shape).astype(kept, copy=False), spec.layout)
+        y = _merged(pad(x, spec.reading, fill), spec, merge)
+        y = y if by is None else np.divide(y, by, out=y)  # in new memory it takes twice as long
+        return np.ascontiguousarray(as_layout(y, spec.layout)).astype(dtype, copy=False).reshape(shape)
+
+    return by_axes
+
+
+def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
+    """Padded `x` with the elements of every window merged: those of one axis after those of the other."""
+    geometry = zip(spec.window, spec.dilation, spec.stride, spec.out_size, strict=True)
+    for axis, (size, step, stride, results) in enumerate(geometry, start=1):
+        x = running.merged_windows(x, size, step, stride, axis, merge, current_limit())
+        x = x[(*(slice(None),) * axis, slice(results))]  # windows that begin beyond the end are none
+    return x
+
+
+def _divisors(operation: str, spec: PoolSpec, dtype: Any, options: dict[str, Any]) -> Array | None:
+    """What sums are divided by, (*out, 1), or without axes where all share it; None for what is no mean."""
+    if operation != "avg_pool":
+        return None
+    shared = pooled.shared_divisor(spec, **options)
+    if shared is not None:
+        return np.array(shared, dtype)
+    return divisors_of(np.empty(0, dtype), replace(spec, layout="channels_last"), options["count_include_pad"])

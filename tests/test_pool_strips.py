@@ -1,0 +1,123 @@
+"""Poolings of large maps by NumPy, strip by strip."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import oracle
+import xpconv
+from cases import first, pool_cases
+from single_planes import memory_beside_result
+from xpconv.cpu import pool_strips, team
+from xpconv.dispatch import run
+from xpconv.engines import compiled as compiled_calls
+from xpconv.engines import numpy_pools
+
+
+@pytest.fixture(autouse=True)
+def numpy_alone(monkeypatch):
+    monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
+
+
+@contextmanager
+def strips_of(nbytes):
+    """Strips so small that even small maps have many, which threads share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numpy_pools, "small", lambda *_: None)
+        patch.setattr(pool_strips, "_SHARED_BYTES", 0)
+        patch.setattr(pool_strips, "_STRIP_BYTES", nbytes)
+        pool_strips._strips.cache_clear()
+        yield
+    pool_strips._strips.cache_clear()
+
+
+def pooled(function, x, **options):
+    """The result with channels last, and with channels first, which must be the same; whatever was repeated before."""
+    y = run(function.request(x, layout="channels_last", **options))
+    np.testing.assert_array_equal(run(function.request(first(x), layout="channels_first", **options)), first(y))
+    return y
+
+
+STRIPS = st.sampled_from([1, 64, 1024, 1 << 20])
+
+
+@given(case=pool_cases(), nbytes=STRIPS)
+def test_maxima_and_sums_of_strips_are_the_definition(case, nbytes):
+    with strips_of(nbytes):
+        largest, total = (pooled(function, case.x, **case.options) for function in (xpconv.max_pool, xpconv.sum_pool))
+    assert largest.dtype == total.dtype == case.x.dtype
+    np.testing.assert_array_equal(largest, oracle.max_pool(case.x, **case.geometry)[0])
+    np.testing.assert_array_equal(total, oracle.sum_pool(case.x, **case.geometry))
+
+
+@given(pool_cases(dtypes=(np.float64,)), STRIPS, st.booleans(), st.sampled_from([None, 3.0]))
+def test_means_of_strips_are_the_definition(case, nbytes, include, divisor):
+    with strips_of(nbytes):
+        y = pooled(xpconv.avg_pool, case.x, count_include_pad=include, divisor=divisor, **case.options)
+    counts = oracle.pool_counts(case.x.shape[1:-1], include_padding=include, **case.geometry)[None, ..., None]
+    with np.errstate(invalid="ignore"):
+        expected = oracle.sum_pool(case.x, **case.geometry) / (counts if divisor is None else divisor)
+    np.testing.assert_allclose(y, expected, rtol=1e-14)
+
+
+@given(case=pool_cases(dtypes=(np.float32,)), nbytes=STRIPS, seed=st.integers(0, 2**32 - 1))
+def test_what_is_not_finite_stays_within_its_windows(case, nbytes, seed):
+    rng = np.random.default_rng(seed)
+    odd = rng.choice(np.array([np.nan, np.inf, -np.inf], "float32"), size=case.x.shape)
+    x = np.where(rng.random(case.x.shape) < 0.3, odd, case.x)
+    with strips_of(nbytes), np.errstate(all="raise"):
+        largest, total = (pooled(function, x, **case.options) for function in (xpconv.max_pool, xpconv.sum_pool))
+    np.testing.assert_array_equal(largest, oracle.max_pool(x, **case.geometry)[0])
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(total, oracle.sum_pool(x, **case.geometry))
+
+
+LARGE = [
+    ((3, 90, 80, 16), 2, {}), ((2, 91, 83, 16), 3, {"stride": 2, "padding": 1}), ((2, 60, 70, 24), 3, {"stride": 1}),
+    ((1, 300_000, 2), 3, {"stride": 1, "padding": 1}), ((2, 20, 30, 40, 8), 2, {}), ((1, 700, 700, 1), (2, 3), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "window", "options"), LARGE)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int32"])
+def test_large_maps_are_pooled_by_threads_as_by_one(monkeypatch, shape, window, options, dtype):
+    x = np.random.default_rng(0).integers(-9, 9, shape).astype(dtype)
+    calls = [(xpconv.max_pool, {}), (xpconv.sum_pool, {})]
+    if dtype != "int32":
+        calls.append((xpconv.avg_pool, {"count_include_pad": False}))
+    for function, more in calls:
+        monkeypatch.setattr(team, "thread_count", lambda: 3)
+        y = pooled(function, x, window=window, **options, **more)
+        monkeypatch.setattr(team, "thread_count", lambda: 1)
+        np.testing.assert_array_equal(pooled(function, x, window=window, **options, **more), y)
+        for a in (x[:, ::-1], np.asfortranarray(x)):
+            turned = pooled(function, a, window=window, **options, **more)
+            expected = function(np.ascontiguousarray(a), window, **options, **more)
+            np.testing.assert_array_equal(turned, expected)
+
+
+def test_a_window_of_one_element_is_a_copy():
+    x = np.random.default_rng(0).standard_normal((2, 200, 100, 3))
+    for stride in (1, 2):
+        y = xpconv.max_pool(x, 1, stride=stride)
+        np.testing.assert_array_equal(y, x[:, ::stride, ::stride])
+        assert not np.shares_memory(x, y)
+
+
+@pytest.mark.parametrize("limit", [1 << 19, 1 << 21])  # NumPy's own buffers take 0.1 MB in each thread
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_the_memory_beside_the_result_keeps_to_the_limit(layout, limit):
+    x = np.ones((4, 200, 100, 32) if layout == "channels_last" else (4, 32, 200, 100), "float32")
+    for function in (xpconv.max_pool, xpconv.avg_pool):
+        with xpconv.workspace_limit(limit):
+            call = function.request(x, 3, stride=1, padding=1, layout=layout)
+            assert memory_beside_result(lambda call=call: run(call)) <= limit
+
+
+def test_large_windows_are_doubled():
+    for window, is_cut in ((2, True), (3, True), (4, False), (7, False)):
+        spec = xpconv.max_pool.request(np.ones((1, 64, 64, 2)), window, stride=1).spec
+        assert pool_strips.fits(spec, np.maximum) is is_cut
