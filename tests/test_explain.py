@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import xpconv
-from xpconv.cpu.plan import conv_plan, row_bytes, tiles
+from xpconv.cpu.plan import conv_plan, row_bytes
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import methods
 from xpconv.engines import numpy as engine
@@ -111,15 +111,6 @@ def test_gradients_tell_their_tiles_and_methods_and_who_computes_groups(monkeypa
 def test_the_errors_of_a_call_are_those_of_its_explanation():
     with pytest.raises(ValueError, match="x has 16 channels but w reads 8"):
         xpconv.explain(xpconv.conv2d, LAYER[0], LAYER[1][:, :, :8])
-
-
-@pytest.mark.parametrize("limit", [1, 5000, 10**6, 10**9])
-def test_tiles_cover_the_result_once(limit):
-    spec = spec_of((5, 12, 9, 2), (3, 3, 2, 4))
-    covered = np.zeros((5, 10), int)
-    for tile in tiles(spec, row_bytes(spec, 8), limit):
-        covered[tile.images, tile.rows] += 1
-    assert (covered == 1).all()
 
 
 def test_the_plan_keeps_tiles_within_the_limit():

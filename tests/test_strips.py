@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import xpconv
+from single_planes import memory_beside_result
 from xpconv.cpu import blas, joined, memory, processors, strips, team
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
+from xpconv.engines import numpy as engine
 from xpconv.plan import conv_operations
 
 
@@ -112,6 +114,53 @@ def test_strips_take_no_more_than_the_limit(window, channels, limit, monkeypatch
     monkeypatch.setattr(memory, "_kept", threading.local())
     strips.conv(x, w, spec_of((40, 44), window, channels, 32), limit)
     assert max(taken, default=0) <= limit
+
+
+GRADIENTS = [
+    ((53,), (5,), 8, 6, {"stride": 2, "padding": 2}),
+    ((17, 23), (3, 2), 16, 16, {"stride": (2, 1), "dilation": (1, 2), "padding": ((0, 2), (3, 1))}),
+    ((60, 62), (3, 3), 40, 24, {"padding": 1}),
+    ((17, 23), (1, 1), 16, 40, {}),
+    ((17, 18), (3, 4), 5, 7, {"padding": ((0, 2), (1, 4))}),
+    ((20, 21), (3, 3), 4, 5, {"padding": 2, "padding_mode": "reflect"}),
+    ((7, 8, 9), (3, 2, 3), 20, 5, {"padding": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("limit", [1, 2**20, 2**26])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(("size", "window", "channels", "filters", "options"), GRADIENTS)
+def test_weight_gradients_agree_with_the_definition_and_have_the_same_bits_at_every_call(
+    monkeypatch, size, window, channels, filters, options, layout, limit, threads
+):
+    monkeypatch.setattr(team, "thread_count", lambda: threads)
+    monkeypatch.setattr(strips, "_SHARED_ELEMENTS", 1000)
+    monkeypatch.setattr(strips, "_STRIP_BYTES", 1 << 14)
+    strips._strips.cache_clear()
+    rng = np.random.default_rng(len(size) + channels)
+    x = rng.standard_normal((3, *size, channels))
+    w = rng.standard_normal((*window, channels, filters))
+    gy = rng.standard_normal(xpconv.corr(x, w, **options).shape)
+    if layout == "channels_first":
+        x, gy = (np.moveaxis(a, -1, 1) for a in (x, gy))
+    for function in (xpconv.conv_grad_weight, xpconv.corr_grad_weight):
+        request = function.request(x, gy, window=window, layout=layout, **options)
+        with xpconv.workspace_limit(limit):
+            gw = engine.conv_grad_weight(x, gy, request.spec)
+            assert np.array_equal(engine.conv_grad_weight(x, gy, request.spec), gw)
+        expected = agnostic.conv_grad_weight(x, gy, request.spec)
+        np.testing.assert_allclose(gw, expected, atol=1e-12 * np.abs(expected).max())
+    strips._strips.cache_clear()
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 1 << 22])
+@pytest.mark.parametrize("channels", [8, 64])
+def test_weight_gradients_take_no_more_than_the_limit(channels, limit):
+    x, gy = np.ones((4, 60, 60, channels), "float32"), np.ones((4, 60, 60, 32), "float32")
+    spec = xpconv.corr_grad_weight.request(x, gy, window=3, padding=1).spec
+    held = memory_beside_result(lambda: strips.weight_gradient(x, gy, spec, limit))
+    assert held <= min(limit, 1.05 * strips.gradient_told(spec, 4, limit)[1] + 2**16)
 
 
 @pytest.mark.parametrize(("shared", "size", "window", "channels", "batch", "groups"), [

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from xpconv.cpu import costs, overlap, strips, tiled_spectra, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
 from xpconv.plan import Plan, conv_operations
-from xpconv.spec import ConvSpec, PoolSpec, Windows
+from xpconv.spec import ConvSpec, PoolSpec
 
 # Per second, of the compiled kernels; only ratios matter, to these and to those of NumPy's methods in cpu/costs.py.
 _COMPILED = 200e9  # operations of the compiled tiles, of which filters beyond the last whole panel are wasted
@@ -33,14 +32,6 @@ _NEAR_ELEMENTS = 4_000_000
 # Below these, handing work over to other threads costs more than it brings.
 SINGLE = 1_000_000  # products
 READ_SINGLE = 200_000  # elements that windows read, where each channel is by itself
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Images and rows of the result that are computed in one product."""
-
-    images: slice
-    rows: slice
 
 
 @dataclass(frozen=True)
@@ -168,14 +159,6 @@ def _phases_seconds(spec: ConvSpec) -> float:
     phases = [phase.spec for phase in spec.input_phases if 0 not in phase.spec.window]
     methods = costs.direct_seconds, costs.gemm_seconds, costs.winograd_seconds
     return sum(min(seconds(phase) for seconds in methods) for phase in phases)
-
-
-def tiling(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int]:
-    """What is computed at a time when patches are copied, in words, and the bytes of its patches."""
-    largest = next(tiles(spec, row_bytes(spec, itemsize), limit), Tile(slice(0, 0), slice(0, 0)))
-    images, rows = (part.stop - part.start for part in (largest.images, largest.rows))
-    words = f"{images} of {spec.batch} images, {rows} of {spec.out_size[0]} rows"
-    return words, images * rows * row_bytes(spec, itemsize)
 
 
 def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[str, float]:
@@ -311,17 +294,3 @@ def _spectra_bytes(spec: ConvSpec) -> int:
 def row_bytes(spec: ConvSpec, itemsize: int) -> int:
     """Bytes of the patches of one row of the result."""
     return math.prod(spec.out_size[1:]) * math.prod(spec.window) * (spec.channels // spec.groups) * itemsize
-
-
-def tiles(spec: Windows, bytes_per_row: int, limit: int) -> Iterator[Tile]:
-    """Cut the result into tiles whose patches stay below `limit`: whole images, or rows of one image."""
-    height = spec.out_size[0]
-    rows = max(1, limit // max(bytes_per_row, 1))
-    if rows >= height:
-        images = rows // max(height, 1)
-        for n in range(0, spec.batch, images):
-            yield Tile(slice(n, min(n + images, spec.batch)), slice(0, height))
-        return
-    for n in range(spec.batch):
-        for row in range(0, height, rows):
-            yield Tile(slice(n, n + 1), slice(row, min(row + rows, height)))

@@ -89,22 +89,68 @@ def products_of_planes(w: Array, x: Array, spec: ConvSpec) -> Array:
     return y
 
 
+def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
+    """The gradient (*window, C, F) of `x` (N, *size, C) and `gy` (N, *out, F): patches, transposed, times `gy`.
+
+    Every thread adds up strips of its own, and their sums are added in order: the bits are the same at every call.
+    """
+    strips, threads = _of_gradient(spec, x.dtype.itemsize, limit)
+    length, filters = math.prod(spec.window) * spec.channels, spec.filters
+    sums = np.zeros((threads, length, filters), x.dtype)
+
+    def work(turns: Iterator[int]) -> None:
+        with borrowed("blocks") as memory:
+            product = memory.take("product", (length, filters), x.dtype)
+            for turn in turns:
+                for strip in strips[turn::threads]:
+                    patches = _side_by_side(windows(surrounded(x, spec, strip, memory), spec, len(strip.rows)), memory)
+                    there = gy[strip.images, strip.rows.start : strip.rows.stop].reshape(-1, filters)
+                    np.matmul(patches.reshape(-1, length).T, there, out=product)
+                    sums[turn] += product
+
+    team.share(work, range(threads), threads)
+    gw = sums[0] if threads == 1 else np.add.reduce(sums)
+    return gw.reshape(*spec.window, spec.channels, filters)
+
+
 def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
     """Bytes of a strip for each thread, and of a weight that is turned or joined."""
     wide = joined.wide(spec)
     strips, threads = _strips(wide, itemsize, limit, team.thread_count())
-    largest = 0
-    if strips:
-        row, more = _row_bytes(wide, itemsize)
-        largest = (strips[0].images.stop - strips[0].images.start) * (len(strips[0].rows) * row + more)
-    return min(threads, len(strips)) * largest + math.prod(wide.w_shape) * itemsize
+    return min(threads, len(strips)) * _largest(strips, wide, itemsize) + math.prod(wide.w_shape) * itemsize
 
 
 def told(spec: ConvSpec, itemsize: int, limit: int) -> str:
     """The largest strip, in words."""
     strips, _ = _strips(joined.wide(spec), itemsize, limit, team.thread_count())
+    return _in_words(strips, spec, joined.wide(spec).out_size[0])
+
+
+def gradient_told(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int, int]:
+    """Of a weight gradient the largest strip, in words, the bytes of all that is held at a time, and threads."""
+    strips, threads = _of_gradient(spec, itemsize, limit)
+    held = _largest(strips, spec, itemsize) + 2 * math.prod(spec.w_shape) * itemsize
+    return _in_words(strips, spec, spec.out_size[0]), threads * held, threads
+
+
+def _of_gradient(spec: ConvSpec, itemsize: int, limit: int) -> tuple[list[Strip], int]:
+    """Strips, and threads: as many as the limit leaves room for, each with a sum and a product."""
+    own, threads = 2 * math.prod(spec.w_shape) * itemsize, team.thread_count()
+    threads = threads if 2 * threads * own <= limit else 1
+    return _strips(spec, itemsize, max(limit - threads * own, limit // 2), threads)
+
+
+def _largest(strips: list[Strip], spec: ConvSpec, itemsize: int) -> int:
+    """Bytes of the largest strip."""
+    if not strips:
+        return 0
+    row, more = _row_bytes(spec, itemsize)
+    return (strips[0].images.stop - strips[0].images.start) * (len(strips[0].rows) * row + more)
+
+
+def _in_words(strips: list[Strip], spec: ConvSpec, height: int) -> str:
     images, rows = (strips[0].images.stop - strips[0].images.start, len(strips[0].rows)) if strips else (0, 0)
-    return f"{images} of {spec.batch} images, {rows} of {joined.wide(spec).out_size[0]} rows"
+    return f"{images} of {spec.batch} images, {rows} of {height} rows"
 
 
 def is_shared(spec: ConvSpec) -> bool:
@@ -185,14 +231,20 @@ def _multiplied(w: Array, spec: ConvSpec) -> Filtered:
     weights = np.moveaxis(w.reshape(length, spec.groups, filters), 1, 0)
 
     def filtered(source: Array, out: Array, memory: Memory) -> None:
-        patches = windows(source, spec, out.shape[1])
-        if not patches.flags.c_contiguous:
-            patches, there = memory.take("patches", patches.shape, source.dtype), patches
-            patches[...] = there
+        patches = _side_by_side(windows(source, spec, out.shape[1]), memory)
         results = out.reshape(-1, spec.groups, filters).transpose(1, 0, 2)
         np.matmul(patches.reshape(spec.groups, -1, length), weights, out=results)
 
     return filtered
+
+
+def _side_by_side(patches: Array, memory: Memory) -> Array:
+    """Patches as they lie, or copied so that they do."""
+    if patches.flags.c_contiguous:
+        return patches
+    copied = memory.take("patches", patches.shape, patches.dtype)
+    copied[...] = patches
+    return copied
 
 
 def _depthwise(w: Array, spec: ConvSpec) -> Filtered:

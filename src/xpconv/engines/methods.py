@@ -10,7 +10,7 @@ import numpy as np
 from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
-from xpconv.cpu.plan import Tile, conv_plan, kernel_for
+from xpconv.cpu.plan import conv_plan, kernel_for
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
@@ -81,12 +81,6 @@ def _in_tiles(spec: ConvSpec, dtype: np.dtype) -> bool:
 def gemm(x: Array, w: Array, spec: ConvSpec) -> Array:
     """Matrix products, strip by strip."""
     return strips.conv(x, w, spec, current_limit())
-
-
-def patches_of(columns: Array, tile: Tile, spec: ConvSpec, length: int) -> Array:
-    """The patches of one tile, copied side by side: (positions, length)."""
-    block = columns[tile.images, tile.rows]
-    return block.reshape(math.prod(block.shape[: spec.axes + 1]), length)
 
 
 def _winograd(x: Array, w: Array, spec: ConvSpec) -> Array:

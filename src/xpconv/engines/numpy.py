@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import spreading, strips
-from xpconv.cpu.plan import row_bytes, spectra_plan, tiles
+from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
@@ -29,7 +29,6 @@ from xpconv.engines.agnostic import (
 from xpconv.engines.methods import (
     gemm,
     is_spectral,
-    patches_of,
     planned,
     products_of_planes,
     summed,
@@ -168,7 +167,7 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
 
 
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
-    """By spectra where the window is large, by the compiled kernels, or patches, transposed, times `gy`, in tiles."""
+    """By spectra where the window is large, by the compiled kernels, or patches, transposed, times `gy`, in strips."""
     dtype = x.dtype
     if is_spectral(x) and spectra_plan(spec, "weight"):
         x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
@@ -184,14 +183,9 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     if taken:
         gw = compiled.grad_weight(x, gy, spec)
         return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
-    x = pad(x, spec)
-    columns, length = windows(x, spec), math.prod(spec.window) * spec.channels
-    gw = np.zeros((length, spec.filters), dtype=x.dtype)
-    for tile in tiles(spec, row_bytes(spec, x.dtype.itemsize), current_limit()):
-        patches = patches_of(columns, tile, spec, length)
-        gw += patches.T @ gy[tile.images, tile.rows].reshape(len(patches), spec.filters)
-        del patches  # before the next tile's are made
-    gw = gw.reshape(*spec.window, spec.channels, spec.filters)
+    if spec.padding_mode != "zeros":
+        x, spec = pad(x, spec), spec.valid
+    gw = strips.weight_gradient(x, gy, spec, current_limit())
     return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
 
 

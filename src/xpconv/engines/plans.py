@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpconv.cpu.plan import spectra_plan, tiling
+from xpconv.cpu import strips
+from xpconv.cpu.plan import spectra_plan
 from xpconv.engines import agnostic, compiled, pooled
 from xpconv.engines.methods import is_spectral, itemsize, planned
 from xpconv.plan import Arrays, Plan, conv_operations
@@ -37,8 +38,10 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
         tile, threads = "compiled: blocks of pixels, added in registers", compiled.threads_for(conv_operations(spec))
         return Plan("direct", "by tiles of channels and filters", tile, threads=threads)
     if operation == "conv_grad_weight":
-        tile, workspace = tiling(spec, itemsize(x), current_limit())
-        return None if spec.groups > 1 else Plan("gemm", "patches, transposed, times gy", tile, workspace)
+        if spec.groups > 1:
+            return None
+        tile, workspace, threads = strips.gradient_told(spec, itemsize(x), current_limit())
+        return Plan("gemm", "patches, transposed, times gy", tile, workspace, threads=threads)
     indices = options.get("return_indices", False)
     if x is not None and (by_kernels := pooled.plan(operation, x, spec, indices=indices)):
         return by_kernels
