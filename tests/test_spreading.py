@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import xpconv
+from xpconv.cpu import spreading, team
 from xpconv.engines import agnostic, compiled
 from xpconv.engines import numpy as engine
 
@@ -24,7 +25,14 @@ def numpy_alone(monkeypatch):
 ])  # fmt: skip
 @pytest.mark.parametrize("include", [False, True])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64"])
-def test_every_share_goes_to_all_that_its_window_had(size, window, options, layout, include, dtype):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_share_goes_to_all_that_its_window_had(
+    monkeypatch, size, window, options, layout, include, dtype, threads
+):
+    if threads > 1:
+        monkeypatch.setattr(team, "thread_count", lambda: threads)
+        monkeypatch.setattr(spreading, "_SHARED_BYTES", 0)
+        monkeypatch.setattr(spreading, "_PART_BYTES", 1)
     shape = (2, *size, 3) if layout == "channels_last" else (2, 3, *size)
     y = xpconv.avg_pool(np.ones(shape), window, layout=layout, **options)
     gy = np.random.default_rng(len(size)).integers(-8, 9, y.shape).astype(dtype)[:, ::-1]

@@ -31,6 +31,11 @@ class _Strip(NamedTuple):
     axes: list[running.Taps]
 
 
+def maps_of(spec: PoolSpec) -> tuple[int, int]:
+    """Maps, and the channels of each, as they lie: with channels first every plane is one."""
+    return (spec.batch, spec.channels) if spec.layout == "channels_last" else (spec.batch * spec.channels, 1)
+
+
 def fits(spec: PoolSpec, merge: np.ufunc) -> bool:
     """Whether merging tap by tap takes no more passes than doubling, along any axis."""
     axes = zip(spec.padded_size, spec.window, spec.dilation, spec.stride, strict=True)
@@ -41,9 +46,7 @@ def prepared(
     spec: PoolSpec, itemsize: int, merge: np.ufunc, fill: float, divisors: Array | None, limit: int
 ) -> Callable[[Array, Array], None]:
     """A function of x and y, in the spec's layout: the windows of maps, merged, and divided by `divisors` (*out, 1)."""
-    images, channels = spec.batch, spec.channels
-    if spec.layout == "channels_first":  # planes, of a channel each
-        images, channels = images * channels, 1
+    images, channels = maps_of(spec)
     read, written = ((images, *size, channels) for size in (spec.size, spec.out_size))
     strips, threads = _strips(spec, images, channels * itemsize, limit, team.thread_count())
 
@@ -73,15 +76,15 @@ def _strips(spec: PoolSpec, images: int, pixel: int, limit: int, threads: int) -
     threads = threads if total * row > _SHARED_BYTES else 1
     close = min(_STRIP_BYTES, limit // (_HELD * threads))
     rows = max(1, min(close // max(row, 1), -(-total // threads)))
-    others = [_taps(spec, axis, 0, spec.out_size[axis]) for axis in range(1, spec.axes)]
+    others = [taps_of(spec, axis, 0, spec.out_size[axis]) for axis in range(1, spec.axes)]
     each, rows = max(1, rows // max(height, 1)), -(-height // -(-height // rows)) if height else 1
     down = [slice(row, min(row + rows, height)) for row in range(0, height, rows)]
-    axes = [[_taps(spec, 0, part.start, part.stop), *others] for part in down]
+    axes = [[taps_of(spec, 0, part.start, part.stop), *others] for part in down]
     places = product(range(0, images, each), zip(down, axes, strict=True))
     return [_Strip(slice(n, min(n + each, images)), *strip) for n, strip in places], threads
 
 
-def _taps(spec: PoolSpec, axis: int, begin: int, stop: int) -> running.Taps:
+def taps_of(spec: PoolSpec, axis: int, begin: int, stop: int) -> running.Taps:
     """Those of the windows of some results."""
     window, step, stride = spec.window[axis], spec.dilation[axis], spec.stride[axis]
     first = begin * stride - spec.padding[axis][0]

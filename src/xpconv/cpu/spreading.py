@@ -1,33 +1,52 @@
 """Every element added to all that its window had, axis by axis: the adjoint of sums over windows.
 
-Of windows of 3 by 3 six passes add, where nine would tap by tap, and none of them makes a padded array.
+Of windows of 3 by 3 six passes add, where nine would tap by tap, and none of them makes a padded array. The threads of
+a team share the maps: the gradient of means of 3x3 at stride 2 of 64 channels of 112x112, N = 8, took 9.3 ms when every
+pass went over all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from xpconv.cpu import team
+from xpconv.cpu.pool_strips import maps_of, taps_of
+from xpconv.cpu.results import new
 from xpconv.spec import Array, PoolSpec
 
-
-def spread(gy: Array, spec: PoolSpec) -> Array:
-    """`gy` (N, *out, C) as (N, *size, C); the last axis first, while there are few rows."""
-    for axis in reversed(range(spec.axes)):
-        gy = _along(gy, spec, axis)
-    return gy
+_PART_BYTES = 1 << 20  # of maps that are made at a time
+_SHARED_BYTES = 1 << 20  # that take longer than waking a thread
 
 
-def _along(gy: Array, spec: PoolSpec, axis: int) -> Array:
+def spread(gy: Array, spec: PoolSpec, divisors: Array) -> Array:
+    """Of `gy`, divided by `divisors` (*out, 1), what the elements of x had a share in, in the spec's layout."""
+    images, channels = maps_of(spec)
+    gx = new(spec.x_shape, gy.dtype)
+    maps, made = gy.reshape(images, *spec.out_size, channels), gx.reshape(images, *spec.size, channels)
+    threads = team.thread_count() if gx.nbytes > _SHARED_BYTES else 1
+    each = max(1, min(_PART_BYTES * images // max(gx.nbytes, 1), -(-images // threads)))
+    parts = [slice(n, n + each) for n in range(0, images, each)]
+
+    def work(parts: Iterator[slice]) -> None:
+        for some in parts:
+            part = maps[some] / divisors
+            for axis in reversed(range(1, spec.axes)):  # the last first, while there are few rows
+                wide = np.empty((*part.shape[: axis + 1], spec.size[axis], *part.shape[axis + 2 :]), part.dtype)
+                part = _along(part, spec, axis, wide)
+            _along(part, spec, 0, made[some])
+
+    team.share(work, parts, threads)
+    return gx
+
+
+def _along(gy: Array, spec: PoolSpec, axis: int, gx: Array) -> Array:
     """The windows of one axis, one tap after the other; what falls on the padding is left out."""
-    n, stride, (before, _), count = spec.size[axis], spec.stride[axis], spec.padding[axis], gy.shape[axis + 1]
-    gx = np.zeros((*gy.shape[: axis + 1], n, *gy.shape[axis + 2 :]), gy.dtype)
-    across = (slice(None),) * (axis + 1)
-    for tap in range(spec.window[axis]):
-        place = tap * spec.dilation[axis] - before  # of the first window's
-        first = max(-(place // stride), 0)
-        stop = min((n - 1 - place) // stride + 1, count)
-        if first < stop:
-            gx[(*across, slice(place + first * stride, place + (stop - 1) * stride + 1, stride))] += gy[
-                (*across, slice(first, stop))
-            ]
+    taps = taps_of(spec, axis, 0, spec.out_size[axis])
+    gx[...] = 0
+    for read in taps.whole:
+        gx[read] += gy
+    for place, read in taps.partial:
+        gx[read] += gy[place]
     return gx

@@ -253,9 +253,8 @@ def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor
     """The gradients' shares, added to what their windows had: by the compiled kernels, or axis by axis."""
     if not pooled.by("avg_pool_grad", gy, spec):
         dtype, gy = gy.dtype, widened(gy)
-        shares = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype)
-        gx = as_layout(spreading.spread(channels_last(shares, spec.layout), spec), spec.layout)
-        return np.ascontiguousarray(gx.astype(dtype, copy=False))
+        by = numpy_pools.divisors(spec, gy.dtype, count_include_pad=count_include_pad, divisor=divisor)
+        return spreading.spread(gy, spec, by).astype(dtype, copy=False)
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is None:
         gy, shared = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), 1.0

@@ -37,7 +37,7 @@ def small(
     merge, shape = MERGED[operation], spec.y_shape if shape is None else shape
     if dtype.char not in "fd" or not small_pools.fits(spec, dtype):
         return None
-    by = _divisors(operation, spec, dtype, options)
+    by = divisors(spec, dtype, **options) if operation == "avg_pool" else None
     if by is not None and by.ndim == 0 and small_pools.is_product(spec, dtype, float(by)):
         mean = small_pools.mean(spec, dtype, float(by))
         return lambda x: mean(x).reshape(shape)
@@ -58,7 +58,7 @@ def _large(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], 
     merge = MERGED[operation]
     kept = dtype if merge is np.maximum else widened(np.empty(0, dtype)).dtype  # what sums are kept in
     fill = lowest(np, dtype) if merge is np.maximum else 0
-    by = _divisors(operation, spec, kept, options)
+    by = divisors(spec, kept, **options) if operation == "avg_pool" else None
     if pool_strips.fits(spec, merge):
         pooled_into = pool_strips.prepared(spec, kept.itemsize, merge, fill, by, current_limit())
 
@@ -87,11 +87,9 @@ def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
     return x
 
 
-def _divisors(operation: str, spec: PoolSpec, dtype: Any, options: dict[str, Any]) -> Array | None:
-    """What sums are divided by, (*out, 1), or without axes where all share it; None for what is no mean."""
-    if operation != "avg_pool":
-        return None
-    shared = pooled.shared_divisor(spec, **options)
+def divisors(spec: PoolSpec, dtype: Any, *, count_include_pad: bool, divisor: float | None) -> Array:
+    """What the sums of windows are divided by, (*out, 1), or without axes where all share it."""
+    shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is not None:
         return np.array(shared, dtype)
-    return divisors_of(np.empty(0, dtype), replace(spec, layout="channels_last"), options["count_include_pad"])
+    return divisors_of(np.empty(0, dtype), replace(spec, layout="channels_last"), count_include_pad)
