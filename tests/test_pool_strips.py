@@ -121,3 +121,18 @@ def test_large_windows_are_doubled():
     for window, is_cut in ((2, True), (3, True), (4, False), (7, False)):
         spec = xpconv.max_pool.request(np.ones((1, 64, 64, 2)), window, stride=1).spec
         assert pool_strips.fits(spec, np.maximum) is is_cut
+
+
+def test_the_plan_tells_strips_and_threads(monkeypatch):
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    pool_strips._strips.cache_clear()
+    x = np.ones((8, 112, 112, 64), "float32")
+    plan = xpconv.explain(xpconv.max_pool, x, 3, stride=2)
+    assert (plan.engine, plan.method, plan.threads) == ("numpy", "direct", 2)
+    assert plan.tile == "1 of 8 images, 28 of 55 rows"
+    planes = xpconv.explain(xpconv.avg_pool, x, 2, layout="channels_first", stride=1)
+    assert "planes" in planes.tile
+    assert "divided" in planes.reason
+    assert xpconv.explain(xpconv.max_pool, x, 9, stride=1).tile == "the whole result"
+    assert xpconv.explain(xpconv.max_pool, x[:1, :8, :8], 2).reason == "windows side by side"
+    pool_strips._strips.cache_clear()

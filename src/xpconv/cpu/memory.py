@@ -49,7 +49,7 @@ def _keep_freed(nbytes: int) -> None:
     """Have malloc keep what is freed of arrays up to that size, and not give it back to the system each time.
 
     glibc does so once an array of the size has been freed, as most programs do sooner or later, up to 32 MB. Until then
-    every result from 128 KB on is paid for by 2 us for each of its pages: 3x3 3->32 on 56x56 took 0.42 ms, and 0.15.
+    every result from 128 KB on is paid for by 2 us for each of its pages: 3x3 3->32 on 56x56 took 0.42 ms, not 0.15.
     """
     np.empty(nbytes, np.uint8)
 

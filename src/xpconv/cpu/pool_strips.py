@@ -68,6 +68,17 @@ def prepared(
     return pooled
 
 
+def told(spec: PoolSpec, itemsize: int, limit: int) -> tuple[str, int]:
+    """The largest strip, in words, and how many threads share them."""
+    images, channels = maps_of(spec)
+    strips, threads = _strips(spec, images, channels * itemsize, limit, team.thread_count())
+    if not strips:
+        return "the whole result", threads
+    (some, rows, _), *_ = strips
+    maps = f"{some.stop - some.start} of {images} " + ("images" if channels == spec.channels else "planes")
+    return f"{maps}, {rows.stop - rows.start} of {spec.out_size[0]} rows", threads
+
+
 @lru_cache(maxsize=256)
 def _strips(spec: PoolSpec, images: int, pixel: int, limit: int, threads: int) -> tuple[list[_Strip], int]:
     """Strips of as many rows each, and how many threads there is enough to do for; a pixel is some bytes."""

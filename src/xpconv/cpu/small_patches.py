@@ -76,7 +76,7 @@ def by_taps(spec: Windows, dtype: np.dtype, shape: Sizes, flat: Sizes) -> Patche
 
 
 def as_copied(patches: Array) -> Array:
-    """Nothing else."""
+    """The copy itself, for what reads it as it is."""
     return patches
 
 

@@ -202,7 +202,7 @@ def unfold(x: Array, spec: PoolSpec) -> Array:
 
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
-    """By the compiled kernels, or running maxima, axis by axis."""
+    """By the compiled kernels, or NumPy."""
     if kernel := pooled.by("max_pool", x, spec, indices=return_indices):
         return pooled.indexed(x, spec) if return_indices else pooled.reduced(kernel, "largest", x, spec)
     if return_indices:
@@ -211,7 +211,7 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
 
 
 def sum_pool(x: Array, spec: PoolSpec) -> Array:
-    """By the compiled kernels, or running sums, axis by axis."""
+    """By the compiled kernels, or NumPy."""
     if kernel := pooled.by("sum_pool", x, spec):
         return pooled.reduced(kernel, "added", x, spec)
     return numpy_pools.pool("sum_pool", x.dtype, spec, {})(x)

@@ -17,11 +17,14 @@ from xpconv.cpu.results import new
 from xpconv.dtypes import widened
 from xpconv.engines import pooled
 from xpconv.engines.agnostic import as_layout, channels_last, divisors_of, lowest, pad
+from xpconv.plan import Plan
 from xpconv.spec import Array, PoolSpec, Sizes
 from xpconv.workspace import current_limit
 
 Pooled = Callable[[Array], Array]
 MERGED = {"max_pool": np.maximum, "sum_pool": np.add, "avg_pool": np.add}
+
+_SMALL = "fd"  # dtypes whose small maps are pooled in one go
 
 
 def pool(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes | None = None) -> Pooled:
@@ -30,12 +33,23 @@ def pool(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], sh
     return small(operation, dtype, spec, options, shape) or _large(operation, dtype, spec, options, shape)
 
 
+def plan(operation: str, x: Array, spec: PoolSpec) -> Plan:
+    """What is done with it."""
+    reason = "windows along one axis after the other" + (", divided" if operation == "avg_pool" else "")
+    if small_pools.fits(spec, x.dtype) and x.dtype.char in _SMALL:
+        return Plan("direct", "windows side by side", threads=1)
+    if not pool_strips.fits(spec, MERGED[operation]):
+        return Plan("direct", reason, threads=1)
+    tile, threads = pool_strips.told(spec, x.dtype.itemsize, current_limit())
+    return Plan("direct", reason, tile, threads=threads)
+
+
 def small(
     operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes | None = None
 ) -> Pooled | None:
     """The same of small maps; None for anything else."""
     merge, shape = MERGED[operation], spec.y_shape if shape is None else shape
-    if dtype.char not in "fd" or not small_pools.fits(spec, dtype):
+    if dtype.char not in _SMALL or not small_pools.fits(spec, dtype):
         return None
     by = divisors(spec, dtype, **options) if operation == "avg_pool" else None
     if by is not None and by.ndim == 0 and small_pools.is_product(spec, dtype, float(by)):

@@ -6,7 +6,7 @@ from typing import Any
 
 from xpconv.cpu import strips
 from xpconv.cpu.plan import spectra_plan
-from xpconv.engines import agnostic, compiled, pooled
+from xpconv.engines import agnostic, compiled, numpy_pools, pooled
 from xpconv.engines.methods import is_spectral, itemsize, planned
 from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.spec import Array, ConvSpec
@@ -45,8 +45,11 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
     indices = options.get("return_indices", False)
     if x is not None and (by_kernels := pooled.plan(operation, x, spec, indices=indices)):
         return by_kernels
-    direct = None if indices else _DIRECT.get(operation)
-    return None if direct is None else Plan("direct", direct)
+    if indices:
+        return None
+    if x is not None and operation in numpy_pools.MERGED:
+        return numpy_pools.plan(operation, x, spec)
+    return Plan("direct", _DIRECT[operation]) if operation in _DIRECT else None
 
 
 def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> bool:
@@ -60,9 +63,6 @@ def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]
 _DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves to the agnostic engine
     "conv_grad_input": "one convolution for each phase of the stride",
     "unfold": "the strided windows, copied out",
-    "max_pool": "running maxima, axis by axis",
-    "sum_pool": "running sums, axis by axis",
-    "avg_pool": "running sums, axis by axis, divided",
     "avg_pool_grad": "every share added to what its window had, axis by axis",
     "max_unpool": "every value put at its index",
     "max_pool_grad": "every gradient added at its index",
