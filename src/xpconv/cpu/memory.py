@@ -54,6 +54,6 @@ def _keep_freed(nbytes: int) -> None:
     np.empty(nbytes, np.uint8)
 
 
-_keep_freed(1 << 22)
+_keep_freed(1 << 20)
 _kept = threading.local()
 KEPT_BYTES = 12 << 20

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xpconv.cpu import running, team
+from xpconv.cpu.memory import borrowed
 from xpconv.spec import Array, PoolSpec
 
 _STRIP_BYTES = 1 << 21  # that a strip reads: with a quarter, a thread twice as often waits for the other's indices
@@ -54,11 +55,13 @@ def prepared(
         maps, results = x.reshape(read), y.reshape(written)
 
         def work(strips: Iterator[_Strip]) -> None:
-            with np.errstate(over="ignore", invalid="ignore"):
+            with borrowed("pools") as memory, np.errstate(over="ignore", invalid="ignore"):
                 for strip in strips:
                     part, out = maps[strip.images], results[strip.images, strip.rows]
                     for taps in strip.axes[:-1]:
-                        part = running.merged_taps(part, taps, merge, fill)
+                        shape = *part.shape[: taps.axis], taps.results, *part.shape[taps.axis + 1 :]
+                        merged = memory.take(f"axis {taps.axis}", shape, part.dtype)
+                        part = running.merged_taps(part, taps, merge, fill, merged)
                     running.merged_taps(part, strip.axes[-1], merge, fill, out)
                     if divisors is not None:
                         np.divide(out, divisors if divisors.ndim == 0 else divisors[strip.rows], out=out)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from xpconv.cpu import team
+from xpconv.cpu.memory import borrowed
 from xpconv.cpu.pool_strips import maps_of, taps_of
 from xpconv.cpu.results import new
 from xpconv.spec import Array, PoolSpec
@@ -30,12 +31,13 @@ def spread(gy: Array, spec: PoolSpec, divisors: Array) -> Array:
     parts = [slice(n, n + each) for n in range(0, images, each)]
 
     def work(parts: Iterator[slice]) -> None:
-        for some in parts:
-            part = maps[some] / divisors
-            for axis in reversed(range(1, spec.axes)):  # the last first, while there are few rows
-                wide = np.empty((*part.shape[: axis + 1], spec.size[axis], *part.shape[axis + 2 :]), part.dtype)
-                part = _along(part, spec, axis, wide)
-            _along(part, spec, 0, made[some])
+        with borrowed("pools") as memory:
+            for some in parts:
+                part = np.divide(maps[some], divisors, out=memory.take("shares", maps[some].shape, gy.dtype))
+                for axis in reversed(range(1, spec.axes)):  # the last first, while there are few rows
+                    shape = *part.shape[: axis + 1], spec.size[axis], *part.shape[axis + 2 :]
+                    part = _along(part, spec, axis, memory.take(f"axis {axis}", shape, gy.dtype))
+                _along(part, spec, 0, made[some])
 
     team.share(work, parts, threads)
     return gx
