@@ -401,6 +401,11 @@ def test_small_poolings_are_the_definition(shape, window, options, layout, dtype
                     assert y.dtype == x.dtype
 
 
+def test_a_divisor_whose_inverse_is_infinite_still_divides():
+    x = np.zeros((1, 8, 8, 4), "float32")
+    assert (xpconv.avg_pool(x, 2, divisor=2.0**-140) == 0).all()
+
+
 def test_poolings_that_are_not_small_take_the_long_way():
     def is_small(spec, dtype="float64"):
         return numpy_pools.small("max_pool", np.dtype(dtype), spec, {}) is not None

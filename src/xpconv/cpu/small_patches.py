@@ -93,16 +93,16 @@ def of_patches(
     `then` is given what `seen` makes of the copy, such as views of it, and returns memory of its own.
     """
     shape, flat, x_shape, axes = patches.shape, patches.flat, spec.x_shape, spec.axes + 2
-    nbytes, padded = math.prod(shape) * dtype.itemsize, rooms(spec, dtype, fill, patches.of)
+    padded, of_copy = rooms(spec, dtype, fill, patches.of), _of_copy(dtype, patches, then, seen)
 
     def made() -> tuple[Array, Any, Array, Any]:
         (inner, read), copy = padded.make(), np.empty(shape, dtype)
         return inner, read, copy, seen(copy.reshape(flat))
 
-    both = Spares(made, padded.nbytes + nbytes)
+    both = Spares(made, padded.nbytes + math.prod(shape) * dtype.itemsize)
     take, give = both.take, both.give
 
-    def in_kept(x: Array, *others: Any) -> Array:
+    def with_all_kept(x: Array, *others: Any) -> Array:
         inner, read, copy, views = memory = take()
         inner[...] = x if x.ndim == axes else x.reshape(x_shape)
         copy[...] = read
@@ -110,17 +110,7 @@ def of_patches(
         give(memory)
         return y
 
-    def of_copy(read: Array, others: tuple[Any, ...]) -> Array:
-        if nbytes < _MAPPED:
-            copy = np.empty(shape, dtype)
-            copy[...] = read
-            return then(seen(copy.reshape(flat)), *others)
-        with borrowed("patches") as memory:
-            copy = memory.take("patches", shape, dtype)
-            copy[...] = read
-            return then(seen(copy.reshape(flat)), *others)
-
-    def padded_first(x: Array, *others: Any) -> Array:
+    def with_padding_kept(x: Array, *others: Any) -> Array:
         room = padded.take()
         room.inner[...] = x if x.ndim == axes else x.reshape(x_shape)
         y = of_copy(room.read, others)
@@ -131,5 +121,25 @@ def of_patches(
         return of_copy(patches.of(np.ascontiguousarray(x)), others)
 
     if both.are_kept:
-        return in_kept
-    return where_it_lies if spec.padded_size == spec.size and not padded.are_kept else padded_first
+        return with_all_kept
+    return where_it_lies if spec.padded_size == spec.size and not padded.are_kept else with_padding_kept
+
+
+def _of_copy(
+    dtype: np.dtype, patches: Patches, then: Callable[..., Array], seen: Callable[[Array], Any]
+) -> Callable[[Array, tuple[Any, ...]], Array]:
+    """A function of patches and what else `then` takes: `then` of their copy, in memory that is not a kind's own."""
+    shape, flat, nbytes = patches.shape, patches.flat, math.prod(patches.shape) * dtype.itemsize
+
+    def in_new(read: Array, others: tuple[Any, ...]) -> Array:
+        copy = np.empty(shape, dtype)
+        copy[...] = read
+        return then(seen(copy.reshape(flat)), *others)
+
+    def in_borrowed(read: Array, others: tuple[Any, ...]) -> Array:
+        with borrowed("patches") as memory:
+            copy = memory.take("patches", shape, dtype)
+            copy[...] = read
+            return then(seen(copy.reshape(flat)), *others)
+
+    return in_new if nbytes < _MAPPED else in_borrowed

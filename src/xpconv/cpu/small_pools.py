@@ -15,6 +15,8 @@ from xpconv.workspace import current_limit
 
 _MOST_BYTES = 1 << 17  # of patches; of more, windows are merged axis by axis in less time
 
+_LARGEST_DIVISOR = 1 << 32  # of a mean that is a product
+
 
 def fits(spec: PoolSpec, dtype: np.dtype) -> bool:
     """Whether the maps are so small that calls take longer than what they do."""
@@ -49,8 +51,9 @@ def _halves(taps: Array) -> _Halves:
 
 
 def is_product(spec: PoolSpec, dtype: np.dtype, divisor: float) -> bool:
-    """Whether a mean may be a product: the divisor is a power of two, and no thread of BLAS takes part."""
-    return math.frexp(divisor)[0] == 0.5 and math.prod(spec.patches_shape) * dtype.itemsize <= KEPT_BYTES
+    """Whether a mean may be a product: the divisor's inverse rounds nothing, and no thread of BLAS takes part."""
+    is_power = math.frexp(divisor)[0] == 0.5 and 1 <= divisor <= _LARGEST_DIVISOR  # of two
+    return is_power and math.prod(spec.patches_shape) * dtype.itemsize <= KEPT_BYTES
 
 
 def mean(spec: PoolSpec, dtype: np.dtype, divisor: float) -> Callable[[Array], Array]:
