@@ -61,8 +61,7 @@ def at_once(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Callable[[Array, 
         w = w[turns] if spec.flip else w
         with np.errstate(over="ignore", invalid="ignore"):
             some = x[samples]
-            mean = float(np.add.reduce(some, None)) / some.size  # of which the kernel makes its sum
-            mean = mean if math.isfinite(mean) else 0.0
+            mean = float(np.add.reduce(some, None, np.float64)) / some.size  # of which the kernel makes its sum
             whole = np.full(lengths, fill - mean, dtype)
             np.subtract(x, dtype.type(mean), out=whole[inner])
             product = of_kernel(w, lengths)
