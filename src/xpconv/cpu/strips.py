@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 
@@ -94,8 +94,10 @@ def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
 
     Every thread adds up strips of its own, and their sums are added in order: the bits are the same at every call.
     """
-    strips, threads = _of_gradient(spec, x.dtype.itemsize, limit)
     length, filters = math.prod(spec.window) * spec.channels, spec.filters
+    if 0 in (*x.shape, *gy.shape):
+        return np.zeros((*spec.window, spec.channels, filters), x.dtype)
+    strips, threads = _of_gradient(spec, x.dtype.itemsize, limit)
     sums = np.zeros((threads, length, filters), x.dtype)
 
     def work(turns: Iterator[int]) -> None:
@@ -129,7 +131,7 @@ def told(spec: ConvSpec, itemsize: int, limit: int) -> str:
 def gradient_told(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int, int]:
     """Of a weight gradient the largest strip, in words, the bytes of all that is held at a time, and threads."""
     strips, threads = _of_gradient(spec, itemsize, limit)
-    held = _largest(strips, spec, itemsize) + 2 * math.prod(spec.w_shape) * itemsize
+    held = _largest(strips, _by_patches(spec), itemsize) + 2 * math.prod(spec.w_shape) * itemsize
     return _in_words(strips, spec, spec.out_size[0]), threads * held, threads
 
 
@@ -137,7 +139,12 @@ def _of_gradient(spec: ConvSpec, itemsize: int, limit: int) -> tuple[list[Strip]
     """Strips, and threads: as many as the limit leaves room for, each with a sum and a product."""
     own, threads = 2 * math.prod(spec.w_shape) * itemsize, team.thread_count()
     threads = threads if 2 * threads * own <= limit else 1
-    return _strips(spec, itemsize, max(limit - threads * own, limit // 2), threads)
+    return _strips(_by_patches(spec), itemsize, max(limit - threads * own, limit // 2), threads)
+
+
+def _by_patches(spec: ConvSpec) -> ConvSpec:
+    """Of one channel and one filter as of two filters: patches are copied, where the convolution takes passes."""
+    return replace(spec, filters=2) if spec.filters_planes else spec
 
 
 def _largest(strips: list[Strip], spec: ConvSpec, itemsize: int) -> int:
