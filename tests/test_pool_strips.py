@@ -118,6 +118,26 @@ def test_the_memory_beside_the_result_keeps_to_the_limit(monkeypatch, layout, li
             assert memory_beside_result(lambda call=call: run(call)) <= limit
 
 
+def test_planes_that_do_not_follow_each_other_are_not_copied(monkeypatch):
+    monkeypatch.setattr(memory, "KEPT_BYTES", -1)
+    whole = np.random.default_rng(0).integers(-9, 9, (3, 120, 130, 17)).astype("float32")
+    x = np.moveaxis(whole, -1, 1)[:, 1:]
+    for function in (xpconv.max_pool, xpconv.avg_pool):
+        call = function.request(x, 3, stride=2, padding=1, layout="channels_first")
+        expected = run(function.request(np.ascontiguousarray(x), 3, stride=2, padding=1, layout="channels_first"))
+        np.testing.assert_array_equal(run(call), expected)
+        with xpconv.workspace_limit(1 << 19):
+            assert memory_beside_result(lambda call=call: run(call)) <= 1 << 19
+
+
+def test_maps_that_are_padded_to_more_than_they_are_keep_to_the_limit(monkeypatch):
+    monkeypatch.setattr(memory, "KEPT_BYTES", -1)
+    x = np.ones((1, 40, 1, 64, 16), "float32")
+    with xpconv.workspace_limit(1 << 23):
+        call = xpconv.max_pool.request(x, (2, 2, 2), stride=1, padding=((0, 0), (300, 300), (0, 0)))
+        assert memory_beside_result(lambda: run(call)) <= 1 << 23
+
+
 def test_large_windows_are_doubled():
     for window, is_cut in ((2, True), (3, True), (4, False), (7, False)):
         spec = xpconv.max_pool.request(np.ones((1, 64, 64, 2)), window, stride=1).spec

@@ -406,6 +406,17 @@ def test_a_divisor_whose_inverse_is_infinite_still_divides():
     assert (xpconv.avg_pool(x, 2, divisor=2.0**-140) == 0).all()
 
 
+@pytest.mark.parametrize("value", [1e-41, 1.4e-45, 1e-38, 1.0])
+def test_means_of_the_smallest_values_are_not_rounded_before_they_are_added(value):
+    x = np.full((1, 8, 8, 4), value, "float32")
+    np.testing.assert_array_equal(xpconv.avg_pool(x, 2), np.full((1, 4, 4, 4), x.flat[0]))
+
+
+def test_maps_of_which_few_elements_are_read_are_not_copied_to_be_padded():
+    spec = xpconv.max_pool.request(np.ones((1, 300, 300, 1)), 3, stride=100, padding=1).spec
+    assert numpy_pools.small("max_pool", np.dtype("float64"), spec, {}) is None
+
+
 def test_poolings_that_are_not_small_take_the_long_way():
     def is_small(spec, dtype="float64"):
         return numpy_pools.small("max_pool", np.dtype(dtype), spec, {}) is not None

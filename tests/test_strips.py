@@ -155,6 +155,12 @@ def test_weight_gradients_agree_with_the_definition_and_have_the_same_bits_at_ev
     strips._strips.cache_clear()
 
 
+def test_what_is_not_finite_meets_the_zeros_around_an_image_without_elements():
+    x, gy = np.ones((8, 0, 66, 32), "float32"), np.full((8, 1, 66, 4), np.nan, "float32")
+    spec = xpconv.corr_grad_weight.request(x, gy, window=3, padding=((2, 1), (1, 1))).spec
+    assert np.isnan(engine.conv_grad_weight(x, gy, spec)).all()
+
+
 @pytest.mark.parametrize("limit", [1 << 20, 1 << 22])
 @pytest.mark.parametrize(("channels", "filters", "window"), [(8, 32, 3), (64, 32, 3), (1, 1, 9), (1, 4, 9)])
 def test_weight_gradients_take_no_more_than_the_limit(monkeypatch, channels, filters, window, limit):

@@ -32,9 +32,17 @@ class _Strip(NamedTuple):
     axes: list[running.Taps]
 
 
-def maps_of(spec: PoolSpec) -> tuple[int, int]:
-    """Maps, and the channels of each, as they lie: with channels first every plane is one."""
-    return (spec.batch, spec.channels) if spec.layout == "channels_last" else (spec.batch * spec.channels, 1)
+def as_maps(read: Array, written: Array, spec: PoolSpec) -> tuple[Array, Array]:
+    """Views (maps, *size, channels) of both as they lie: with channels first every plane is a map of one channel.
+
+    It is not where planes do not follow each other: they would have to be copied. What is written lies in one piece.
+    """
+    if spec.layout == "channels_last":
+        return read, written
+    if spec.batch == 1 or read.strides[0] == spec.channels * read.strides[1]:
+        planes = spec.batch * spec.channels
+        return read.reshape(planes, *read.shape[2:], 1), written.reshape(planes, *written.shape[2:], 1)
+    return np.moveaxis(read, 1, -1), np.moveaxis(written, 1, -1)
 
 
 def fits(spec: PoolSpec, merge: np.ufunc) -> bool:
@@ -47,12 +55,10 @@ def prepared(
     spec: PoolSpec, itemsize: int, merge: np.ufunc, fill: float, divisors: Array | None, limit: int
 ) -> Callable[[Array, Array], None]:
     """A function of x and y, in the spec's layout: the windows of maps, merged, and divided by `divisors` (*out, 1)."""
-    images, channels = maps_of(spec)
-    read, written = ((images, *size, channels) for size in (spec.size, spec.out_size))
-    strips, threads = _strips(spec, images, channels * itemsize, limit, team.thread_count())
 
     def pooled(x: Array, y: Array) -> None:
-        maps, results = x.reshape(read), y.reshape(written)
+        maps, results = as_maps(x, y, spec)
+        strips, threads = _strips(spec, len(maps), maps.shape[-1] * itemsize, limit, team.thread_count())
 
         def work(strips: Iterator[_Strip]) -> None:
             with borrowed("pools") as memory, np.errstate(over="ignore", invalid="ignore"):
@@ -73,20 +79,23 @@ def prepared(
 
 def told(spec: PoolSpec, itemsize: int, limit: int) -> tuple[str, int]:
     """The largest strip, in words, and how many threads share them."""
-    images, channels = maps_of(spec)
+    images, channels, words = spec.batch, spec.channels, "images"
+    if spec.layout == "channels_first":
+        images, channels, words = images * channels, 1, "planes"
     strips, threads = _strips(spec, images, channels * itemsize, limit, team.thread_count())
     if not strips:
         return "the whole result", threads
     (some, rows, _), *_ = strips
-    maps = f"{some.stop - some.start} of {images} " + ("images" if channels == spec.channels else "planes")
+    maps = f"{some.stop - some.start} of {images} {words}"
     return f"{maps}, {rows.stop - rows.start} of {spec.out_size[0]} rows", threads
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _strips(spec: PoolSpec, images: int, pixel: int, limit: int, threads: int) -> tuple[list[_Strip], int]:
     """Strips of as many rows each, and how many threads there is enough to do for; a pixel is some bytes."""
     height, total = spec.out_size[0], images * spec.out_size[0]
-    row = math.prod(spec.size[1:]) * pixel * min(spec.stride[0], spec.reach[0])  # read for one more of results
+    across = math.prod(map(max, spec.size[1:], spec.out_size[1:]))
+    row = across * pixel * min(spec.stride[0], spec.reach[0])  # read for one more of results
     threads = threads if total * row > _SHARED_BYTES else 1
     close = min(_STRIP_BYTES, limit // (_HELD * threads))
     rows = max(1, min(close // max(row, 1), -(-total // threads)))
@@ -95,7 +104,8 @@ def _strips(spec: PoolSpec, images: int, pixel: int, limit: int, threads: int) -
     down = [slice(row, min(row + rows, height)) for row in range(0, height, rows)]
     axes = [[taps_of(spec, 0, part.start, part.stop), *others] for part in down]
     places = product(range(0, images, each), zip(down, axes, strict=True))
-    return [_Strip(slice(n, min(n + each, images)), *strip) for n, strip in places], threads
+    strips = [_Strip(slice(n, min(n + each, images)), *strip) for n, strip in places]
+    return strips, max(1, min(threads, len(strips)))
 
 
 def taps_of(spec: PoolSpec, axis: int, begin: int, stop: int) -> running.Taps:

@@ -15,18 +15,19 @@ from xpconv.workspace import current_limit
 
 _MOST_BYTES = 1 << 17  # of patches; of more, windows are merged axis by axis in less time
 
-_LARGEST_DIVISOR = 1 << 32  # of a mean that is a product
-
-
 def fits(spec: PoolSpec, dtype: np.dtype) -> bool:
     """Whether the maps are so small that calls take longer than what they do."""
-    patches = math.prod(spec.patches_shape) * dtype.itemsize
-    return 0 < patches <= min(_MOST_BYTES, current_limit()) and math.prod(spec.window) > 1
+    patches = math.prod(spec.patches_shape)
+    most = max(patches, spec.batch * spec.channels * math.prod(spec.reading.padded_size)) * dtype.itemsize
+    return patches > 0 and most <= min(_MOST_BYTES, current_limit()) and math.prod(spec.window) > 1
 
 
 def merged(spec: PoolSpec, dtype: np.dtype, merge: np.ufunc, fill: float) -> Callable[[Array], Array]:
     """A function of x in the spec's layout, which may lack axes of one element, that merges the elements of windows."""
-    if math.prod(spec.window) != 4:
+    taps, patches = math.prod(spec.window), math.prod(spec.patches_shape) * dtype.itemsize
+    if merge is np.add and patches <= KEPT_BYTES:  # of which BLAS gives no thread a share
+        return _of_taps(spec, dtype, fill, np.ones(taps, dtype).dot)
+    if taps != 4:
         return _of_taps(spec, dtype, fill, merge.reduce)
 
     def in_halves(halves: _Halves) -> Array:  # two calls, in two thirds of the time that the reduction takes to begin
@@ -48,17 +49,6 @@ class _Halves(NamedTuple):
 def _halves(taps: Array) -> _Halves:
     both = np.empty_like(taps[:2])
     return _Halves(taps[:2], taps[2:], both, (both[0], both[1]))
-
-
-def is_product(spec: PoolSpec, dtype: np.dtype, divisor: float) -> bool:
-    """Whether a mean may be a product: the divisor's inverse rounds nothing, and no thread of BLAS takes part."""
-    is_power = math.frexp(divisor)[0] == 0.5 and 1 <= divisor <= _LARGEST_DIVISOR  # of two
-    return is_power and math.prod(spec.patches_shape) * dtype.itemsize <= KEPT_BYTES
-
-
-def mean(spec: PoolSpec, dtype: np.dtype, divisor: float) -> Callable[[Array], Array]:
-    """A function of x, as `merged`: the sums of windows by the divisor."""
-    return _of_taps(spec, dtype, 0, np.full(math.prod(spec.window), 1 / divisor, dtype).dot)
 
 
 def _of_taps(

@@ -13,7 +13,7 @@ import numpy as np
 
 from xpconv.cpu import team
 from xpconv.cpu.memory import borrowed
-from xpconv.cpu.pool_strips import maps_of, taps_of
+from xpconv.cpu.pool_strips import as_maps, taps_of
 from xpconv.cpu.results import new
 from xpconv.spec import Array, PoolSpec
 
@@ -23,9 +23,9 @@ _SHARED_BYTES = 1 << 20  # that take longer than waking a thread
 
 def spread(gy: Array, spec: PoolSpec, divisors: Array) -> Array:
     """Of `gy`, divided by `divisors` (*out, 1), what the elements of x had a share in, in the spec's layout."""
-    images, channels = maps_of(spec)
     gx = new(spec.x_shape, gy.dtype)
-    maps, made = gy.reshape(images, *spec.out_size, channels), gx.reshape(images, *spec.size, channels)
+    maps, made = as_maps(gy, gx, spec)
+    images = len(maps)
     threads = team.thread_count() if gx.nbytes > _SHARED_BYTES else 1
     each = max(1, min(_PART_BYTES * images // max(gx.nbytes, 1), -(-images // threads)))
     parts = [slice(n, n + each) for n in range(0, images, each)]

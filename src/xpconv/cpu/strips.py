@@ -95,7 +95,7 @@ def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
     Every thread adds up strips of its own, and their sums are added in order: the bits are the same at every call.
     """
     length, filters = math.prod(spec.window) * spec.channels, spec.filters
-    if 0 in (*x.shape, *gy.shape):
+    if 0 in (*gy.shape, spec.channels):
         return np.zeros((*spec.window, spec.channels, filters), x.dtype)
     strips, threads = _of_gradient(spec, x.dtype.itemsize, limit)
     sums = np.zeros((threads, length, filters), x.dtype)

@@ -353,7 +353,7 @@ def _joined(cells: Iterable[Array], out: Sizes) -> Array:
 def tap(x: Array, spec: Windows, offset: Sizes) -> Array:
     """One offset of every window: (N, *padded, ...) to (N, *out, ...)."""
     axes = zip(offset, spec.dilation, spec.stride, spec.out_size, strict=True)
-    return x[(slice(None), *(slice(o * d, o * d + (n - 1) * s + 1, s) for o, d, s, n in axes), ...)]
+    return x[(slice(None), *(slice(o * d, max(o * d + (n - 1) * s + 1, 0), s) for o, d, s, n in axes), ...)]
 
 
 def untap(v: Array, spec: Windows, offset: Sizes) -> Array:

@@ -40,7 +40,7 @@ def plan(operation: str, x: Array, spec: PoolSpec) -> Plan:
         return Plan("direct", "windows side by side", threads=1)
     if not pool_strips.fits(spec, MERGED[operation]):
         return Plan("direct", reason, threads=1)
-    tile, threads = pool_strips.told(spec, x.dtype.itemsize, current_limit())
+    tile, threads = pool_strips.told(spec, _kept(operation, x.dtype).itemsize, current_limit())
     return Plan("direct", reason, tile, threads=threads)
 
 
@@ -52,9 +52,6 @@ def small(
     if dtype.char not in _SMALL or not small_pools.fits(spec, dtype):
         return None
     by = divisors(spec, dtype, **options) if operation == "avg_pool" else None
-    if by is not None and by.ndim == 0 and small_pools.is_product(spec, dtype, float(by)):
-        mean = small_pools.mean(spec, dtype, float(by))
-        return lambda x: mean(x).reshape(shape)
     merged = small_pools.merged(spec, dtype, merge, lowest(np, dtype) if merge is np.maximum else 0)
     if by is None:
         return lambda x: merged(x).reshape(shape)
@@ -70,7 +67,7 @@ def small(
 
 def _large(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes) -> Pooled:
     merge = MERGED[operation]
-    kept = dtype if merge is np.maximum else widened(np.empty(0, dtype)).dtype  # what sums are kept in
+    kept = _kept(operation, dtype)
     fill = lowest(np, dtype) if merge is np.maximum else 0
     by = divisors(spec, kept, **options) if operation == "avg_pool" else None
     if pool_strips.fits(spec, merge):
@@ -78,7 +75,7 @@ def _large(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], 
 
         def by_strips(x: Array) -> Array:
             y = new(spec.y_shape, kept)
-            pooled_into(x.astype(kept, copy=False), y)
+            pooled_into(x.reshape(spec.x_shape).astype(kept, copy=False), y)
             return y.astype(dtype, copy=False).reshape(shape)
 
         return by_strips
@@ -90,6 +87,11 @@ def _large(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], 
         return np.ascontiguousarray(as_layout(y, spec.layout)).astype(dtype, copy=False).reshape(shape)
 
     return by_axes
+
+
+def _kept(operation: str, dtype: Any) -> Any:
+    """What maxima, or sums, are kept in."""
+    return dtype if MERGED[operation] is np.maximum else widened(np.empty(0, dtype)).dtype
 
 
 def _merged(x: Array, spec: PoolSpec, merge: np.ufunc) -> Array:
