@@ -32,6 +32,11 @@ class _Strip(NamedTuple):
     axes: list[running.Taps]
 
 
+def _maps(spec: PoolSpec) -> tuple[int, int]:
+    """Maps, and the channels of each, of most arrays."""
+    return (spec.batch, spec.channels) if spec.layout == "channels_last" else (spec.batch * spec.channels, 1)
+
+
 def as_maps(read: Array, written: Array, spec: PoolSpec) -> tuple[Array, Array]:
     """Views (maps, *size, channels) of both as they lie: with channels first every plane is a map of one channel.
 
@@ -56,9 +61,15 @@ def prepared(
 ) -> Callable[[Array, Array], None]:
     """A function of x and y, in the spec's layout: the windows of maps, merged, and divided by `divisors` (*out, 1)."""
 
+    def strips_of(images: int, channels: int) -> tuple[list[_Strip], int]:
+        return _strips(spec, images, channels * itemsize, limit, team.thread_count())
+
+    images, channels = _maps(spec)
+    most_often = strips_of(images, channels)
+
     def pooled(x: Array, y: Array) -> None:
         maps, results = as_maps(x, y, spec)
-        strips, threads = _strips(spec, len(maps), maps.shape[-1] * itemsize, limit, team.thread_count())
+        strips, threads = most_often if maps.shape[-1] == channels else strips_of(len(maps), maps.shape[-1])
 
         def work(strips: Iterator[_Strip]) -> None:
             with borrowed("pools") as memory, np.errstate(over="ignore", invalid="ignore"):
@@ -79,14 +90,12 @@ def prepared(
 
 def told(spec: PoolSpec, itemsize: int, limit: int) -> tuple[str, int]:
     """The largest strip, in words, and how many threads share them."""
-    images, channels, words = spec.batch, spec.channels, "images"
-    if spec.layout == "channels_first":
-        images, channels, words = images * channels, 1, "planes"
+    images, channels = _maps(spec)
     strips, threads = _strips(spec, images, channels * itemsize, limit, team.thread_count())
     if not strips:
         return "the whole result", threads
     (some, rows, _), *_ = strips
-    maps = f"{some.stop - some.start} of {images} {words}"
+    maps = f"{some.stop - some.start} of {images} " + ("images" if spec.layout == "channels_last" else "planes")
     return f"{maps}, {rows.stop - rows.start} of {spec.out_size[0]} rows", threads
 
 
