@@ -76,8 +76,7 @@ def prepared(
                 for strip in strips:
                     part, out = maps[strip.images], results[strip.images, strip.rows]
                     for taps in strip.axes[:-1]:
-                        shape = *part.shape[: taps.axis], taps.results, *part.shape[taps.axis + 1 :]
-                        merged = memory.take(f"axis {taps.axis}", shape, part.dtype)
+                        merged = memory.take(f"axis {taps.axis}", taps.merged_shape(part), part.dtype)
                         part = running.merged_taps(part, taps, merge, fill, merged)
                     running.merged_taps(part, strip.axes[-1], merge, fill, out)
                     if divisors is not None:
@@ -110,7 +109,7 @@ def _strips(spec: PoolSpec, images: int, pixel: int, limit: int, threads: int) -
     rows = max(1, min(close // max(row, 1), -(-total // threads)))
     others = [taps_of(spec, axis, 0, spec.out_size[axis]) for axis in range(1, spec.axes)]
     each, rows = max(1, rows // max(height, 1)), -(-height // -(-height // rows)) if height else 1
-    down = [slice(row, min(row + rows, height)) for row in range(0, height, rows)]
+    down = [slice(begin, min(begin + rows, height)) for begin in range(0, height, rows)]
     axes = [[taps_of(spec, 0, part.start, part.stop), *others] for part in down]
     places = product(range(0, images, each), zip(down, axes, strict=True))
     strips = [_Strip(slice(n, min(n + each, images)), *strip) for n, strip in places]

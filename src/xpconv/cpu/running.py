@@ -64,6 +64,10 @@ class Taps(NamedTuple):
     whole: list[Index]
     partial: list[tuple[Index, Index]]  # the results, and what they read
 
+    def merged_shape(self, x: Array) -> tuple[int, ...]:
+        """Of what the windows of `x` make."""
+        return *x.shape[: self.axis], self.results, *x.shape[self.axis + 1 :]
+
 
 def taps_of(n: int, results: int, size: int, step: int, stride: int, axis: int, first: int = 0) -> Taps:
     """Those of so many windows, of which the first begins at an element that may lie before or beyond the n."""
@@ -84,8 +88,7 @@ def merged_taps(x: Array, taps: Taps, merge: np.ufunc, fill: float, out: Array |
     if len(taps.whole) > 1:
         y = merge(x[taps.whole[0]], x[taps.whole[1]], out=out)
     elif out is None:
-        shape = *x.shape[: taps.axis], taps.results, *x.shape[taps.axis + 1 :]
-        y = x[taps.whole[0]].copy(order="K") if taps.whole else np.full(shape, fill, x.dtype)
+        y = x[taps.whole[0]].copy(order="K") if taps.whole else np.full(taps.merged_shape(x), fill, x.dtype)
     else:
         y = out
         y[...] = x[taps.whole[0]] if taps.whole else fill

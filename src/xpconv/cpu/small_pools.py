@@ -15,6 +15,7 @@ from xpconv.workspace import current_limit
 
 _MOST_BYTES = 1 << 17  # of patches; of more, windows are merged axis by axis in less time
 
+
 def fits(spec: PoolSpec, dtype: np.dtype) -> bool:
     """Whether the maps are so small that calls take longer than what they do."""
     patches = math.prod(spec.patches_shape)

@@ -20,7 +20,7 @@ from xpconv.spec import Array, ConvSpec
 
 Sums = Callable[[Array, Array], Array]
 
-_SHARED_BY_BLAS = 1_000_000  # multiplications of a product that OpenBLAS shares, on any processor
+_ALWAYS_SHARED = 1_000_000  # multiplications of a product that OpenBLAS shares, on any processor
 
 
 def product(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
@@ -114,7 +114,7 @@ def _by_one(spec: ConvSpec, multiply: Sums) -> Sums:
 
     Another one would read them from its cache: two took 57 or 116 us, as the system places them, where one takes 68.
     """
-    if conv_operations(spec) // 2 <= _SHARED_BY_BLAS:
+    if conv_operations(spec) // 2 <= _ALWAYS_SHARED:
         return multiply
 
     def multiplied(patches: Array, other: Array) -> Array:

@@ -24,8 +24,6 @@ from xpconv.workspace import current_limit
 Pooled = Callable[[Array], Array]
 MERGED = {"max_pool": np.maximum, "sum_pool": np.add, "avg_pool": np.add}
 
-_SMALL = "fd"  # dtypes whose small maps are pooled in one go
-
 
 def pool(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes | None = None) -> Pooled:
     """A function of x, for maxima, sums and means, whose result has the shape."""
@@ -35,9 +33,9 @@ def pool(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], sh
 
 def plan(operation: str, x: Array, spec: PoolSpec) -> Plan:
     """What is done with it."""
-    reason = "windows along one axis after the other" + (", divided" if operation == "avg_pool" else "")
-    if small_pools.fits(spec, x.dtype) and x.dtype.char in _SMALL:
+    if _is_small(x.dtype, spec):
         return Plan("direct", "windows side by side", threads=1)
+    reason = "windows along one axis after the other" + (", divided" if operation == "avg_pool" else "")
     if not pool_strips.fits(spec, MERGED[operation]):
         return Plan("direct", reason, threads=1)
     tile, threads = pool_strips.told(spec, _kept(operation, x.dtype).itemsize, current_limit())
@@ -49,7 +47,7 @@ def small(
 ) -> Pooled | None:
     """The same of small maps; None for anything else."""
     merge, shape = MERGED[operation], spec.y_shape if shape is None else shape
-    if dtype.char not in _SMALL or not small_pools.fits(spec, dtype):
+    if not _is_small(dtype, spec):
         return None
     by = divisors(spec, dtype, **options) if operation == "avg_pool" else None
     merged = small_pools.merged(spec, dtype, merge, lowest(np, dtype) if merge is np.maximum else 0)
@@ -63,6 +61,10 @@ def small(
         return np.divide(y, by, y).reshape(shape)
 
     return averaged
+
+
+def _is_small(dtype: Any, spec: PoolSpec) -> bool:
+    return dtype.char in "fd" and small_pools.fits(spec, dtype)
 
 
 def _large(operation: str, dtype: Any, spec: PoolSpec, options: dict[str, Any], shape: Sizes) -> Pooled:
