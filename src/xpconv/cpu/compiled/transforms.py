@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TypeAlias
 
 from llvmlite import ir
@@ -39,10 +40,11 @@ def forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
     kind, (rows, columns) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.values
 
     def body(at: Value, mask: Value | None) -> None:
-        tile = [
-            [take(kernel, x + at + pixel * j + row * i, kind, mask) for i in range(rows)] for j in range(columns)
-        ]  # fmt: skip
-        for i, values in enumerate(_transformed(kernel, form.forward, tile)):
+        def column(place: Value) -> list[Value]:
+            return [take(kernel, place + row * i, kind, mask) for i in range(rows)]
+
+        done = _column_by_column(kernel, form.forward, column, x + at, pixel, columns)
+        for i, values in enumerate(_rows(kernel, form.forward, done)):
             for j, value in enumerate(values):
                 put(kernel, value, to + at + plane * (columns * i + j), mask)
 
@@ -58,41 +60,73 @@ def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
     """
     names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias", "found", "stream")
     kernel = Kernel(module, "back", names)
-    m, plane, y, row, pixel, filters, rows, columns, finish, bias, found, stream = kernel.arguments
+    given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     kind, (tall, wide) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.values
-    zeros, seen = kernel.constant(0, kind), kernel.variable(kernel.load(found, kind))
+    zeros, seen = kernel.constant(0, kind), kernel.variable(kernel.load(given.found, kind))
     fold = form.matrices.fold
-    finished = Finish(kernel, finish, FLOATS[dtype], lanes_of(dtype))
 
     def body(at: Value, mask: Value | None) -> None:
-        tile = [
-            [take(kernel, m + at + plane * (wide * i + j), kind, mask) for i in range(tall)] for j in range(wide)
-        ]  # fmt: skip
-        added = kernel.load(bias + at, kind)
-        for i, values in enumerate(_transformed(kernel, form.back, tile)):
-            for value in values:
-                seen.set(kernel.fma(value, zeros, seen.get()))
-            with kernel.when(rows > i * (fold or 1)):
-                for j, value in enumerate(values):
-                    with kernel.when(rows > i * fold + j if fold else columns > j):
-                        _stored(kernel, finished(value, added), y + at + row * i + pixel * j, mask, stream)
+        def column(place: Value) -> list[Value]:
+            return [take(kernel, place + given.plane * (wide * i), kind, mask) for i in range(tall)]
 
-    in_vectors(kernel, dtype, filters, body)
-    kernel.store(seen.get(), found)
+        columns = _column_by_column(kernel, form.back, column, given.m + at, given.plane, wide)
+        added = kernel.load(given.bias + at, kind)
+        for i, values in enumerate(_rows(kernel, form.back, columns)):
+            seen.set(kernel.fma(_sum(values), zeros, seen.get()))
+            left = given.rows - i * fold if fold else given.columns
+            with kernel.when(given.rows > i * (fold or 1)):
+                _row_stored(kernel, given, values, added, left, given.y + at + given.row * i, mask)
+
+    in_vectors(kernel, dtype, given.filters, body)
+    kernel.store(seen.get(), given.found)
     kernel.finish()
     return kernel
 
 
-def _stored(kernel: Kernel, value: Value, address: Value, mask: Value | None, stream: Value) -> None:
-    """A vector to memory, past the caches where that is asked for, or the lanes of a mask."""
+def _row_stored(
+    kernel: Kernel, given: SimpleNamespace, values: Sequence[Value], added: Value, left: Value, place: Value,
+    mask: Value | None,
+) -> None:  # fmt: skip
+    """The results of a row, of which so many are left, finished."""
+
+    def stored(results: Sequence[Value]) -> None:
+        with kernel.either(left >= len(results)) as (all_, some):
+            with all_:
+                _stored(kernel, results, place, given, mask)
+            with some:
+                for j, result in enumerate(results[:-1]):
+                    with kernel.when(left > j):
+                        _stored(kernel, [result], place + given.pixel * j, given, mask)
+
+    with kernel.either(given.finish.equals(0)) as (plain, other):
+        with plain:
+            stored([value + added for value in values])
+        with other:
+            finished = Finish(kernel, given.finish, added.type.element, added.type.count)
+            stored([finished(value, added) for value in values])
+
+
+def _sum(values: Sequence[Value]) -> Value:
+    """Of neighbours first, which can be added at once."""
+    while len(values) > 1:
+        values = [a + b for a, b in zip(values[::2], values[1::2], strict=False)] + list(values[len(values) & ~1 :])
+    return values[0]
+
+
+def _stored(
+    kernel: Kernel, results: Sequence[Value], place: Value, given: SimpleNamespace, mask: Value | None
+) -> None:
+    """Vectors a pixel apart to memory, past the caches where that is asked for, or the lanes of a mask."""
+    places = [place + given.pixel * j for j in range(len(results))]
     if mask is not None:
-        put(kernel, value, address, mask)
+        for result, there in zip(results, places, strict=True):
+            put(kernel, result, there, mask)
         return
-    with kernel.either(stream > 0) as (streamed, kept):
-        with streamed:
-            kernel.stream(value, address)
-        with kept:
-            kernel.store(value, address)
+    with kernel.either(given.stream > 0) as (streamed, kept):
+        for where, store in ((streamed, kernel.stream), (kept, kernel.store)):
+            with where:
+                for result, there in zip(results, places, strict=True):
+                    store(result, there)
 
 
 def backward_kernel(module: ir.Module, dtype: str, filters: int) -> Kernel:
@@ -137,10 +171,25 @@ def _weight_back(kernel: Kernel, s: Sequence[Value]) -> list[Value]:
     ]  # fmt: skip
 
 
-def _transformed(kernel: Kernel, along: Along, columns: list[list[Value]]) -> Iterator[Sequence[Value]]:
-    """Row by row, since all would not fit in registers; a tile of one column is not transformed along its rows."""
-    for row in list(zip(*[along(kernel, column) for column in columns], strict=True)):
+def _column_by_column(
+    kernel: Kernel, along: Along, column: Callable[[Value], list[Value]], place: Value, step: Value, count: int
+) -> list[list[Value]]:
+    """Columns a step apart, each transformed before the next is read: all would not fit in registers."""
+    columns = []
+    for _ in range(count):
+        columns.append(along(kernel, column(place)))
+        place = kernel.after(place + step, columns[-1])
+    return columns
+
+
+def _rows(kernel: Kernel, along: Along, columns: Sequence[Sequence[Value]]) -> Iterator[Sequence[Value]]:
+    """Row by row, of columns that are transformed already; a single column is not transformed along its rows."""
+    for row in list(zip(*columns, strict=True)):
         yield row if len(columns) == 1 else along(kernel, row)
+
+
+def _transformed(kernel: Kernel, along: Along, columns: list[list[Value]]) -> Iterator[Sequence[Value]]:
+    return _rows(kernel, along, [along(kernel, column) for column in columns])
 
 
 def _images_forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:

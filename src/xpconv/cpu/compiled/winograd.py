@@ -118,7 +118,8 @@ class Winograd:
         }  # fmt: skip
         tables = tables_of(spec, whole, form, cut, block, size)
         tables["zeros"] = np.zeros(self._shape.filters, dtype)
-        tables["finish"] = finishing(call.activation, dtype, call.leak)
+        if call.activation is not None:
+            tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
         results = cut.images * cut.rows * line * spec.filters * size if turned else 0
         tiles = form.points * (numbers["in_plane"] + numbers["out_plane"])
