@@ -21,7 +21,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import winograd
-from xpconv.cpu.compiled import blocks, threads
+from xpconv.cpu.compiled import blocks, threads, winograd_tiles
 from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import Call, streamed_now
@@ -37,8 +37,8 @@ from xpconv.cpu.compiled.winograd_tables import (
     block_strides,
     in_tile,
     plane_bytes,
+    products_of,
     sources_of,
-    tables_of,
     terms_of,
     tile_counts,
     unit_of,
@@ -48,11 +48,12 @@ from xpconv.spec import Array, ConvSpec
 
 _ARRAYS = ("x", "w", "y", "bias", "found")
 _OWN = (
-    "inputs", "outputs", "pixels", "rows_out", "taps", "tap_count", "unit", "band", "extra", "channels", "filters",
-    "panels", "parts", "finish", "zeros", "in_row", "in_pixel", "out_row", "out_pixel", "in_plane", "out_plane",
-    "turned", "y_item", "y_row", "plane", "out_line", "last_row", "streams",
+    "pixels", "rows_out", "taps", "tap_count", "extra", "channels", "filters", "panels", "parts", "finish", "zeros",
+    "tile_row", "tile_pixel", "results_row", "results_pixel", "spectra_plane", "products_plane", "turned", "y_item",
+    "y_row", "plane", "out_line", "last_row", "streams",
 )  # fmt: skip
-FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
+_STEPS = (*winograd_tiles.fields_of("in"), *winograd_tiles.fields_of("out"))
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *winograd_tiles.FIELDS, *_STEPS, *_OWN)
 _TILE_BYTES = 1 << 20  # of transformed inputs and products that a block takes, about: they should stay in the cache
 _STREAMED = 1 << 21  # elements of a transformed weight that no core's cache holds
 _MOST = 112  # tiles of a block: more fall out of the cache
@@ -104,25 +105,28 @@ class Winograd:
         turned = call.y_strides[-1] != size
         tiles_in, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
         block = block_strides(spec, call.y_strides, size, turned)
-        lead, line, terms = spec.axes - 2, math.prod(spec.out_size[1:]), terms_of(whole, form)
-        tile_in, tile_out = in_tile(form, spec, cut.steps[lead : lead + 2]), in_tile(form, spec, block[-3:-1])
-        numbers = {
-            "tap_count": len(terms), "unit": unit_of(whole, form), "band": band_of(whole, form),
-            "extra": int(terms[-1]), "channels": spec.channels, "filters": spec.filters, "panels": panels,
-            "parts": parts,
-            "in_row": tile_in[0], "in_pixel": tile_in[1], "out_row": tile_out[0], "out_pixel": tile_out[1],
-            "in_plane": plane_bytes(tiles_in, spec.channels, size),
-            "out_plane": plane_bytes(tiles_out, spec.filters, size), "turned": int(turned), "y_item": call.y_strides[0],
-            "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line, "last_row": spec.out_size[0],
+        read = (cut.steps[-1], *cut.steps[:-1], size)
+        line, terms = math.prod(spec.out_size[1:]), terms_of(whole, form)
+        tile_in, tile_out = in_tile(form, spec, read[-3:-1]), in_tile(form, spec, block[-3:-1])
+        numbers, tables = winograd_tiles.told(spec, whole, form)
+        numbers |= winograd_tiles.steps_of(read, "in") | winograd_tiles.steps_of(block, "out")
+        numbers |= {
+            "tap_count": len(terms), "extra": int(terms[-1]), "channels": spec.channels, "filters": spec.filters,
+            "panels": panels, "parts": parts,
+            "tile_row": tile_in[0], "tile_pixel": tile_in[1], "results_row": tile_out[0], "results_pixel": tile_out[1],
+            "spectra_plane": plane_bytes(tiles_in, spec.channels, size),
+            "products_plane": plane_bytes(tiles_out, spec.filters, size), "turned": int(turned),
+            "y_item": call.y_strides[0], "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line,
+            "last_row": spec.out_size[0],
             "streams": int(call.is_streamed),
         }  # fmt: skip
-        tables = tables_of(spec, whole, form, cut, block, size)
+        tables |= products_of(spec, cut, whole, form, size)
         tables["zeros"] = np.zeros(self._shape.filters, dtype)
         if call.activation is not None:
             tables["finish"] = finishing(call.activation, dtype, call.leak)
         self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
         results = cut.images * cut.rows * line * spec.filters * size if turned else 0
-        tiles = form.points * (numbers["in_plane"] + numbers["out_plane"])
+        tiles = form.points * (numbers["spectra_plane"] + numbers["products_plane"])
         self._items, self._scratch = cut.count * parts, cut.images * cut.strip + tiles + results
         width = -(-spec.filters // lanes_of(dtype)) * lanes_of(dtype)
         self._bias = PackedBias(dtype, 1, spec.filters, width)
@@ -217,29 +221,27 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     block = blocks.opened(kernel, given, item // given.parts, scratch)
     source = blocks.read(kernel, given, block, scratch, gather)
     units = block.rows // given.unit
-    inputs, outputs = block.images * (units + given.extra) * given.band, block.images * units * given.band
-    spectra, products = block.free, block.free + given.in_plane * form.points
-    results = products + given.out_plane * form.points
-    with kernel.loop(inputs) as t:
+    spectra, products = block.free, block.free + given.spectra_plane * form.points
+    results = products + given.products_plane * form.points
+    with winograd_tiles.each(kernel, given, block.images, units + given.extra) as tile:
         kernel.call(
-            forward, source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
-            spectra + t * given.channels * size, given.in_plane, given.channels,
+            forward, source + tile.place(given, "in"), given.tile_row, given.tile_pixel,
+            spectra + tile.number * given.channels * size, given.spectra_plane, given.channels,
         )  # fmt: skip
     part = item % given.parts
     start, stop = (given.panels * part) // given.parts, (given.panels * (part + 1)) // given.parts
-    _multiply(kernel, given, tiles, shape, form.points, size, (start, stop), outputs, spectra, products)
+    count = block.images * units * given.band
+    _multiply(kernel, given, tiles, shape, form.points, size, (start, stop), count, spectra, products)
     first = start * shape.filters
     width = kernel.minimum(given.filters, stop * shape.filters) - first
     own = results - block.row * given.out_line * given.filters * size
     y = given.turned.equals(1).where(own, given.y + block.first * given.y_item)
     stream = streamed_now(kernel, given)
-    number = block.row // given.unit * given.band
-    with kernel.loop(outputs) as t:
-        place = given.outputs + (number + t) * 24
+    with winograd_tiles.each(kernel, given, block.images, units, block.row // given.unit) as tile:
         kernel.call(
-            back, products + (t * given.filters + first) * size, given.out_plane,
-            y + kernel.load(place) + first * size, given.out_row, given.out_pixel, width, kernel.load(place, offset=8),
-            kernel.load(place, offset=16), given.finish, given.bias + first * size, given.found + item * _FOUND_BYTES,
+            back, products + (tile.number * given.filters + first) * size, given.products_plane,
+            y + tile.place(given, "out") + first * size, given.results_row, given.results_pixel, width,
+            *tile.left(kernel, given), given.finish, given.bias + first * size, given.found + item * _FOUND_BYTES,
             stream,
         )  # fmt: skip
     with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
@@ -264,8 +266,8 @@ def _multiply(
     panel_bytes = given.tap_count * given.channels * (shape.filters * size)
     start, stop = panels
     with kernel.loop(points) as point, kernel.loop(stop, start=start) as panel:
-        x, w = spectra + point * given.in_plane, given.w + (panel * points + point) * panel_bytes
-        y = products + point * given.out_plane + panel * (shape.filters * size)
+        x, w = spectra + point * given.spectra_plane, given.w + (panel * points + point) * panel_bytes
+        y = products + point * given.products_plane + panel * (shape.filters * size)
         width = given.filters - panel * shape.filters
         jump = (panel + 1 < stop).where(panel_bytes * points, (start - panel) * (panel_bytes * points) + panel_bytes)
         step = kernel.minimum(kernel.constant(shape.filters * size * max(tiles)) // count, shape.filters * size)

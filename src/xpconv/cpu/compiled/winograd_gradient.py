@@ -18,7 +18,7 @@ from llvmlite import ir
 
 from xpconv.cpu import winograd as transforms
 from xpconv.cpu.address import Told
-from xpconv.cpu.compiled import blocks, threads
+from xpconv.cpu.compiled import blocks, threads, winograd_tiles
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.gradient_tiles import heights, sums_tile
@@ -38,9 +38,9 @@ from xpconv.cpu.compiled.turn import turned
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.winograd_tables import (
     band_of,
+    in_tile,
     plane_bytes,
     sources_of,
-    tables_of,
     tile_counts,
     unit_of,
     whole_of,
@@ -49,10 +49,11 @@ from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = ("x", "gy", "sums")
 _OWN = (
-    "inputs", "outputs", "pixels", "unit", "band", "channels", "filters", "panels", "chunks", "blocks", "parts",
-    "in_row", "in_pixel", "gy_row", "gy_pixel", "in_plane", "gy_plane", "gy_item", "sums_bytes",
+    "pixels", "channels", "filters", "panels", "chunks", "blocks", "parts", "tile_row", "tile_pixel", "results_row",
+    "results_pixel", "spectra_plane", "gradients_plane", "sums_bytes",
 )  # fmt: skip
-FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
+_STEPS = (*winograd_tiles.fields_of("in"), *winograd_tiles.fields_of("gy"))
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *winograd_tiles.FIELDS, *_STEPS, *_OWN)
 _TILES = 112  # of a block, about: with fewer the sums are read and stored too often
 _MOST_CHUNKS = 4  # whose sums are added up in the end
 _POINTS, _TAPS = transforms.F4.points, 9
@@ -143,23 +144,23 @@ def _job(
     spec: ConvSpec, x_strides: Sizes, gy_strides: Sizes, dtype: str, threads_free: int, sources: Sources, limit: int
 ) -> _Job:
     size, shape, whole = np.dtype(dtype).itemsize, shape_for(spec.filters, dtype), whole_of(spec, IMAGES)
-    cut = blocks_of(
-        whole, x_strides, dtype, 1, partial(sources_of, spec=spec, sources=sources), 0.0, limit, _rows_and_images(whole)
-    )
+    found = partial(sources_of, spec=spec, sources=sources)
+    cut = blocks_of(whole, x_strides, dtype, 1, found, 0.0, limit, _rows_and_images(whole))
     tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
     chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
     parts = 1 if chunks % threads_free == 0 else min(-(-2 * threads_free // chunks), panels)
-    numbers = {
-        "unit": unit_of(whole, IMAGES), "band": band_of(whole, IMAGES), "channels": spec.channels,
-        "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count, "parts": parts,
-        "in_row": cut.steps[0] * spec.dilation[0], "in_pixel": cut.steps[1] * spec.dilation[1],
-        "gy_row": gy_strides[1] * spec.dilation[0], "gy_pixel": gy_strides[2] * spec.dilation[1],
-        "in_plane": plane_bytes(tiles, spec.channels, size),
-        "gy_plane": plane_bytes(tiles, panels * shape.filters, size), "gy_item": gy_strides[0],
+    read = (cut.steps[-1], *cut.steps[:-1], size)
+    tile_in, tile_out = in_tile(IMAGES, spec, read[-3:-1]), in_tile(IMAGES, spec, gy_strides[-3:-1])
+    numbers, tables = winograd_tiles.told(spec, whole, IMAGES)
+    numbers |= winograd_tiles.steps_of(read, "in") | winograd_tiles.steps_of(gy_strides, "gy")
+    numbers |= {
+        "channels": spec.channels, "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count,
+        "parts": parts,
+        "tile_row": tile_in[0], "tile_pixel": tile_in[1], "results_row": tile_out[0], "results_pixel": tile_out[1],
+        "spectra_plane": plane_bytes(tiles, spec.channels, size),
+        "gradients_plane": plane_bytes(tiles, panels * shape.filters, size),
         "sums_bytes": _POINTS * spec.channels * spec.filters * size,
     }  # fmt: skip
-    tables = tables_of(spec, whole, IMAGES, cut, gy_strides, size)
-    tables = {name: tables[name] for name in ("inputs", "outputs")}
     tables["pixels"] = np.arange(tiles, dtype=np.int64) * (spec.channels * size)
     arguments, scratch = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut), _scratch(spec, dtype)
     return _Job(shape, arguments, chunks, chunks * parts, scratch, threads_free)
@@ -199,20 +200,23 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape) -> None:
     with kernel.loop(end, start=begin) as number:
         block = blocks.opened(kernel, given, number, scratch)
         source = blocks.read(kernel, given, block, scratch, gather)
-        count = block.images * (block.rows // given.unit) * given.band
-        spectra, gradients = block.free, block.free + given.in_plane * _POINTS
-        places, whole = given.outputs + block.row // given.unit * given.band * 24, gradients + given.gy_plane * _POINTS
-        with kernel.loop(count) as t:
+        units = block.rows // given.unit
+        count = block.images * units * given.band
+        spectra, gradients = block.free, block.free + given.spectra_plane * _POINTS
+        whole = gradients + given.gradients_plane * _POINTS
+        with winograd_tiles.each(kernel, given, block.images, units) as tile:
             kernel.call(
-                forward, source + kernel.load(given.inputs, offset=t * 8), given.in_row, given.in_pixel,
-                spectra + t * given.channels * size, given.in_plane, given.channels,
+                forward, source + tile.place(given, "in"), given.tile_row, given.tile_pixel,
+                spectra + tile.number * given.channels * size, given.spectra_plane, given.channels,
             )  # fmt: skip
-            place, rows, columns = (kernel.load(places, offset=t * 24 + 8 * i) for i in range(3))
+        gy = given.gy + block.first * given.gy_item
+        with winograd_tiles.each(kernel, given, block.images, units, block.row // given.unit) as tile:
+            place, (rows, columns) = tile.place(given, "gy"), tile.left(kernel, given)
             with kernel.loop(last, start=first) as panel:
                 kernel.call(
-                    backward, given.gy + block.first * given.gy_item + place + panel * panel_bytes, given.gy_row,
-                    given.gy_pixel, rows, columns, given.filters - panel * shape.filters, whole,
-                    gradients + (panel * count + t) * panel_bytes, given.gy_plane,
+                    backward, gy + place + panel * panel_bytes, given.results_row, given.results_pixel, rows, columns,
+                    given.filters - panel * shape.filters, whole,
+                    gradients + (panel * count + tile.number) * panel_bytes, given.gradients_plane,
                 )  # fmt: skip
         _sum_up(kernel, given, tiles, shape, size, (first, last), count, (spectra, gradients, sums), number - begin)
     kernel.finish()
@@ -225,7 +229,7 @@ def _sum_up(
     """For every point the products of the block's tiles, added to those of earlier blocks."""
     (first, last), (spectra, gradients, sums) = panels, places
     with kernel.loop(_POINTS) as point, kernel.loop(last, start=first) as panel:
-        x, gy = spectra + point * given.in_plane, gradients + point * given.gy_plane
+        x, gy = spectra + point * given.spectra_plane, gradients + point * given.gradients_plane
         gy = gy + panel * count * (shape.filters * size)
         target = sums + (point * given.channels * given.filters + panel * shape.filters) * size
         width, step = given.filters - panel * shape.filters, given.filters * size

@@ -78,46 +78,26 @@ def block_strides(spec: ConvSpec, y_strides: Sizes, size: int, turned: bool) -> 
     return tuple(steps)
 
 
-def tables_of(
-    spec: ConvSpec, whole: ConvSpec, form: Form, cut: Blocks, block: Sizes, size: int
-) -> dict[str, Array]:  # fmt: skip
-    """Where the tiles of a block begin and how many results they have, and where products read and write."""
-    lead, terms = spec.axes - 2, terms_of(whole, form)
-    units, band, extra = cut.rows // unit_of(whole, form), band_of(whole, form), int(terms[-1])
-    planes_in, height = (units + extra, whole.out_size[-2]) if lead else (1, (units + extra) * unit_of(whole, form))
-    planes = whole.out_size[0] if lead else 1
-    image_in = _tile_places(planes_in, height, whole, form, cut.steps[:-1])
-    image_out = _tile_places(planes, whole.out_size[-2], whole, form, block[1:-1])
-    left = np.tile(_results_left(spec, whole, form), (cut.images * planes, 1))
-    outputs = np.stack([_with_images(image_out, cut.images, block[0]), left[:, 0], left[:, 1]], axis=1)
-    rows = np.arange(cut.images)[:, None] * (units + extra) * band + np.arange(units * band)
+def tables_of(spec: ConvSpec, whole: ConvSpec, form: Form) -> dict[str, Array]:
+    """The row and column that each tile of a unit begins in, and the results that are left for one that begins there.
+
+    Those of all tiles of an image would take megabytes.
+    """
+    (tall, wide), (down, across), lead = form.matrices.tile, whole.dilation[-2:], whole.axes - 2
+    height = whole.out_size[-2] if lead else unit_of(whole, form)
+    counts = (height // (tall * down), down, across, whole.out_size[-1] // (wide * across))  # rows, phases, columns
+    rows, columns = grid(counts, [tall * down, 1, 0, 0]), grid(counts, [0, 0, 1, wide * across])
+    axes = zip(spec.out_size[lead:], whole.out_size[lead:], whole.dilation[lead:], form.matrices.tile, strict=True)
+    lefts = [np.clip(-(-(n - np.arange(padded)) // step), 0, results) for n, padded, step, results in axes]
+    return {"tiles": np.stack([rows, columns], axis=1), "rows_left": lefts[0], "columns_left": lefts[1]}
+
+
+def products_of(spec: ConvSpec, cut: Blocks, whole: ConvSpec, form: Form, size: int) -> dict[str, Array]:
+    """Where the products of a block's tiles read and write, and how far apart the terms of a sum lie."""
+    units, band, terms = cut.rows // unit_of(whole, form), band_of(whole, form), terms_of(whole, form)
+    rows = np.arange(cut.images)[:, None] * (units + int(terms[-1])) * band + np.arange(units * band)
     return {
-        "inputs": _with_images(image_in, cut.images, cut.steps[-1]),
-        "outputs": np.ascontiguousarray(outputs.astype(np.int64)),
         "pixels": (rows.reshape(-1) * (spec.channels * size)).astype(np.int64),
         "rows_out": np.arange(rows.size, dtype=np.int64) * (spec.filters * size),
         "taps": (terms * (band * spec.channels * size)).astype(np.int64),
     }
-
-
-def _tile_places(planes: int, height: int, whole: ConvSpec, form: Form, steps: Sizes) -> Array:
-    """Where tiles begin: by plane, row of tiles, phase of the two dilations, and column of tiles."""
-    (down, across), (tall, wide), (vertical, horizontal) = whole.dilation[-2:], form.matrices.tile, steps[-2:]
-    counts = (height // (tall * down), down, across, whole.out_size[-1] // (wide * across))
-    tiles = grid(counts, [tall * down * vertical, vertical, horizontal, wide * across * horizontal])
-    return (np.arange(planes, dtype=np.int64)[:, None] * (steps[0] if planes > 1 else 0) + tiles).reshape(-1)
-
-
-def _with_images(places: Array, images: int, step: int) -> Array:
-    return (np.arange(images, dtype=np.int64)[:, None] * step + places).reshape(-1)
-
-
-def _results_left(spec: ConvSpec, whole: ConvSpec, form: Form) -> Array:
-    """For the tiles of an image how many rows and columns of their results there are."""
-    axes, sizes = [], zip(spec.out_size[-2:], whole.out_size[-2:], spec.dilation[-2:], form.matrices.tile, strict=True)
-    for n, whole_n, d, results in sizes:
-        first = np.arange(whole_n // (results * d))[:, None] * (results * d) + np.arange(d)  # (tile, phase)
-        axes.append(np.clip(-(-(n - first) // d), 0, results))
-    rows, columns = axes[0][:, :, None, None], axes[1].T[None, None]  # by tile row, phases, tile column
-    pairs = np.broadcast_arrays(rows, columns)
-    return np.stack([part.reshape(-1) for part in pairs], axis=1)
