@@ -205,13 +205,13 @@ class Kernel:
         )
         self.builder.call(store, [value.raw, pointer, mask.raw])
 
-    def prefetch(self, address: Value, *, level: int = 1) -> None:
-        """Ask for the cache line of an address, which need not be one, to be read soon: into the cache of that level.
+    def prefetch(self, address: Value, *, level: int = 1, written: bool = False) -> None:
+        """Ask for the cache line of an address, which need not be one, to be read or written soon: into that cache.
 
         The first holds what is read in a moment. What is read a row of an image later has pushed out what is read now.
         """
         kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
-        words = [ir.Constant(I32, word) for word in (0, 4 - level, 1)]  # to read it, so near, as data
+        words = [ir.Constant(I32, word) for word in (int(written), 4 - level, 1)]  # so near, as data
         self.builder.call(self._declared("llvm.prefetch.p0", kind), [self._pointer(address, 0), *words])
 
     def _pointer(self, address: Value, offset: Operand) -> ir.Value:
