@@ -18,6 +18,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of
+from xpconv.cpu.compiled.processor import asks_ahead
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, Variable, vector
 from xpconv.cpu.lines import LINE
 
@@ -140,6 +141,8 @@ def _tile(
     starts = [given.x + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
     weight, added = kernel.variable(given.w), kernel.variable(0)
     soon = kernel.variable(given.soon) if foresees else None
+    if asks_ahead():
+        _ask(kernel, given, _targets(kernel, given, height), shape.filters * size)
     packed = kernel.variable(given.packed) if packs else None
     with kernel.loop(given.tap_count) as t:
         tap = kernel.load(given.taps, offset=t * 8)
@@ -174,7 +177,7 @@ def _tile(
     if shape.groups > 1:
         for total in itertools.chain(*sums):
             total.set(kernel.shuffled(total.get(), shape.one_by_one))
-    targets = [given.y + kernel.load(given.results, offset=8 * p) for p in range(height)]
+    targets = _targets(kernel, given, height)
     if by_rows:
         row_biases = [kernel.load(given.bias, element, size * p) for p in range(height)]
         biases = [[kernel.splat(bias, shape.lanes)] * shape.vectors for bias in row_biases]
@@ -193,6 +196,23 @@ def _tile(
             store(Finish(kernel, given.finish, element, shape.lanes))
     kernel.finish()
     return kernel
+
+
+def _targets(kernel: Kernel, given: SimpleNamespace, height: int) -> list[Value]:
+    """Where the results of each pixel go."""
+    return [given.y + kernel.load(given.results, offset=8 * p) for p in range(height)]
+
+
+def _ask(kernel: Kernel, given: SimpleNamespace, targets: list[Value], nbytes: int) -> None:
+    """Ask for the lines that are written in the end, while there is all of a tile to multiply.
+
+    Stores that wait for memory hold up the next tile. Zen 3, N=8: 1x1 64->64@56 2.7 -> 2.1 ms, 256->64@56 6.7 -> 6.1,
+    3x3 128@56 of stride 2 14.5 -> 14.0.
+    """
+    with kernel.when(given.stream.equals(0)):
+        for target in targets:
+            for line in range(0, nbytes, LINE):
+                kernel.prefetch(target + line, written=True)
 
 
 def _repeated(kernel: Kernel, address: Value, element: ir.Type, shape: Shape) -> Value:
