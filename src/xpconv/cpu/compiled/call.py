@@ -23,6 +23,7 @@ Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
 whether it can be used: where False, a value that is not finite may have spread beyond the windows that hold it."""
 
 STREAMED = 1 << 24  # bytes of a result that pushes all else from the caches
+_FAR = 1 << 21
 TOGETHER = 3 << 23  # bytes of an input and a result of as many channels that do
 
 
@@ -69,13 +70,27 @@ class Call:
         1x1 64->256@56, N=8 took 6.8 ms before and 4.5 after; a result that the caches hold took half as long again.
         """
         spec, size = self.spec, self.itemsize
-        nbytes = spec.batch * math.prod(spec.out_size) * spec.filters * size
-        return nbytes >= STREAMED and in_lines(self.y_strides, spec.filters // spec.groups * size, size)
+        return self._y_bytes >= STREAMED and in_lines(self.y_strides, spec.filters // spec.groups * size, size)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the result is more than a core's own caches hold."""
+        return self._y_bytes >= _FAR
+
+    @property
+    def _y_bytes(self) -> int:
+        spec = self.spec
+        return spec.batch * math.prod(spec.out_size) * spec.filters * self.itemsize
 
 
-def streamed_now(kernel: Kernel, given: SimpleNamespace) -> Value:
-    """Inside a kernel: above 0 where a result that may be stored past the caches begins a line of them now."""
-    return (given.y % LINE).equals(0).where(given.streams, kernel.constant(0))
+def storing(call: Call, *, streams: bool) -> int:
+    """How a kernel is told to store results: past the caches (1), asked for early (-1), or neither."""
+    return 1 if streams else -int(call.is_far)
+
+
+def storing_now(kernel: Kernel, given: SimpleNamespace) -> Value:
+    """Inside a kernel, the same of this call: only what begins a line of the caches is stored past them."""
+    return (given.y % LINE).equals(0).where(given.streams, kernel.minimum(given.streams, 0))
 
 
 def streamed_planes(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> bool:

@@ -16,7 +16,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import ahead, blocks, placed, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import Call, in_lines, streamed_now
+from xpconv.cpu.compiled.call import Call, in_lines, storing_now
 from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.job import Job
@@ -162,7 +162,7 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple
     block = blocks.opened(kernel, given, item, scratch)
     source = blocks.read(kernel, given, block, scratch, gather)
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
-    stream = streamed_now(kernel, given)
+    stream = storing_now(kernel, given)
     if taps.placed:
         _each_row(kernel, given, block, source, (y, stream), by_height, tall, taps)
     else:

@@ -19,7 +19,7 @@ from xpconv.cpu import processors
 from xpconv.cpu.compiled import blocks, deep, threads
 from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import Call, streamed_now
+from xpconv.cpu.compiled.call import Call, storing, storing_now
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import (
@@ -81,7 +81,7 @@ class Direct:
             "panels": panels, "parts": parts, "x_group": group.channels * call.x_strides[-1],
             "y_item": call.y_strides[0], "y_row": call.y_strides[1], "turned": int(turned), "filters": spec.filters,
             "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
-            "streams": int(call.is_streamed), "w_start": order[0], "w_step": step,
+            "streams": storing(call, streams=call.is_streamed), "w_start": order[0], "w_step": step,
             "chunk": chunk, "chunks": -(-tap_count // chunk),
             "near": 0 if self._packs or cut.strip else _near(spec, size, panel_bytes, shape),
         }  # fmt: skip
@@ -220,7 +220,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
     part, count = item % given.parts, given.groups * given.panels
     start, stop = (count * part) // given.parts, (count * (part + 1)) // given.parts
-    own, stream = scratch + given.own, streamed_now(kernel, given)
+    own, stream = scratch + given.own, storing_now(kernel, given)
     source = kernel.variable(given.x)
     near = given.near.equals(0).where(block.count, given.near)
     with kernel.loop(block.count, step=near) as some, kernel.loop(stop, start=start) as panel:

@@ -17,7 +17,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import STREAMED, Call, is_dense, streamed_now
+from xpconv.cpu.compiled.call import STREAMED, Call, is_dense, storing, storing_now
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of, put, take
 from xpconv.cpu.compiled.tile import SUMMED, Shape, even_run, finishing, heights_evenly, tile_kernels
@@ -75,7 +75,7 @@ class Pointwise:
             "y_filter": y_filter, "channels": spec.channels, "filters": spec.filters, "positions": positions,
             "groups": groups, "held": held, "panel_bytes": panel_bytes, "parts": parts,
             "tap_count": spec.channels // run, "run": run, "row_bytes": spec.channels * size,
-            "streams": int(is_streamed),
+            "streams": storing(call, streams=is_streamed),
         }  # fmt: skip
         tables = {
             "taps": np.arange(0, spec.channels, run) * size,
@@ -130,7 +130,7 @@ def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     left = kernel.minimum(given.positions - first, given.held * shape.filters)
     _copy_panels(kernel, given, dtype, given.x + image * given.x_item + first * size, left, scratch)
     start, stop = (given.filters * part) // given.parts, (given.filters * (part + 1)) // given.parts
-    y, stream = given.y + image * given.y_item + first * size, streamed_now(kernel, given)
+    y, stream = given.y + image * given.y_item + first * size, storing_now(kernel, given)
     for height, number in heights_evenly(kernel, tuple(tiles), stop - start):
         row = start + number
         with kernel.loop(left, step=shape.filters) as at:

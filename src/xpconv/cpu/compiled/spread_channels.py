@@ -17,7 +17,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import threads
 from xpconv.cpu.compiled.blocks import Arguments
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import TOGETHER, in_lines, streamed_now
+from xpconv.cpu.compiled.call import TOGETHER, in_lines, storing_now
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import lanes_of, put, take
@@ -100,7 +100,7 @@ def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     given = kernel.given(arguments, _NAMES)
     image, first = item // given.row_blocks, item % given.row_blocks * given.share
     x, y = given.x + image * given.x_item, given.y + image * (given.rows * given.columns * given.pixel)
-    stream = streamed_now(kernel, given)
+    stream = storing_now(kernel, given)
 
     def sums(source: Value, places: Value, starts: Value, store: _Store) -> None:
         """The channels of one pixel: of all that the table names from one start to the next."""

@@ -24,7 +24,7 @@ from xpconv.cpu import winograd
 from xpconv.cpu.compiled import blocks, threads, winograd_tiles
 from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library, machine
-from xpconv.cpu.compiled.call import Call, streamed_now
+from xpconv.cpu.compiled.call import Call, storing_now
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
@@ -257,7 +257,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     width = kernel.minimum(given.filters, stop * shape.filters) - first
     own = results - block.row * given.out_line * given.filters * size
     y = given.turned.equals(1).where(own, given.y + block.first * given.y_item)
-    stream = streamed_now(kernel, given)
+    stream = storing_now(kernel, given)
     with winograd_tiles.each(kernel, given, block.images, units, block.row // given.unit) as tile:
         kernel.call(
             back, products + (tile.number * given.filters + first) * size, given.products_plane,
