@@ -110,7 +110,7 @@ def tile_kernels(
     for each pixel, and not for each filter.
 
     One that `foresees` has two more arguments: an address that is to be read soon, and how many bytes more of what
-    lies there are asked for with each channel, two lines of the cache at most, or an element for each pixel.
+    lies there are asked for with each channel, those of a row of the weight at most, or an element for each pixel.
     """
     heights = heights or shape.heights
     how = {"foresees": foresees, "adds": adds, "by_rows": by_rows}
@@ -166,7 +166,7 @@ def _tile(
                 offset = kernel.after(offset, [total.get() for total in row_sums])
             weight.set(here + given.w_step)
             if soon is not None:
-                for line in range(0, max(2 * LINE, height * size), LINE):
+                for line in range(0, max(shape.filters, height) * size, LINE):
                     kernel.prefetch(soon.get() + line)
                 soon.set(soon.get() + given.soon_step)
         added.set(added.get() + given.run)

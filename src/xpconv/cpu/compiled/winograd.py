@@ -296,7 +296,7 @@ def _multiply(
         def arguments_of(tile: Value) -> tuple[Operand, ...]:
             return (
                 x, given.pixels + tile * 8, given.taps, given.tap_count, given.channels, w, shape.filters * size, y,
-                given.rows_out + tile * 8, width, 0, given.zeros, 0,
+                given.rows_out + tile * 8, width, 0, given.zeros, -1,
                 w + jump + (tile * panel_bytes) // count, step,
             )  # fmt: skip
 
