@@ -16,7 +16,7 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import winograd as transforms
-from xpconv.cpu.compiled import kernels, threads, winograd, winograd_tables
+from xpconv.cpu.compiled import call, kernels, threads, winograd, winograd_tables
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.plan import Compiled, conv_plan
@@ -422,3 +422,29 @@ def test_blocks_have_fewer_tiles_beside_narrow_vectors(registers, images, monkey
     spec = xpconv.corr2d.request(x, w, padding=1).spec
     whole = winograd_tables.whole_of(spec, winograd.FORMS[transforms.F4])
     assert winograd._shape(whole, winograd.FORMS[transforms.F4], 2) == (16, images)
+
+
+@pytest.mark.parametrize(("images", "side", "whole"), [(1, 28, False), (4, 14, False), (1, 14, True), (8, 7, False)])
+def test_threads_with_narrow_vectors_share_filters_where_they_have_few_tiles(images, side, whole, monkeypatch):
+    monkeypatch.setattr(winograd, "machine", lambda: replace(machine(), registers=16))
+    x, w = np.empty((images, side, side, 256), "f"), np.empty((3, 3, 256, 256), "f")
+    dense = winograd_tables.whole_of(xpconv.corr2d.request(x, w, padding=1).spec, winograd.FORMS[transforms.F4])
+    block = winograd._shape(dense, winograd.FORMS[transforms.F4], 2)
+    assert (block == (dense.out_size[0], images)) == whole
+
+
+def test_tables_do_not_grow_with_the_tiles_of_an_image():
+    form = winograd.FORMS[transforms.F4]
+    x, w = np.broadcast_to(np.float32(0), (1, 20_000, 20_000, 1)), np.empty((3, 3, 1, 1), "f")
+    spec = xpconv.corr2d.request(x, w, padding=1).spec
+    tables = winograd_tables.tables_of(spec, winograd_tables.whole_of(spec, form), form)
+    assert sum(table.nbytes for table in tables.values()) < 1 << 20
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("streamed", [1, 1 << 40])
+@pytest.mark.parametrize("filters", [5, 32])
+def test_results_are_the_same_past_the_caches_and_by_way_of_them(filters, streamed, activation, monkeypatch):
+    monkeypatch.setattr(call, "STREAMED", streamed)
+    x, w, bias = normal(5, (2, 23, 18, 16), (3, 3, 16, filters), (filters,))
+    assert_near(xpconv.corr, x, w, bias=bias, padding=1, activation=activation)

@@ -478,3 +478,16 @@ def test_as_many_threads_as_blas_has_are_taken():
         return
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         assert team.thread_count() == 1
+
+
+@pytest.mark.parametrize(("channels", "filters", "pieces"), [(8, 64, 9), (96, 96, 13), (97, 128, 1), (64, 32, 1)])
+def test_a_large_product_of_few_channels_is_made_in_pieces(channels, filters, pieces, monkeypatch):
+    monkeypatch.setattr(strips, "_PIECE_BYTES", 1 << 14)
+    rng = np.random.default_rng(0)
+    shapes = (3, 14, 13, channels), (1, 1, channels, filters)
+    x, w = (rng.integers(-9, 9, shape).astype(np.float32) for shape in shapes)
+    made, matmul = [], np.matmul
+    monkeypatch.setattr(np, "matmul", lambda *arrays, **out: (made.append(1), matmul(*arrays, **out))[1])
+    y = strips.conv(x, w, xpconv.corr2d.request(x, w).spec, 1 << 26)
+    assert len(made) == pieces
+    np.testing.assert_array_equal(y, x @ w[0, 0])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import spreading, strips
+from xpconv.cpu import scattering, spreading, strips
 from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
@@ -275,13 +275,6 @@ def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every gradient added at its index; nobody has looked yet whether that is in the plane."""
     if pooled.by("max_pool_grad", gy, spec):
         return pooled.scattered(gy, indices, spec)
-    dtype, places = gy.dtype, math.prod(spec.size)
-    check_inside(indices, places, least=-1)
-    flat = (spec.batch, math.prod(spec.out_size), spec.channels)
-    gy, indices = (channels_last(a, spec.layout).reshape(flat) for a in (widened(gy), indices))
-    n, _, c = np.ogrid[: flat[0], : flat[1], : flat[2]]
-    kept = indices >= 0
-    gx = np.zeros(spec.batch * places * spec.channels, dtype=gy.dtype)
-    np.add.at(gx, ((n * places + indices) * spec.channels + c)[kept], gy[kept])
-    gx = agnostic.as_layout(gx.reshape(spec.batch, *spec.size, spec.channels), spec.layout)
-    return np.ascontiguousarray(gx.astype(dtype, copy=False))
+    check_inside(indices, math.prod(spec.size), least=-1)
+    gx = scattering.scattered(widened(gy), indices, spec, current_limit())
+    return gx.astype(gy.dtype, copy=False)
