@@ -258,8 +258,10 @@ def test_large_results_are_the_same_wherever_they_begin(dtype, channels, start):
 @POOLINGS
 @pytest.mark.parametrize("channels", [32, 64, 107])
 @pytest.mark.parametrize("way", [np.s_[:], np.s_[:, ::2, ::2], np.s_[::-1, ::-1, ::-1], np.s_[..., 1:]])
-def test_windows_one_by_one_of_maps_beyond_the_caches(monkeypatch, dtype, operation, channels, way):
-    monkeypatch.setattr(channelwise, "_STREAMED", 0)
+@pytest.mark.parametrize("streamed", [0, 1 << 40])
+def test_windows_one_by_one_of_maps_beyond_the_caches(monkeypatch, dtype, operation, channels, way, streamed):
+    monkeypatch.setattr(channelwise, "_STREAMED", streamed)
+    monkeypatch.setattr(channelwise, "_FAR", dict.fromkeys(channelwise._FAR, 0))
     x = integers(np.random.default_rng(channels), (3, 41, 37, channels + 1), dtype)[way]
     x[1, 3, 5, ::3] = np.nan
     cases = [((2, 2), {}), ((3, 3), {"padding": 1}), ((1, 3), {"dilation": 2}), ((5, 4), {"padding": (0, 2)})]

@@ -95,6 +95,7 @@ def go_alone(spec: ConvSpec | PoolSpec, operation: str, dtype: str) -> bool:
 
 
 _WIDE = 8  # vectors of a single window
+_AHEAD = 256  # bytes of channels before they are stored, memory for them is asked for
 
 
 def _many() -> bool:
@@ -177,6 +178,9 @@ def _tile(
                 with where:
                     for result, place in found:
                         write(result, place)
+        with kernel.when(given.stream < 0):
+            for _, place in found:
+                kernel.prefetch(place + _AHEAD, written=True)
 
     for q, place in enumerate(places):
         _stored(kernel, given, operation, kind, at + place, partial(store, q))
