@@ -17,7 +17,7 @@ from xpconv.cpu.compiled import ahead, blocks, placed, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, in_lines, storing_now
-from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, shapes, taps_of, tiles
+from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, heights, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
@@ -167,10 +167,22 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple
     source = blocks.read(kernel, given, block, scratch, gather)
     y = given.turned.equals(1).where(block.free, given.y + block.first * given.y_item + block.row * given.y_row)
     stream = storing_now(kernel, given)
-    if taps.placed:
-        _each_row(kernel, given, block, source, (y, stream), by_height, tall, taps)
+
+    def all_results(*, far: bool) -> None:
+        chosen = {height: by_height[height] for height in heights(operation, taps.run, far=far)}
+        if taps.placed:
+            _each_row(kernel, given, block, source, (y, stream), chosen, tall, taps)
+        else:
+            _each_segment(kernel, given, block, source, (y, stream), chosen)
+
+    if heights(operation, taps.run, far=True) == heights(operation, taps.run, far=False):
+        all_results(far=False)
     else:
-        _each_segment(kernel, given, block, source, (y, stream), by_height)
+        with kernel.either(stream.equals(0)) as (held, beyond):
+            with held:
+                all_results(far=False)
+            with beyond:
+                all_results(far=True)
     with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
         step = given.channels * np.dtype(dtype).itemsize
         kernel.call(
