@@ -261,7 +261,7 @@ def test_large_results_are_the_same_wherever_they_begin(dtype, channels, start):
 @pytest.mark.parametrize("streamed", [0, 1 << 40])
 def test_windows_one_by_one_of_maps_beyond_the_caches(monkeypatch, dtype, operation, channels, way, streamed):
     monkeypatch.setattr(channelwise, "_STREAMED", streamed)
-    monkeypatch.setattr(channelwise, "_FAR", dict.fromkeys(channelwise._FAR, 0))
+    monkeypatch.setattr(channelwise, "_ASKED", dict.fromkeys(channelwise._ASKED, 0))
     x = integers(np.random.default_rng(channels), (3, 41, 37, channels + 1), dtype)[way]
     x[1, 3, 5, ::3] = np.nan
     cases = [((2, 2), {}), ((3, 3), {"padding": 1}), ((1, 3), {"dilation": 2}), ((5, 4), {"padding": (0, 2)})]

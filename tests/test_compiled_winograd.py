@@ -16,7 +16,7 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import winograd as transforms
-from xpconv.cpu.compiled import call, kernels, threads, winograd, winograd_tables
+from xpconv.cpu.compiled import call, kernels, threads, winograd, winograd_tables, winograd_tiles
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.plan import Compiled, conv_plan
@@ -433,18 +433,19 @@ def test_threads_with_narrow_vectors_share_filters_where_they_have_few_tiles(ima
     assert (block == (dense.out_size[0], images)) == whole
 
 
-def test_tables_do_not_grow_with_the_tiles_of_an_image():
-    form = winograd.FORMS[transforms.F4]
-    x, w = np.broadcast_to(np.float32(0), (1, 20_000, 20_000, 1)), np.empty((3, 3, 1, 1), "f")
-    spec = xpconv.corr2d.request(x, w, padding=1).spec
-    tables = winograd_tables.tables_of(spec, winograd_tables.whole_of(spec, form), form)
+@pytest.mark.parametrize("size", [(20_000, 20_000), (20_000_000,)])
+def test_tables_of_tiles_do_not_grow_with_their_number(size):
+    x, w = np.broadcast_to(np.float32(0), (1, *size, 1)), np.empty(((3, 3, 1, 1) if len(size) == 2 else (9, 1, 1)), "f")
+    spec = transforms.as_images(xpconv.corr.request(x, w, padding=1).spec)
+    form = winograd.FORMS[transforms.F4 if len(size) == 2 else transforms.F9]
+    _, tables = winograd_tiles.numbers_and_tables(spec, winograd_tables.whole_of(spec, form), form)
     assert sum(table.nbytes for table in tables.values()) < 1 << 20
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
-@pytest.mark.parametrize("streamed", [1, 1 << 40])
-@pytest.mark.parametrize("filters", [5, 32])
-def test_results_are_the_same_past_the_caches_and_by_way_of_them(filters, streamed, activation, monkeypatch):
+@pytest.mark.parametrize(("streamed", "filters", "channels"), [(1, 32, 16), (1 << 40, 32, 17), (1, 5, 18)])
+def test_results_are_the_same_past_the_caches_and_by_way_of_them(streamed, filters, channels, activation, monkeypatch):
     monkeypatch.setattr(call, "STREAMED", streamed)
-    x, w, bias = normal(5, (2, 23, 18, 16), (3, 3, 16, filters), (filters,))
+    monkeypatch.setattr(winograd, "_stores_lines", lambda _: True)  # narrow vectors too
+    x, w, bias = normal(5, (2, 23, 18, channels), (3, 3, channels, filters), (filters,))
     assert_near(xpconv.corr, x, w, bias=bias, padding=1, activation=activation)

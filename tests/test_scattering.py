@@ -50,8 +50,13 @@ def test_no_gradients_leave_zeros(shape):
     np.testing.assert_array_equal(gx, np.zeros((shape[0], 4, 5, shape[-1])))
 
 
-def test_places_take_no_more_memory_than_the_limit():
-    rng = np.random.default_rng(0)
-    gy, indices = np.ones((4, 64, 64, 16), np.float32), rng.integers(0, 4096, (4, 64, 64, 16))
-    with xpconv.workspace_limit(1 << 20):
-        assert memory_beside_result(lambda: xpconv.max_pool_grad(gy, indices, size=(64, 64))) < 1 << 20
+@pytest.mark.parametrize("arranged", [np.ascontiguousarray, np.asfortranarray, lambda a: a[::-1]])
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0), ("float32", -1), ("complex128", -1)])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_places_take_no_more_memory_than_the_limit(layout, dtype, least, arranged):
+    shape = (16, 32, 32, 4) if layout == "channels_last" else (16, 4, 32, 32)
+    indices = arranged(np.random.default_rng(0).integers(least, 1024, shape))
+    gy = arranged(np.ones(shape, dtype))
+    with xpconv.workspace_limit(1 << 19):
+        beside = memory_beside_result(lambda: xpconv.max_pool_grad(gy, indices, size=(32, 32), layout=layout))
+    assert beside < 1 << 19

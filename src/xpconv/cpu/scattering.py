@@ -7,38 +7,37 @@ All places at once take twice the memory of the values: the gradient of maxima o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
 from xpconv.spec import Array, ScatterSpec, in_layout
 
 _PART = 1 << 18  # values
+_BYTES = 4 * np.dtype(np.intp).itemsize  # of each value's places, beside the value: all, those that are kept, and which
 
 
 def scattered(values: Array, indices: Array, spec: ScatterSpec, limit: int) -> Array:
     """Planes in the spec's layout, of the values' dtype; an index below 0 adds nothing."""
     maps = spec.channels if spec.layout == "channels_last" else 1  # that lie between each other
-    images, results, places = spec.batch * spec.channels // max(maps, 1), math.prod(spec.out_size), math.prod(spec.size)
-    values, indices = (a.reshape(images, results, maps) for a in (values, indices))
-    planes = np.zeros((images, places * maps), values.dtype)
-    most = max(min(_PART, limit // (4 * np.dtype(np.intp).itemsize)), 1)
-    for some, rows in _parts(images, results, maps, most):
-        here, there = planes[some].reshape(-1), indices[some, rows]
-        starts = np.arange(there.shape[0])[:, None, None] * (places * maps) + np.arange(maps)
-        at = np.multiply(there, maps, dtype=np.intp, casting="same_kind")  # unsigned ones would become floats
-        at, added = np.add(at, starts, out=at), values[some, rows]
-        kept = there >= 0
-        if not kept.all():
-            at, added = at[kept], added[kept]
-        np.add.at(here, at.reshape(-1), added.reshape(-1))
-    return planes.reshape(in_layout(spec.layout, spec.batch, spec.size, spec.channels))
-
-
-def _parts(images: int, results: int, maps: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Images and results of so many values together: several images, or a part of one."""
-    rows = max(most // max(maps, 1), 1)
+    results, places = math.prod(spec.out_size), math.prod(spec.size)
+    planes = np.zeros(in_layout(spec.layout, spec.batch, spec.size, spec.channels), values.dtype)
+    rows = max(min(_PART, limit // (_BYTES + values.itemsize)) // max(spec.channels, 1), 1)
     together = max(rows // max(results, 1), 1)
-    for image in range(0, images, together):
+    for first in range(0, spec.batch if values.size else 0, together):
+        some = slice(first, first + together)
+        there, added = (a[some].reshape(-1, results, maps) for a in (indices, values))
+        starts = np.arange(len(there))[:, None, None] * (places * maps) + np.arange(maps)
         for row in range(0, results, rows):
-            yield slice(image, image + together), slice(row, row + rows)
+            part = np.s_[:, row : row + rows]
+            _add(planes[some].reshape(-1), there[part], added[part], starts, maps)
+    return planes
+
+
+def _add(planes: Array, indices: Array, values: Array, starts: Array, maps: int) -> None:
+    """Values at the indices of planes, which begin at `starts` and whose elements are so many maps apart."""
+    places = np.multiply(indices, maps, dtype=np.intp, casting="same_kind")  # unsigned ones would become floats
+    places += starts
+    kept = indices >= 0
+    if not kept.all():
+        places, values = places[kept], values[kept]
+    np.add.at(planes, places.reshape(-1), values.reshape(-1))

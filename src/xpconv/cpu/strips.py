@@ -23,7 +23,8 @@ from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec, Windows
 
 _STRIP_BYTES = 1 << 21  # of a strip, its copies and its results: with a quarter, a fifth longer
-_PIECE_BYTES, _FEW_CHANNELS = 1 << 20, 96
+_PIECE_BYTES = 1 << 20  # of a large result
+_FEW_CHANNELS = 96  # in which a product takes less time than its result
 _SHARED_ELEMENTS = 3 << 19  # read, copied and written; BLAS shares the one product of fewer in 0.75 to 0.95 of the time
 _SHARED = 4_000_000  # multiplications of groups that take longer than waking a thread
 _SHARED_PASSES = 1_000_000  # of depthwise filters

@@ -56,6 +56,10 @@ class Blocks:
         """Results of a whole block."""
         return self.images * self.rows * self.line
 
+    def strides(self, itemsize: int) -> Sizes:
+        """Bytes between neighbours of what a block reads, as those of an array (N, *size, C)."""
+        return (self.steps[-1], *self.steps[:-1], itemsize)
+
     def places(self, counts: Sizes, steps: Sizes) -> Array:
         """Bytes from the start of a block's input to every place of a grid over the spatial axes."""
         return grid(counts, [step * s for _, step, s in zip(counts, self.steps, steps, strict=False)])

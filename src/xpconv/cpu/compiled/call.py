@@ -23,7 +23,7 @@ Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
 whether it can be used: where False, a value that is not finite may have spread beyond the windows that hold it."""
 
 STREAMED = 1 << 24  # bytes of a result that pushes all else from the caches
-_FAR = 1 << 21
+_OWN = 1 << 21  # bytes that are more than a core's own caches hold
 TOGETHER = 3 << 23  # bytes of an input and a result of as many channels that do
 
 
@@ -75,7 +75,7 @@ class Call:
     @property
     def is_far(self) -> bool:
         """Whether the result is more than a core's own caches hold."""
-        return self._y_bytes >= _FAR
+        return self._y_bytes >= _OWN
 
     @property
     def _y_bytes(self) -> int:
@@ -83,14 +83,14 @@ class Call:
         return spec.batch * math.prod(spec.out_size) * spec.filters * self.itemsize
 
 
-def storing(call: Call, *, streams: bool) -> int:
-    """How a kernel is told to store results: past the caches (1), asked for early (-1), or neither."""
-    return 1 if streams else -int(call.is_far)
+def storing(*, streams: bool, far: bool) -> int:
+    """How a kernel is told to store results: past the caches (1), asked for early (-1), or neither (0)."""
+    return 1 if streams else -int(far)
 
 
 def storing_now(kernel: Kernel, given: SimpleNamespace) -> Value:
-    """Inside a kernel, the same of this call: only what begins a line of the caches is stored past them."""
-    return (given.y % LINE).equals(0).where(given.streams, kernel.minimum(given.streams, 0))
+    """Inside a kernel, the same of this call: what does not begin a line of the caches is not stored past them."""
+    return (given.y % LINE).equals(0).where(given.streams, kernel.minimum(given.streams, given.streams * -1))
 
 
 def streamed_planes(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> bool:

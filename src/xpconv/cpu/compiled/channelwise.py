@@ -16,7 +16,7 @@ from llvmlite import ir
 from xpconv.cpu.compiled import ahead, blocks, placed, threads
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
 from xpconv.cpu.compiled.build import Library, library
-from xpconv.cpu.compiled.call import Call, in_lines, storing_now
+from xpconv.cpu.compiled.call import Call, in_lines, storing, storing_now
 from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, heights, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.job import Job
@@ -95,12 +95,12 @@ def _job(
     places = cut.places(
         (*spec.window[:-1], spec.window[-1] // taps.run), (*spec.dilation[:-1], spec.dilation[-1] * taps.run)
     )
-    far = asks_ahead() and _bytes(spec, size) >= _FAR[operation]
+    far = asks_ahead() and _bytes(spec, size) >= _ASKED[operation]
     numbers = {
         "tap_count": len(places), "step": cut.steps[spec.axes - 1], "channels": spec.channels,
         "segment": spec.out_size[-1] if spec.axes > 1 else 0, "w_step": -(-spec.channels // lanes) * lanes * size,
         "y_item": y_strides[0], "y_row": y_strides[1], "turned": int(turned), "plane": y_strides[-1],
-        "streams": 1 if _is_streamed(spec, y_strides, size) else -int(far),
+        "streams": storing(streams=_is_streamed(spec, y_strides, size), far=far),
         "alone": int(go_alone(spec, operation, dtype)),
     }  # fmt: skip
     tables = {
@@ -137,7 +137,7 @@ def _bytes(spec: ConvSpec | PoolSpec, size: int) -> int:
 _STREAMED = 3 << 23
 # Bytes of both from which rows, and memory for results, are asked for early. Zen 3: depthwise 3x3 144@56, N=4 (14 MB)
 # 2.2 -> 1.6 ms in one run and 1.9 -> 1.0 in another; poolings of as much gain nothing.
-_FAR = {"multiplied": 3 << 22, "added": _STREAMED, "largest": _STREAMED}
+_ASKED = {"multiplied": 3 << 22, "added": _STREAMED, "largest": _STREAMED}
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Direct:
             "panels": panels, "parts": parts, "x_group": group.channels * call.x_strides[-1],
             "y_item": call.y_strides[0], "y_row": call.y_strides[1], "turned": int(turned), "filters": spec.filters,
             "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
-            "streams": storing(call, streams=call.is_streamed), "w_start": order[0], "w_step": step,
+            "streams": storing(streams=call.is_streamed, far=call.is_far), "w_start": order[0], "w_step": step,
             "chunk": chunk, "chunks": -(-tap_count // chunk),
             "near": 0 if self._packs or cut.strip else _near(spec, size, panel_bytes, shape),
         }  # fmt: skip

@@ -206,7 +206,8 @@ class Kernel:
         self.builder.call(store, [value.raw, pointer, mask.raw])
 
     def prefetch(self, address: Value, *, level: int = 1, written: bool = False) -> None:
-        """Ask for the cache line of an address, which need not be one, to be read or written soon: into that cache.
+        """Ask for the cache line of an address, which need not be one, soon to be read or `written`: into the cache of
+        that level.
 
         The first holds what is read in a moment. What is read a row of an image later has pushed out what is read now.
         """

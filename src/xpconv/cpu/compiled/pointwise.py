@@ -75,7 +75,7 @@ class Pointwise:
             "y_filter": y_filter, "channels": spec.channels, "filters": spec.filters, "positions": positions,
             "groups": groups, "held": held, "panel_bytes": panel_bytes, "parts": parts,
             "tap_count": spec.channels // run, "run": run, "row_bytes": spec.channels * size,
-            "streams": storing(call, streams=is_streamed),
+            "streams": storing(streams=is_streamed, far=call.is_far),
         }  # fmt: skip
         tables = {
             "taps": np.arange(0, spec.channels, run) * size,

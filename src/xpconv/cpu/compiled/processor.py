@@ -46,7 +46,7 @@ def machine() -> Machine | None:
 
 
 def asks_ahead() -> bool:
-    """Whether kernels ask for what they read later."""
+    """Whether kernels ask early for what they read later, and for the memory of what they write."""
     here = machine()
     return here is not None and here.loses_track
 

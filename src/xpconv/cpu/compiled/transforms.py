@@ -57,7 +57,7 @@ def forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
 def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
     """``back``: ``phi(A^T m A + bias)`` of a tile, of which so many rows and columns are stored; of a signal, results.
 
-    Zero times every value is added to what was `found`, which stays zero as long as all are finite.
+    Zero times the sum of every row is added to what was `found`, which stays zero as long as all are finite.
     """
     names = ("m", "plane", "y", "row", "pixel", "filters", "rows", "columns", "finish", "bias", "found", "stream")
     kernel = Kernel(module, "back", names)
@@ -119,8 +119,8 @@ def _stored(
 ) -> None:
     """Vectors a pixel apart to memory, past the caches where that is asked for, or the lanes of a mask.
 
-    Where they go by way of the caches, a Zen is told early where the next tile's will: what waits to be stored would
-    otherwise fill up while memory is waited for. On a Zen 3, N=8: 64@56 6.0 -> 5.3 ms, 128@28 4.74 -> 4.58.
+    Where they go by way of the caches, memory for the next tile's is asked for: what waits to be stored would otherwise
+    fill up while that is waited for. On a Zen 3, N=8: 64@56 6.0 -> 5.3 ms, 128@28 4.74 -> 4.58.
     """
     places = [place + given.pixel * j for j in range(len(results))]
     if mask is not None:
@@ -134,7 +134,7 @@ def _stored(
         with kept:
             for result, there in zip(results, places, strict=True):
                 kernel.store(result, there)
-                if asks_ahead():
+                if asks_ahead() and len(results) > 1:  # of a tile at the edge there may be no next one
                     kernel.prefetch(there + given.pixel * len(results), written=True)
 
 

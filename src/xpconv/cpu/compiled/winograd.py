@@ -106,20 +106,19 @@ class Winograd:
         turned = call.y_strides[-1] != size
         tiles_in, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
         block = block_strides(spec, call.y_strides, size, turned)
-        read = (cut.steps[-1], *cut.steps[:-1], size)
+        read = cut.strides(size)
         line, terms = math.prod(spec.out_size[1:]), terms_of(whole, form)
         tile_in, tile_out = in_tile(form, spec, read[-3:-1]), in_tile(form, spec, block[-3:-1])
-        numbers, tables = winograd_tiles.told(spec, whole, form)
+        numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, form)
         numbers |= winograd_tiles.steps_of(read, "in") | winograd_tiles.steps_of(block, "out")
         numbers |= {
             "tap_count": len(terms), "extra": int(terms[-1]), "channels": spec.channels, "filters": spec.filters,
-            "panels": panels, "parts": parts,
-            "tile_row": tile_in[0], "tile_pixel": tile_in[1], "results_row": tile_out[0], "results_pixel": tile_out[1],
+            "panels": panels, "parts": parts, "tile_row": tile_in[0], "tile_pixel": tile_in[1],
+            "results_row": tile_out[0], "results_pixel": tile_out[1],
             "spectra_plane": plane_bytes(tiles_in, spec.channels, size),
             "products_plane": plane_bytes(tiles_out, spec.filters, size), "turned": int(turned),
             "y_item": call.y_strides[0], "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line,
-            "last_row": spec.out_size[0],
-            "streams": int(call.is_streamed and _stores_lines(dtype)),
+            "last_row": spec.out_size[0], "streams": int(call.is_streamed and _stores_lines(dtype)),
         }  # fmt: skip
         tables |= products_of(spec, cut, whole, form, size)
         tables["zeros"] = np.zeros(self._shape.filters, dtype)
@@ -262,7 +261,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
         kernel.call(
             back, products + (tile.number * given.filters + first) * size, given.products_plane,
             y + tile.place(given, "out") + first * size, given.results_row, given.results_pixel, width,
-            *tile.left(kernel, given), given.finish, given.bias + first * size, given.found + item * _FOUND_BYTES,
+            *tile.left(given), given.finish, given.bias + first * size, given.found + item * _FOUND_BYTES,
             stream,
         )  # fmt: skip
     with kernel.when(given.turned > 0), kernel.loop(block.images) as image:

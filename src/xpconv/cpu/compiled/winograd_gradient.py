@@ -149,14 +149,14 @@ def _job(
     tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
     chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
     parts = 1 if chunks % threads_free == 0 else min(-(-2 * threads_free // chunks), panels)
-    read = (cut.steps[-1], *cut.steps[:-1], size)
+    read = cut.strides(size)
     tile_in, tile_out = in_tile(IMAGES, spec, read[-3:-1]), in_tile(IMAGES, spec, gy_strides[-3:-1])
-    numbers, tables = winograd_tiles.told(spec, whole, IMAGES)
+    numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, IMAGES)
     numbers |= winograd_tiles.steps_of(read, "in") | winograd_tiles.steps_of(gy_strides, "gy")
     numbers |= {
         "channels": spec.channels, "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count,
-        "parts": parts,
-        "tile_row": tile_in[0], "tile_pixel": tile_in[1], "results_row": tile_out[0], "results_pixel": tile_out[1],
+        "parts": parts, "tile_row": tile_in[0], "tile_pixel": tile_in[1], "results_row": tile_out[0],
+        "results_pixel": tile_out[1],
         "spectra_plane": plane_bytes(tiles, spec.channels, size),
         "gradients_plane": plane_bytes(tiles, panels * shape.filters, size),
         "sums_bytes": _POINTS * spec.channels * spec.filters * size,
@@ -211,7 +211,7 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape) -> None:
             )  # fmt: skip
         gy = given.gy + block.first * given.gy_item
         with winograd_tiles.each(kernel, given, block.images, units, block.row // given.unit) as tile:
-            place, (rows, columns) = tile.place(given, "gy"), tile.left(kernel, given)
+            place, (rows, columns) = tile.place(given, "gy"), tile.left(given)
             with kernel.loop(last, start=first) as panel:
                 kernel.call(
                     backward, gy + place + panel * panel_bytes, given.results_row, given.results_pixel, rows, columns,

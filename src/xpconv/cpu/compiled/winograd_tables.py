@@ -78,18 +78,12 @@ def block_strides(spec: ConvSpec, y_strides: Sizes, size: int, turned: bool) -> 
     return tuple(steps)
 
 
-def tables_of(spec: ConvSpec, whole: ConvSpec, form: Form) -> dict[str, Array]:
-    """The row and column that each tile of a unit begins in, and the results that are left for one that begins there.
-
-    Those of all tiles of an image would take megabytes.
-    """
-    (tall, wide), (down, across), lead = form.matrices.tile, whole.dilation[-2:], whole.axes - 2
-    height = whole.out_size[-2] if lead else unit_of(whole, form)
+def tiles_of(whole: ConvSpec, form: Form) -> Array:
+    """The row and column that each tile of a unit begins in: those of all units would take megabytes."""
+    (tall, wide), (down, across) = form.matrices.tile, whole.dilation[-2:]
+    height = whole.out_size[-2] if whole.axes == 3 else unit_of(whole, form)
     counts = (height // (tall * down), down, across, whole.out_size[-1] // (wide * across))  # rows, phases, columns
-    rows, columns = grid(counts, [tall * down, 1, 0, 0]), grid(counts, [0, 0, 1, wide * across])
-    axes = zip(spec.out_size[lead:], whole.out_size[lead:], whole.dilation[lead:], form.matrices.tile, strict=True)
-    lefts = [np.clip(-(-(n - np.arange(padded)) // step), 0, results) for n, padded, step, results in axes]
-    return {"tiles": np.stack([rows, columns], axis=1), "rows_left": lefts[0], "columns_left": lefts[1]}
+    return np.stack([grid(counts, [tall * down, 1, 0, 0]), grid(counts, [0, 0, 1, wide * across])], axis=1)
 
 
 def products_of(spec: ConvSpec, cut: Blocks, whole: ConvSpec, form: Form, size: int) -> dict[str, Array]:

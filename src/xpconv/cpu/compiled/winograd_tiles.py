@@ -10,28 +10,33 @@ from types import SimpleNamespace
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.transforms import Form
 from xpconv.cpu.compiled.values import Value
-from xpconv.cpu.compiled.winograd_tables import tables_of, unit_of
+from xpconv.cpu.compiled.winograd_tables import tiles_of, unit_of
 from xpconv.spec import Array, ConvSpec, Sizes
 
-FIELDS = ("tiles", "rows_left", "columns_left", "unit", "unit_rows", "band")
+FIELDS = ("tiles", "unit", "unit_rows", "band", "height", "width", "down", "across")  # of `numbers_and_tables`
+_AXES = ("item", "plane", "row", "column")
 
 
-def told(spec: ConvSpec, whole: ConvSpec, form: Form) -> tuple[dict[str, int], dict[str, Array]]:
-    """Numbers and tables of all tiles."""
-    unit, tables = unit_of(whole, form), tables_of(spec, whole, form)
-    return {"unit": unit, "unit_rows": unit if spec.axes == 2 else 0, "band": len(tables["tiles"])}, tables
-
-
-def steps_of(strides: Sizes, name: str) -> dict[str, int]:
-    """Bytes between the items, planes, rows and columns of an array (N, [planes,] rows, columns, maps), by name."""
-    item, *planes, row, column, _ = strides
-    steps = {"item": item, "plane": planes[0] if planes else 0, "row": row, "column": column}
-    return {f"{name}_{axis}": step for axis, step in steps.items()}
+def numbers_and_tables(spec: ConvSpec, whole: ConvSpec, form: Form) -> tuple[dict[str, int], dict[str, Array]]:
+    """Where the tiles of a unit begin, and how far units, results and, by the dilation, rows and columns go."""
+    unit, tiles = unit_of(whole, form), tiles_of(whole, form)
+    (height, width), (down, across) = spec.out_size[-2:], spec.dilation[-2:]
+    numbers = {
+        "unit": unit, "unit_rows": unit if spec.axes == 2 else 0, "band": len(tiles), "height": height, "width": width,
+        "down": down, "across": across,
+    }  # fmt: skip
+    return numbers, {"tiles": tiles}
 
 
 def fields_of(name: str) -> tuple[str, ...]:
-    """The names of `steps_of`."""
-    return tuple(steps_of((0, 0, 0, 0, 0), name))
+    """What a kernel is told of an array of that name: `steps_of` it."""
+    return tuple(f"{name}_{axis}" for axis in _AXES)
+
+
+def steps_of(strides: Sizes, name: str) -> dict[str, int]:
+    """Bytes between the items, planes, rows and columns of an array (N, [planes,] rows, columns, maps)."""
+    item, *planes, row, column, _ = strides
+    return dict(zip(fields_of(name), (item, planes[0] if planes else 0, row, column), strict=True))
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,18 @@ class Tile:
     number: Value  # of those that are taken
     image: Value
     unit: Value
-    row: Value  # that it begins in, of the whole image, as its column
+    row: Value  # that it begins in, of the image, or of its plane, as its column
     column: Value
 
     def place(self, given: SimpleNamespace, name: str) -> Value:
-        """Bytes from the beginning of an array of `steps_of` that name to the tile."""
+        """Bytes from the beginning of the array of that name to the tile."""
         item, plane, row, column = (getattr(given, field) for field in fields_of(name))
         return self.image * item + self.unit * plane + self.row * row + self.column * column
 
-    def left(self, kernel: Kernel, given: SimpleNamespace) -> tuple[Value, Value]:
-        """Rows and columns of its results."""
-        return kernel.load(given.rows_left + self.row * 8), kernel.load(given.columns_left + self.column * 8)
+    def left(self, given: SimpleNamespace) -> tuple[Value, Value]:
+        """Rows and columns of results from its first on, a dilation apart; it has no more than its own of them."""
+        rows, columns = given.height - self.row, given.width - self.column
+        return (rows + given.down - 1) // given.down, (columns + given.across - 1) // given.across
 
 
 @contextmanager
