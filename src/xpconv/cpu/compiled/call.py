@@ -23,7 +23,7 @@ Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
 whether it can be used: where False, a value that is not finite may have spread beyond the windows that hold it."""
 
 STREAMED = 1 << 24  # bytes of a result that pushes all else from the caches
-_OWN = 1 << 21  # bytes that are more than a core's own caches hold
+_BEYOND = 1 << 21  # bytes of a result that a core's own caches do not hold
 TOGETHER = 3 << 23  # bytes of an input and a result of as many channels that do
 
 
@@ -74,8 +74,8 @@ class Call:
 
     @property
     def is_far(self) -> bool:
-        """Whether the result is more than a core's own caches hold."""
-        return self._y_bytes >= _OWN
+        """Whether the result lies beyond a core's own caches."""
+        return self._y_bytes >= _BEYOND
 
     @property
     def _y_bytes(self) -> int:

@@ -198,6 +198,7 @@ def _rows(kernel: Kernel, along: Along, columns: Sequence[Sequence[Value]]) -> I
 
 
 def _transformed(kernel: Kernel, along: Along, columns: list[list[Value]]) -> Iterator[Sequence[Value]]:
+    """Both transforms of columns that are there."""
     return _rows(kernel, along, [along(kernel, column) for column in columns])
 
 

@@ -66,6 +66,6 @@ def each(
 ) -> Iterator[Tile]:  # fmt: skip
     """Every tile of so many images and units, from the first unit on."""
     with kernel.loop(images) as image, kernel.loop(units) as unit, kernel.loop(given.band) as place:
-        entry, now = given.tiles + place * 16, unit + first
+        entry, now = given.tiles + place * 16, unit + first  # two integers
         row, column = kernel.load(entry) + now * given.unit_rows, kernel.load(entry, offset=8)
         yield Tile((image * units + unit) * given.band + place, image, now, row, column)
