@@ -62,6 +62,26 @@ def test_large_weights_of_any_strides(arranged):
         np.testing.assert_array_equal(y, reference(function, x, w, padding=1))
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(("size", "window", "groups", "options"), [
+    ((23,), (5,), 1, {"stride": 2, "padding": ((3, 1),)}),
+    ((9, 11), (3, 2), 1, {"padding": ((1, 0), (0, 1)), "stride": (1, 2)}),
+    ((9, 11), (2, 3), 1, {"dilation": (2, 3), "padding": 2}),
+    ((9, 11), (3, 3), 2, {"padding": 1}),
+    ((4, 5, 6), (2, 3, 2), 1, {"padding": 1}),
+])  # fmt: skip
+@pytest.mark.parametrize("batch", [1, 3])
+def test_flipped_weights_of_many_channels_are_read_as_they_lie(size, window, groups, options, layout, batch):
+    rng = np.random.default_rng(len(size))
+    x, w = integers(rng, (batch, *size, 130 * groups), "float32"), integers(rng, (*window, 130, 96), "float32")
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1).copy(), np.moveaxis(w, (-1, -2), (0, 1)).copy()
+    options = {"layout": layout, "groups": groups, **options}
+    assert direct._is_backwards(xpconv.conv.request(x, w, **options).spec)
+    y = by_kernels("direct", xpconv.conv, x, w, **options)
+    np.testing.assert_array_equal(y, reference(xpconv.conv, x, w, **options))
+
+
 def test_a_nan_stays_in_the_windows_that_hold_it():
     x, w = np.ones((1, 9, 9, 600), np.float32), np.ones((3, 3, 600, 64), np.float32)
     x[0, 4, 5, 599] = np.nan
