@@ -70,15 +70,16 @@ class Call:
         1x1 64->256@56, N=8 took 6.8 ms before and 4.5 after; a result that the caches hold took half as long again.
         """
         spec, size = self.spec, self.itemsize
-        return self._y_bytes >= STREAMED and in_lines(self.y_strides, spec.filters // spec.groups * size, size)
+        return self.y_bytes >= STREAMED and in_lines(self.y_strides, spec.filters // spec.groups * size, size)
 
     @property
     def is_far(self) -> bool:
         """Whether the result lies beyond a core's own caches."""
-        return self._y_bytes >= _BEYOND
+        return self.y_bytes >= _BEYOND
 
     @property
-    def _y_bytes(self) -> int:
+    def y_bytes(self) -> int:
+        """Bytes of the result."""
         spec = self.spec
         return spec.batch * math.prod(spec.out_size) * spec.filters * self.itemsize
 

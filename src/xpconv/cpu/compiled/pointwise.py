@@ -69,7 +69,7 @@ class Pointwise:
         run = even_run(spec.channels, 2 * SUMMED)
         rows = np.arange(max(_shape(call.dtype).every_height), dtype=np.int64)
         y_filter = call.y_strides[-1]
-        is_streamed = math.prod(spec.y_shape) * size >= STREAMED and not (call.y_strides[0] % LINE or y_filter % LINE)
+        is_streamed = call.y_bytes >= STREAMED and not (call.y_strides[0] % LINE or y_filter % LINE)
         numbers = {
             "x_item": call.x_strides[0], "x_channel": call.x_strides[-1], "y_item": call.y_strides[0],
             "y_filter": y_filter, "channels": spec.channels, "filters": spec.filters, "positions": positions,

@@ -49,12 +49,10 @@ from xpconv.spec import Array, ConvSpec
 
 _ARRAYS = ("x", "w", "y", "bias", "found")
 _OWN = (
-    "pixels", "rows_out", "taps", "tap_count", "extra", "channels", "filters", "panels", "parts", "finish", "zeros",
-    "tile_row", "tile_pixel", "results_row", "results_pixel", "spectra_plane", "products_plane", "turned", "y_item",
-    "y_row", "plane", "out_line", "last_row", "streams",
+    "pixels", "rows_out", "taps", "tap_count", "extra", "filters", "panels", "parts", "finish", "zeros", "results_row",
+    "results_pixel", "products_plane", "turned", "y_item", "y_row", "plane", "out_line", "last_row", "streams",
 )  # fmt: skip
-_STEPS = (*winograd_tiles.fields_of("in"), *winograd_tiles.fields_of("out"))
-FIELDS = (*_ARRAYS, *blocks.FIELDS, *winograd_tiles.FIELDS, *_STEPS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *winograd_tiles.FIELDS, *winograd_tiles.fields_of("out"), *_OWN)
 _TILE_BYTES = 1 << 20  # of transformed inputs and products that a block takes, about: they should stay in the cache
 _STREAMED = 1 << 21  # elements of a transformed weight that no core's cache holds
 _MOST = 112  # tiles of a block: more fall out of the cache
@@ -104,18 +102,15 @@ class Winograd:
         panels = -(-spec.filters // self._shape.filters)
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(panels, call.team)
         turned = call.y_strides[-1] != size
-        tiles_in, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
+        _, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
         block = block_strides(spec, call.y_strides, size, turned)
-        read = cut.strides(size)
         line, terms = math.prod(spec.out_size[1:]), terms_of(whole, form)
-        tile_in, tile_out = in_tile(form, spec, read[-3:-1]), in_tile(form, spec, block[-3:-1])
+        results_row, results_pixel = in_tile(form, spec, block[-3:-1])
         numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, form)
-        numbers |= winograd_tiles.steps_of(read, "in") | winograd_tiles.steps_of(block, "out")
-        numbers |= {
-            "tap_count": len(terms), "extra": int(terms[-1]), "channels": spec.channels, "filters": spec.filters,
-            "panels": panels, "parts": parts, "tile_row": tile_in[0], "tile_pixel": tile_in[1],
-            "results_row": tile_out[0], "results_pixel": tile_out[1],
-            "spectra_plane": plane_bytes(tiles_in, spec.channels, size),
+        numbers |= winograd_tiles.input_numbers(spec, whole, form, cut, size)
+        numbers |= winograd_tiles.steps_of(block, "out") | {
+            "tap_count": len(terms), "extra": int(terms[-1]), "filters": spec.filters, "panels": panels, "parts": parts,
+            "results_row": results_row, "results_pixel": results_pixel,
             "products_plane": plane_bytes(tiles_out, spec.filters, size), "turned": int(turned),
             "y_item": call.y_strides[0], "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line,
             "last_row": spec.out_size[0], "streams": int(call.is_streamed and _stores_lines(dtype)),
@@ -243,11 +238,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     units = block.rows // given.unit
     spectra, products = block.free, block.free + given.spectra_plane * form.points
     results = products + given.products_plane * form.points
-    with winograd_tiles.each(kernel, given, block.images, units + given.extra) as tile:
-        kernel.call(
-            forward, source + tile.place(given, "in"), given.tile_row, given.tile_pixel,
-            spectra + tile.number * given.channels * size, given.spectra_plane, given.channels,
-        )  # fmt: skip
+    winograd_tiles.transform(kernel, given, forward, source, block.images, units + given.extra, spectra, size)
     part = item % given.parts
     start, stop = (given.panels * part) // given.parts, (given.panels * (part + 1)) // given.parts
     count = block.images * units * given.band

@@ -49,11 +49,10 @@ from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = ("x", "gy", "sums")
 _OWN = (
-    "pixels", "channels", "filters", "panels", "chunks", "blocks", "parts", "tile_row", "tile_pixel", "results_row",
-    "results_pixel", "spectra_plane", "gradients_plane", "sums_bytes",
+    "pixels", "filters", "panels", "chunks", "blocks", "parts", "results_row", "results_pixel", "gradients_plane",
+    "sums_bytes",
 )  # fmt: skip
-_STEPS = (*winograd_tiles.fields_of("in"), *winograd_tiles.fields_of("gy"))
-FIELDS = (*_ARRAYS, *blocks.FIELDS, *winograd_tiles.FIELDS, *_STEPS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *winograd_tiles.FIELDS, *winograd_tiles.fields_of("gy"), *_OWN)
 _TILES = 112  # of a block, about: with fewer the sums are read and stored too often
 _MOST_CHUNKS = 4  # whose sums are added up in the end
 _POINTS, _TAPS = transforms.F4.points, 9
@@ -149,15 +148,12 @@ def _job(
     tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
     chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
     parts = 1 if chunks % threads_free == 0 else min(-(-2 * threads_free // chunks), panels)
-    read = cut.strides(size)
-    tile_in, tile_out = in_tile(IMAGES, spec, read[-3:-1]), in_tile(IMAGES, spec, gy_strides[-3:-1])
+    results_row, results_pixel = in_tile(IMAGES, spec, gy_strides[-3:-1])
     numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, IMAGES)
-    numbers |= winograd_tiles.steps_of(read, "in") | winograd_tiles.steps_of(gy_strides, "gy")
-    numbers |= {
-        "channels": spec.channels, "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count,
-        "parts": parts, "tile_row": tile_in[0], "tile_pixel": tile_in[1], "results_row": tile_out[0],
-        "results_pixel": tile_out[1],
-        "spectra_plane": plane_bytes(tiles, spec.channels, size),
+    numbers |= winograd_tiles.input_numbers(spec, whole, IMAGES, cut, size)
+    numbers |= winograd_tiles.steps_of(gy_strides, "gy") | {
+        "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count, "parts": parts,
+        "results_row": results_row, "results_pixel": results_pixel,
         "gradients_plane": plane_bytes(tiles, panels * shape.filters, size),
         "sums_bytes": _POINTS * spec.channels * spec.filters * size,
     }  # fmt: skip
@@ -204,11 +200,7 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape) -> None:
         count = block.images * units * given.band
         spectra, gradients = block.free, block.free + given.spectra_plane * _POINTS
         whole = gradients + given.gradients_plane * _POINTS
-        with winograd_tiles.each(kernel, given, block.images, units) as tile:
-            kernel.call(
-                forward, source + tile.place(given, "in"), given.tile_row, given.tile_pixel,
-                spectra + tile.number * given.channels * size, given.spectra_plane, given.channels,
-            )  # fmt: skip
+        winograd_tiles.transform(kernel, given, forward, source, block.images, units, spectra, size)
         gy = given.gy + block.first * given.gy_item
         with winograd_tiles.each(kernel, given, block.images, units, block.row // given.unit) as tile:
             place, (rows, columns) = tile.place(given, "gy"), tile.left(given)

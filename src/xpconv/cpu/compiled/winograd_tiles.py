@@ -7,14 +7,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from xpconv.cpu.compiled.blocks import Blocks
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.transforms import Form
 from xpconv.cpu.compiled.values import Value
-from xpconv.cpu.compiled.winograd_tables import tiles_of, unit_of
+from xpconv.cpu.compiled.winograd_tables import in_tile, plane_bytes, tile_counts, tiles_of, unit_of
 from xpconv.spec import Array, ConvSpec, Sizes
 
-FIELDS = ("tiles", "unit", "unit_rows", "band", "height", "width", "down", "across")  # of `numbers_and_tables`
 _AXES = ("item", "plane", "row", "column")
+
+
+def fields_of(name: str) -> tuple[str, ...]:
+    """What a kernel is told of an array of that name: `steps_of` it."""
+    return tuple(f"{name}_{axis}" for axis in _AXES)
+
+
+FIELDS = (
+    "tiles", "unit", "unit_rows", "band", "height", "width", "down", "across",  # of `numbers_and_tables`
+    *fields_of("in"), "channels", "tile_row", "tile_pixel", "spectra_plane",  # of `input_numbers`
+)  # fmt: skip
 
 
 def numbers_and_tables(spec: ConvSpec, whole: ConvSpec, form: Form) -> tuple[dict[str, int], dict[str, Array]]:
@@ -28,15 +39,20 @@ def numbers_and_tables(spec: ConvSpec, whole: ConvSpec, form: Form) -> tuple[dic
     return numbers, {"tiles": tiles}
 
 
-def fields_of(name: str) -> tuple[str, ...]:
-    """What a kernel is told of an array of that name: `steps_of` it."""
-    return tuple(f"{name}_{axis}" for axis in _AXES)
-
-
 def steps_of(strides: Sizes, name: str) -> dict[str, int]:
     """Bytes between the items, planes, rows and columns of an array (N, [planes,] rows, columns, maps)."""
     item, *planes, row, column, _ = strides
     return dict(zip(fields_of(name), (item, planes[0] if planes else 0, row, column), strict=True))
+
+
+def input_numbers(spec: ConvSpec, whole: ConvSpec, form: Form, cut: Blocks, size: int) -> dict[str, int]:
+    """How a block's input lies, and the planes of its transformed tiles."""
+    read, (tiles, _) = cut.strides(size), tile_counts(whole, form, cut.rows, cut.images)
+    tile_row, tile_pixel = in_tile(form, spec, read[-3:-1])
+    return steps_of(read, "in") | {
+        "channels": spec.channels, "tile_row": tile_row, "tile_pixel": tile_pixel,
+        "spectra_plane": plane_bytes(tiles, spec.channels, size),
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,3 +85,15 @@ def each(
         entry, now = given.tiles + place * 16, unit + first  # two integers
         row, column = kernel.load(entry) + now * given.unit_rows, kernel.load(entry, offset=8)
         yield Tile((image * units + unit) * given.band + place, image, now, row, column)
+
+
+def transform(
+    kernel: Kernel, given: SimpleNamespace, forward: Kernel, source: Value, images: Value, units: Value, spectra: Value,
+    size: int,
+) -> None:  # fmt: skip
+    """All tiles of a block's input, to the planes of their points."""
+    with each(kernel, given, images, units) as tile:
+        kernel.call(
+            forward, source + tile.place(given, "in"), given.tile_row, given.tile_pixel,
+            spectra + tile.number * given.channels * size, given.spectra_plane, given.channels,
+        )  # fmt: skip
