@@ -33,14 +33,9 @@ def is_for(shape: Shape) -> bool:
     return here is not None and (here.registers < 32 or not here.loses_track) and shape.vectors == 2
 
 
-def make(
-    module: ir.Module, dtype: str, shape: Shape, fields: tuple[str, ...], gather: Kernel, tiles: dict[int, Kernel]
-) -> None:
+def make(module: ir.Module, dtype: str, shape: Shape, fields: tuple[str, ...], gather: Kernel) -> None:
     """The task ``deep``: a block of results, all filters or a part of them; of whole tiles and one group."""
-    heights = shape.every_height
-    more = tile_kernels(module, dtype, shape, tuple(height for height in heights if height not in tiles))
-    first = {height: (tiles | more)[height] for height in heights}  # and no larger one
-    later = tile_kernels(module, dtype, shape, heights, adds=True)
+    tiles = tile_kernels(module, dtype, shape, shape.every_height, adds=True)
     pack, size = _pack_kernel(module, dtype), np.dtype(dtype).itemsize
     kernel = Kernel(module, "deep", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
@@ -58,22 +53,18 @@ def make(
             w = given.w + given.w_start + tap * given.run * given.w_step + begin * size
             kernel.call(pack, w, given.w_step, taps * given.run, row, own)
             finish = chunk.equals(given.chunks - 1).where(given.finish, kernel.constant(0))
+            bias, there = chunk.equals(0).where(given.bias, y), kernel.minimum(chunk, 1) * -1
             with kernel.loop(block.count, step=_PIXELS) as some, kernel.loop(row, step=shape.filters * size) as at:
-                count = kernel.minimum(block.count - some, _PIXELS)
 
                 def arguments_of(pixel: Value, some: Value = some, at: Value = at) -> tuple[Operand, ...]:
                     place = (some + pixel) * 8
                     return (
                         x, given.pixels + place, given.taps + tap * 8, taps, given.run, own + at, row,
                         y + begin * size + at, given.results + place, shape.filters, finish,
-                        given.bias + begin * size + at, 0,
+                        bias + begin * size + at, 0, there,
                     )  # fmt: skip
 
-                with kernel.either(chunk.equals(0)) as (new, there):
-                    with new:
-                        evenly(kernel, first, count, arguments_of)
-                    with there:
-                        evenly(kernel, later, count, arguments_of)
+                evenly(kernel, tiles, kernel.minimum(block.count - some, _PIXELS), arguments_of)
     kernel.finish()
 
 

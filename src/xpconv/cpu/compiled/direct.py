@@ -278,7 +278,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
         kernel.fence()
     kernel.finish()
     if deep.is_for(shape):
-        deep.make(module, dtype, shape, FIELDS, gather, tiles)
+        deep.make(module, dtype, shape, FIELDS, gather)
         return ("conv", "deep")
     return ("conv",)
 

@@ -26,6 +26,8 @@ _ARGUMENTS = (
     "x", "pixels", "taps", "tap_count", "run", "w", "w_step", "y", "results", "width", "finish", "bias", "stream",
 )  # fmt: skip
 
+_MORE = {"packing": ("packed",), "adding": ("there",), "foreseeing": ("soon", "soon_step")}
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -106,8 +108,8 @@ def tile_kernels(
 ) -> dict[int, Kernel]:  # fmt: skip
     """A kernel for each height; the first `width` filters of a tile are stored.
 
-    One that `adds` takes the results that are there, of all filters of a tile, for its bias. `by_rows` there is a bias
-    for each pixel, and not for each filter.
+    One that `adds` has one more argument, -1 where the results at ``bias`` are taken for the bias, of all filters of a
+    tile, and 0 where there is a bias. `by_rows` there is a bias for each pixel, and not for each filter.
 
     One that `foresees` has two more arguments: an address that is to be read soon, and how many bytes more of what
     lies there are asked for with each channel, those of a row of the weight at most, or an element for each pixel.
@@ -130,8 +132,8 @@ def _tile(
     module: ir.Module, dtype: str, shape: Shape, height: int, *, foresees: bool = False, packs: bool = False,
     adds: bool = False, by_rows: bool = False,
 ) -> Kernel:  # fmt: skip
-    names = (*_ARGUMENTS, *(("soon", "soon_step") if foresees else ()), *(("packed",) if packs else ()))
     kind_of = "packing" if packs else "adding" if adds else "foreseeing" if foresees else "tile"
+    names = (*_ARGUMENTS, *_MORE.get(kind_of, ()))
     kernel = Kernel(module, f"{kind_of}{height}", names)
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
@@ -182,8 +184,8 @@ def _tile(
         row_biases = [kernel.load(given.bias, element, size * p) for p in range(height)]
         biases = [[kernel.splat(bias, shape.lanes)] * shape.vectors for bias in row_biases]
     else:
-        added_to = targets if adds else [given.bias] * height
-        biases = [[kernel.load(there, kind, place) for place in places] for there in added_to]
+        apart = [kernel.load(given.results, offset=8 * p) & given.there if adds else 0 for p in range(height)]
+        biases = [[kernel.load(given.bias + bytes_, kind, place) for place in places] for bytes_ in apart]
 
     def store(done: Callable[[Value, Value], Value]) -> None:
         results = [[done(a.get(), b) for a, b in zip(*rows, strict=True)] for rows in zip(sums, biases, strict=True)]
