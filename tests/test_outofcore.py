@@ -12,6 +12,7 @@ import pytest
 for library in ("typer", "PIL", "dask", "zarr", "tifffile"):
     pytest.importorskip(library, reason='needs pip install "xpconv[cli,dask]"')
 
+import dask  # noqa: E402
 import tifffile  # noqa: E402
 import zarr  # noqa: E402
 
@@ -140,6 +141,22 @@ def test_an_interrupted_result_goes_on_without_redoing_what_is_finished(tmp_path
     filtered(path, tmp_path / "whole" / written, chosen, chunks=[32])
     assert content(output) == content(tmp_path / "whole" / written)
     assert not Part(output).folder.exists()
+
+
+def test_nobody_computes_after_an_interruption():
+    began, ended = [], []
+
+    def compute(number):
+        began.append(number)
+        time.sleep(0.3 * (began[0] != number))  # all others while the first is done
+        ended.append(number)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with schedulers.runner("threads") as runner, pytest.raises(KeyboardInterrupt):
+        runner([dask.delayed(compute)(number) for number in range(20)], interrupt)
+    assert 1 <= len(began) == len(ended) < 20
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,17 +53,23 @@ def runner(scheduler: str) -> Iterator[Runner]:
 
 
 def _by_threads(tasks: Tasks, done: Done) -> None:
+    """In threads of their own: when this ends, by an interruption too, nobody is left who writes."""
     import dask
     from dask.callbacks import Callback
+    from dask.system import CPU_COUNT
 
     numbers = {task.key: number for number, task in enumerate(tasks)}
+    pool = ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT)
 
     def told(key: Any, *_: Any) -> None:
         if key in numbers:
             done(numbers[key])
 
-    with Callback(posttask=told):
-        dask.compute(*tasks, scheduler="threads")
+    try:
+        with Callback(posttask=told):
+            dask.compute(*tasks, scheduler="threads", pool=pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
