@@ -55,9 +55,10 @@ def test_a_cell_without_us_has_no_ratio():
 def test_the_summary_has_a_mean_for_all_and_for_each_class():
     fast, slow = [{"xpconv": 1.0, "torch": 4.0}], [{"xpconv": 1.0, "torch": 1.0}]
     found = {"a": entry(fast), "b": entry(slow, kind="stem", batch=8), "c": entry(fast, group="pool"), "d": entry([])}
+    found["e"] = entry(slow, kind="grouped", batch=4)
     means = {name.strip(): (count, mean) for name, count, mean in report.summary(found)}
-    assert means["convolutions"] == (2, pytest.approx(2.0))
-    assert means["convolutions, torch alone"] == (2, pytest.approx(2.0))
+    assert means["convolutions"] == means["convolutions, torch alone"] == (3, pytest.approx(4 ** (1 / 3)))
+    assert means["dense convolutions, torch alone"] == (2, pytest.approx(2.0))
     assert means["N = 8"] == means["stem"] == (1, pytest.approx(1.0))
     assert means["1x1"] == means["pool"] == (1, pytest.approx(4.0))
     assert "depthwise" not in means
@@ -65,13 +66,14 @@ def test_the_summary_has_a_mean_for_all_and_for_each_class():
 
 def test_small_calls_have_a_mean_of_their_own_and_one_beside_torch_alone():
     rounds, group = [{"xpconv": 1.0, "torch": 4.0, "numpy": 1.0}], "overhead"
-    found = {"a": entry(rounds, group=group, kind="small convolution")}
+    found = {"a": entry(rounds, group=group, kind="small layer")}
     found["b"] = entry([{"xpconv": 1.0, "torch": 1.0}], group=group, kind="small pooling")
     means = {name.strip(): (count, mean) for name, count, mean in report.summary(found)}
     assert means["overhead"] == (2, pytest.approx(1.0))
-    assert means["small convolution"] == means["small pooling"] == (1, pytest.approx(1.0))
+    assert means["small layer"] == means["small pooling"] == (1, pytest.approx(1.0))
     assert means["overhead, torch alone"] == (2, pytest.approx(2.0))
-    assert {cell.kind for cell in cells(("overhead",))} == {"small convolution", "small pooling"}
+    assert means["small layer, torch alone"] == (1, pytest.approx(4.0))
+    assert {cell.kind for cell in cells(("overhead",))} == {"small signal", "small layer", "small pooling"}
 
 
 def test_there_are_34_cells_of_convolutions_and_every_name_is_unique():

@@ -48,6 +48,8 @@ def _layer(name: str, size: int, channels: int, filters: int, window: int, *, ax
     return Layer("", name, (size,) * axes, channels, filters, window, padding=padding, **options)
 
 
+NOT_DENSE = ("depthwise", "grouped")  # convolutions of which matrix products are not the most
+
 # kind, name, size, channels, filters, window, options
 CONVOLUTIONS = (
     ("stem", "7x7s2 3->64@224", 224, 3, 64, 7, {"stride": 2}),
@@ -122,15 +124,14 @@ def _float64() -> Iterator[Cell]:
             yield replace(cell, group="float64", kind="float64", dtype="float64", peers=("torch",))
 
 
-SMALL = ("small convolution", "small pooling")
+SMALL = ("small signal", "small layer", "small pooling")
 
 
 def _overhead() -> Iterator[Cell]:
-    convolution, pooling = SMALL
+    signal, convolution, pooling = SMALL
     for name, size, dtype in (("conv1d 50 x 5", 50, "float32"), ("conv1d 100 x 5", 100, "float64")):
-        yield Cell(
-            "overhead", convolution, _layer(name, size, 1, 1, 5, axes=1), 0, "signal", dtype, peers=("torch", "numpy")
-        )
+        layer = _layer(name, size, 1, 1, 5, axes=1)
+        yield Cell("overhead", signal, layer, 0, "signal", dtype, peers=("torch", "numpy"))
     small = _layer("conv2d 3x3 1->4@8", 8, 1, 4, 3)
     layers = (
         _layer("conv2d 3x3 8->8@8", 8, 8, 8, 3),

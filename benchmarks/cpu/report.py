@@ -9,7 +9,7 @@ from xpconv.bench.machine import slowed
 from xpconv.bench.sides import OURS
 from xpconv.bench.statistics import geometric_mean, medians, ratios
 
-from .cells import CONVOLUTIONS, GROUPS, KINDS, SMALL
+from .cells import CONVOLUTIONS, GROUPS, KINDS, NOT_DENSE, SMALL
 from .sides import FIRST
 
 Entries = list[dict[str, Any]]
@@ -53,7 +53,10 @@ def summary(cells: dict[str, dict[str, Any]]) -> list[tuple[str, int, float]]:
     small = [entry for entry in timed if entry["group"] == "overhead"]
     found = [(name, [e["ratio"] for e in entries]) for name, entries in rows]
     found += [(f"convolutions, {peer} alone", _alone(convolutions, peer)) for peer in ("torch", "onnxruntime")]
+    dense = [entry for entry in convolutions if entry["kind"] not in NOT_DENSE]
+    found.append(("dense convolutions, torch alone", _alone(dense, "torch")))
     found.append(("overhead, torch alone", _alone(small, "torch")))
+    found += [(f"  {kind}, torch alone", _alone([e for e in small if e["kind"] == kind], "torch")) for kind in SMALL]
     found.append(("convolutions, first calls", [e["first"]["ratio"] for e in convolutions if _first_ratio(e)]))
     found.append(("time of channels_first over channels_last", [e["first_over_last"] for e in _with_both(cells)]))
     return [(name, len(values), mean) for name, values in found if (mean := geometric_mean(values)) is not None]
