@@ -23,9 +23,10 @@ def numpy_alone(monkeypatch):
 
 
 @contextmanager
-def strips_of(nbytes):
-    """Strips so small that even small maps have many, which threads share."""
-    with pytest.MonkeyPatch.context() as patch:
+def strips_of(nbytes, limit=1 << 26):
+    """Strips so small that even small maps have many, which threads share, and rows of more than a limit are cut."""
+    with pytest.MonkeyPatch.context() as patch, xpconv.workspace_limit(limit):
+        patch.setattr(pool_strips, "_SHORT_BYTES", 1)
         patch.setattr(numpy_pools, "small", lambda *_: None)
         patch.setattr(pool_strips, "_SHARED_BYTES", 0)
         patch.setattr(pool_strips, "_STRIP_BYTES", nbytes)
@@ -41,21 +42,21 @@ def pooled(function, x, **options):
     return y
 
 
-STRIPS = st.sampled_from([1, 64, 1024, 1 << 20])
+STRIPS, LIMITS = st.sampled_from([1, 64, 1024, 1 << 20]), st.sampled_from([1, 200, 2000, 1 << 26])
 
 
-@given(case=pool_cases(), nbytes=STRIPS)
-def test_maxima_and_sums_of_strips_are_the_definition(case, nbytes):
-    with strips_of(nbytes):
+@given(case=pool_cases(), nbytes=STRIPS, limit=LIMITS)
+def test_maxima_and_sums_of_strips_are_the_definition(case, nbytes, limit):
+    with strips_of(nbytes, limit):
         largest, total = (pooled(function, case.x, **case.options) for function in (xpconv.max_pool, xpconv.sum_pool))
     assert largest.dtype == total.dtype == case.x.dtype
     np.testing.assert_array_equal(largest, oracle.max_pool(case.x, **case.geometry)[0])
     np.testing.assert_array_equal(total, oracle.sum_pool(case.x, **case.geometry))
 
 
-@given(pool_cases(dtypes=(np.float64,)), STRIPS, st.booleans(), st.sampled_from([None, 3.0]))
-def test_means_of_strips_are_the_definition(case, nbytes, include, divisor):
-    with strips_of(nbytes):
+@given(pool_cases(dtypes=(np.float64,)), STRIPS, LIMITS, st.booleans(), st.sampled_from([None, 3.0]))
+def test_means_of_strips_are_the_definition(case, nbytes, limit, include, divisor):
+    with strips_of(nbytes, limit):
         y = pooled(xpconv.avg_pool, case.x, count_include_pad=include, divisor=divisor, **case.options)
     counts = oracle.pool_counts(case.x.shape[1:-1], include_padding=include, **case.geometry)[None, ..., None]
     with np.errstate(invalid="ignore"):
@@ -116,6 +117,23 @@ def test_the_memory_beside_the_result_keeps_to_the_limit(monkeypatch, layout, li
         with xpconv.workspace_limit(limit):
             call = function.request(x, 3, stride=1, padding=1, layout=layout)
             assert memory_beside_result(lambda call=call: run(call)) <= limit
+
+
+@pytest.mark.parametrize(("shape", "window"), [
+    ((1, 5, 200, 200, 16), 3), ((1, 6, 40_000, 16), (3, 2)), ((2, 4, 300, 300, 8), (2, 3, 1)),
+])  # fmt: skip
+@pytest.mark.parametrize("threads", [1, 2])
+def test_volumes_and_wide_maps_keep_to_the_limit(shape, window, threads, monkeypatch):
+    monkeypatch.setattr(memory, "KEPT_BYTES", -1)
+    monkeypatch.setattr(team, "thread_count", lambda: threads)
+    pool_strips._strips.cache_clear()
+    x = np.ones(shape, "float32")
+    for function in (xpconv.max_pool, xpconv.avg_pool):
+        with xpconv.workspace_limit(4 << 20):
+            call = function.request(x, window, stride=1)
+            assert memory_beside_result(lambda call=call: run(call)) <= 4 << 20
+            assert "along axis 1" in xpconv.explain(function, x, window, stride=1).tile
+    pool_strips._strips.cache_clear()
 
 
 def test_planes_that_do_not_follow_each_other_are_not_copied(monkeypatch):

@@ -1,4 +1,4 @@
-"""Poolings of few taps in NumPy, strip by strip of rows, which the threads of a team share.
+"""Poolings of few taps in NumPy, strip by strip of rows, or of a part of one, which the threads of a team share.
 
 A strip is merged axis by axis, and divided, while it is close. What lies around the maps is not put there: a tap is
 merged into those results whose windows have it on the map. Of 64 channels of 112x112, N = 8, windows of three took 9 ms
@@ -20,15 +20,16 @@ from xpconv.cpu.memory import borrowed
 from xpconv.spec import Array, PoolSpec
 
 _STRIP_BYTES = 1 << 21  # that a strip reads: with a quarter, a thread twice as often waits for the other's indices
+_SHORT_BYTES = 1 << 20  # of a row, with what is merged of it, that is not cut
 _SHARED_BYTES = 1 << 20  # whose merging takes longer than waking a thread
 _HELD = 3  # times what a strip reads, at most, beside the result
 
 
 class _Strip(NamedTuple):
-    """Images, rows of results, and along every axis the taps of their windows."""
+    """A part of all maps that is read, one of the results, and along every axis the taps of their windows."""
 
-    images: slice
-    rows: slice
+    read: tuple[slice, ...]
+    results: tuple[slice, ...]
     axes: list[running.Taps]
 
 
@@ -74,13 +75,13 @@ def prepared(
         def work(strips: Iterator[_Strip]) -> None:
             with borrowed("pools") as memory, np.errstate(over="ignore", invalid="ignore"):
                 for strip in strips:
-                    part, out = maps[strip.images], results[strip.images, strip.rows]
+                    part, out = maps[strip.read], results[strip.results]
                     for taps in strip.axes[:-1]:
                         merged = memory.take(f"axis {taps.axis}", taps.merged_shape(part), part.dtype)
                         part = running.merged_taps(part, taps, merge, fill, merged)
                     running.merged_taps(part, strip.axes[-1], merge, fill, out)
                     if divisors is not None:
-                        np.divide(out, divisors if divisors.ndim == 0 else divisors[strip.rows], out=out)
+                        np.divide(out, divisors if divisors.ndim == 0 else divisors[strip.results[1:]], out=out)
 
         team.share(work, strips, threads)
 
@@ -93,27 +94,56 @@ def told(spec: PoolSpec, itemsize: int, limit: int) -> tuple[str, int]:
     strips, threads = _strips(spec, images, channels * itemsize, limit, team.thread_count())
     if not strips:
         return "the whole result", threads
-    (some, rows, _), *_ = strips
-    maps = f"{some.stop - some.start} of {images} " + ("images" if spec.layout == "channels_last" else "planes")
-    return f"{maps}, {rows.stop - rows.start} of {spec.out_size[0]} rows", threads
+    some, rows, *more = (place.stop - place.start for place in strips[0].results)
+    maps = f"{some} of {images} " + ("images" if spec.layout == "channels_last" else "planes")
+    axes = enumerate(zip(more, spec.out_size[1:], strict=False), start=1)
+    further = "".join(f", {places} of {n} along axis {axis}" for axis, (places, n) in axes)
+    return f"{maps}, {rows} of {spec.out_size[0]} rows{further}", threads
 
 
 @lru_cache(maxsize=64)
 def _strips(spec: PoolSpec, images: int, pixel: int, limit: int, threads: int) -> tuple[list[_Strip], int]:
-    """Strips of as many rows each, and how many threads there is enough to do for; a pixel is some bytes."""
-    height, total = spec.out_size[0], images * spec.out_size[0]
-    across = math.prod(map(max, spec.size[1:], spec.out_size[1:]))
-    row = across * pixel * min(spec.stride[0], spec.reach[0])  # read for one more of results
+    """Strips of as many rows each, and how many threads there is enough to do for; a pixel is some bytes.
+
+    They are cut along the first axis of which the limit is enough for a row, one along each axis before it, or that has
+    short rows.
+    """
+    of_axes = [_read_across(spec, axis) * pixel for axis in range(spec.axes)]
+    enough = max(limit, _SHORT_BYTES)
+    fits = (_HELD * across * reach <= enough for across, reach in zip(of_axes, spec.reach, strict=True))
+    axis = next((axis for axis, fit in enumerate(fits) if fit), spec.axes - 1)
+    height, others = spec.out_size[axis], spec.out_size[:axis]
+    row, total = of_axes[axis] * min(spec.stride[axis], spec.reach[axis]), images * math.prod(others) * height
     threads = threads if total * row > _SHARED_BYTES else 1
-    close = min(_STRIP_BYTES, limit // (_HELD * threads))
+    close = min(_STRIP_BYTES, (enough if axis else limit) // (_HELD * threads))
     rows = max(1, min(close // max(row, 1), -(-total // threads)))
-    others = [taps_of(spec, axis, 0, spec.out_size[axis]) for axis in range(1, spec.axes)]
-    each, rows = max(1, rows // max(height, 1)), -(-height // -(-height // rows)) if height else 1
-    down = [slice(begin, min(begin + rows, height)) for begin in range(0, height, rows)]
-    axes = [[taps_of(spec, 0, part.start, part.stop), *others] for part in down]
-    places = product(range(0, images, each), zip(down, axes, strict=True))
-    strips = [_Strip(slice(n, min(n + each, images)), *strip) for n, strip in places]
+    each = 1 if axis else max(1, rows // max(height, 1))
+    rows = -(-height // -(-height // rows)) if height else 1
+    taps = {at: taps_of(spec, at, 0, spec.out_size[at]) for at in range(axis + 1, spec.axes)}
+    before = [[(slice(n, n + 1), taps_of(spec, at, n, n + 1)) for n in range(size)] for at, size in enumerate(others)]
+    cuts = [_cut(spec, axis, begin, min(begin + rows, height)) for begin in range(0, height, rows)]
+    strips = []
+    for n, lead, (read, places, along) in product(range(0, images, each), product(*before), cuts):
+        some = slice(n, min(n + each, images))
+        results = (some, *(place for place, _ in lead), places)
+        axes = [*(of_one for _, of_one in lead), along, *taps.values()]
+        strips.append(_Strip((some, *(slice(None),) * axis, read), results, axes))
     return strips, max(1, min(threads, len(strips)))
+
+
+def _read_across(spec: PoolSpec, axis: int) -> int:
+    """Pixels of one place along an axis, that windows of one along each axis before it read, or results if more."""
+    return math.prod(spec.reach[:axis]) * math.prod(map(max, spec.size[axis + 1 :], spec.out_size[axis + 1 :]))
+
+
+def _cut(spec: PoolSpec, axis: int, begin: int, stop: int) -> tuple[slice, slice, running.Taps]:
+    """What some results along an axis read, they, and the taps of their windows in what is read."""
+    size, stride = spec.size[axis], spec.stride[axis]
+    first = begin * stride - spec.padding[axis][0]
+    low = min(max(first, 0), size)
+    high = max(min((stop - begin - 1) * stride + first + spec.reach[axis], size), low)
+    shape = high - low, stop - begin, spec.window[axis], spec.dilation[axis], stride, axis + 1
+    return slice(low, high), slice(begin, stop), running.taps_of(*shape, first - low)
 
 
 def taps_of(spec: PoolSpec, axis: int, begin: int, stop: int) -> running.Taps:
