@@ -14,6 +14,7 @@ import pytest
 import xpconv
 from single_planes import memory_beside_result
 from xpconv.cpu import blas, joined, memory, processors, strips, team
+from xpconv.dispatch import run
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import numpy as engine
@@ -25,7 +26,22 @@ def numpy_alone(monkeypatch):
     monkeypatch.setattr(compiled_calls, "kernels", lambda: None)
 
 
-@pytest.mark.parametrize("limit", [1, 2**17, 2**26])
+@pytest.fixture
+def rows_cut(monkeypatch):
+    """Of which rows are cut: those of more bytes."""
+
+    def cut(short):
+        monkeypatch.setattr(strips, "_SHORT_BYTES", short)
+        strips._strips.cache_clear()
+
+    yield cut
+    strips._strips.cache_clear()
+
+
+LIMITS = [(1, 1), (1, 2**20), (2**13, 1), (2**17, 2**20), (2**26, 2**20)]  # and bytes of rows that are not cut
+
+
+@pytest.mark.parametrize(("limit", "short"), LIMITS)
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
 @pytest.mark.parametrize(("size", "window", "channels", "filters", "options"), [
     ((53,), (5,), 8, 6, {"stride": 2, "padding": 2}),
@@ -46,8 +62,11 @@ def numpy_alone(monkeypatch):
     ((160,), (5,), 2, 3, {"padding": 2, "stride": 2}),
     ((17, 18), (3, 3), 12, 6, {"groups": 6}),
     ((7, 8, 9), (3, 2, 3), 20, 5, {"padding": 1}),
+    ((7, 10, 9), (3, 2, 3), 12, 24, {"padding": ((1, 1), (2, 0), (4, 3)), "stride": (2, 3, 1), "groups": 3}),
+    ((7, 8, 9), (3, 2, 3), 20, 20, {"padding": 2, "groups": 20, "dilation": (1, 2, 1)}),
 ])  # fmt: skip
-def test_strips_agree_with_the_definition(size, window, channels, filters, options, layout, limit):
+def test_strips_agree_with_the_definition(size, window, channels, filters, options, layout, limit, short, rows_cut):
+    rows_cut(short)
     rng = np.random.default_rng(len(size) + channels)
     x = rng.standard_normal((3, *size, channels))
     w = rng.standard_normal((*window, channels // options.get("groups", 1), filters))
@@ -116,6 +135,37 @@ def test_strips_take_no_more_than_the_limit(window, channels, limit, monkeypatch
     assert max(taken, default=0) <= limit
 
 
+LONG_ROWS = [  # of which one takes more than the limit, with what is copied
+    ((5, 150, 150, 8), (5, 5, 5, 8, 8), {"padding": 2}),
+    ((7, 180, 180, 16), (3, 3, 3, 16, 16), {"padding": 1, "stride": 2}),
+    ((4, 200, 200, 16), (3, 3, 3, 16, 16), {"padding": 1}),
+    ((4, 200, 200, 16), (3, 3, 3, 1, 16), {"padding": 1, "groups": 16}),
+    ((13, 4000, 16), (7, 7, 4, 16), {"groups": 4}),
+    ((5, 40_000, 16), (3, 3, 16, 16), {"padding": 1}),
+    ((6, 40_000, 16), (3, 3, 1, 16), {"padding": 1, "groups": 16}),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("x_shape", "w_shape", "options"), LONG_ROWS)
+def test_volumes_and_wide_images_keep_to_the_limit(x_shape, w_shape, options, threads, monkeypatch):
+    monkeypatch.setattr(memory, "KEPT_BYTES", -1)
+    monkeypatch.setattr(team, "thread_count", lambda: threads)
+    strips._strips.cache_clear()
+    x, w = np.ones((1, *x_shape), np.float32), np.ones(w_shape, np.float32)
+    with xpconv.workspace_limit(4 << 20):
+        call = xpconv.corr.request(x, w, **options)
+        assert memory_beside_result(lambda: run(call)) <= 4 << 20
+        plan = xpconv.explain(xpconv.corr, x, w, **options)
+        assert plan.workspace <= 4 << 20
+        assert plan.method == "winograd" or "along axis 1" in plan.tile
+        if call.spec.groups == 1:
+            gy = np.ones(call.spec.y_shape, np.float32)
+            gradient = xpconv.corr_grad_weight.request(x, gy, window=w_shape[:-2], **options)
+            assert memory_beside_result(lambda: run(gradient)) <= 4 << 20
+    strips._strips.cache_clear()
+
+
 GRADIENTS = [
     ((17, 23), (3, 3), 0, 4, {}), ((17, 23), (3, 3), 4, 0, {"padding": 1}), ((40, 41), (5, 4), 1, 1, {"padding": 2}),
     ((53,), (5,), 8, 6, {"stride": 2, "padding": 2}),
@@ -129,16 +179,16 @@ GRADIENTS = [
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("limit", [1, 2**20, 2**26])
+@pytest.mark.parametrize(("limit", "short"), [(1, 1), (2**15, 1), (2**20, 2**20), (2**26, 2**20)])
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
 @pytest.mark.parametrize(("size", "window", "channels", "filters", "options"), GRADIENTS)
 def test_weight_gradients_agree_with_the_definition_and_have_the_same_bits_at_every_call(
-    monkeypatch, size, window, channels, filters, options, layout, limit, threads
+    monkeypatch, size, window, channels, filters, options, layout, limit, short, threads, rows_cut
 ):
+    rows_cut(short)
     monkeypatch.setattr(team, "thread_count", lambda: threads)
     monkeypatch.setattr(strips, "_SHARED_ELEMENTS", 1000)
     monkeypatch.setattr(strips, "_STRIP_BYTES", 1 << 14)
-    strips._strips.cache_clear()
     rng = np.random.default_rng(len(size) + channels)
     x = rng.standard_normal((3, *size, channels))
     w = rng.standard_normal((*window, channels, filters))
@@ -152,7 +202,6 @@ def test_weight_gradients_agree_with_the_definition_and_have_the_same_bits_at_ev
             assert np.array_equal(engine.conv_grad_weight(x, gy, request.spec), gw)
         expected = agnostic.conv_grad_weight(x, gy, request.spec)
         np.testing.assert_allclose(gw, expected, atol=1e-12 * np.abs(expected).max(initial=0))
-    strips._strips.cache_clear()
 
 
 def test_what_is_not_finite_meets_the_zeros_around_an_image_without_elements():

@@ -18,7 +18,8 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
 
     The limit holds in the thread that sets it, for what is cut into tiles: the NumPy engine's patches, bands,
     spectra of tiles and weight gradients; the scratch memory of its compiled kernels, beside which a copy of the
-    weight is made; the scratch memory of the CuPy engine's kernels. The default is 64 MiB.
+    weight is made; the scratch memory of the CuPy engine's kernels. The default is 64 MiB. It does not hold for what a
+    padding mode other than "zeros" puts around an input: without compiled kernels, NumPy puts it around a copy.
 
     Beside it the NumPy engine keeps the memory of its last two results of more than 32 MiB, once nothing refers to
     them and where each is at most four times the limit, for the next ones of their size. The system may take that
@@ -27,7 +28,8 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
     Parameters
     ----------
     nbytes : int
-        Bytes, at least 1; a tile is never smaller than one row of windows.
+        Bytes, at least 1. A row of windows is not cut where it takes less than 1 MiB, nor where ``method`` asks for
+        "winograd" or spectra.
 
     Raises
     ------

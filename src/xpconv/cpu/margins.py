@@ -10,11 +10,12 @@ from xpconv.spec import Array, ConvSpec
 Span = tuple[int, int]  # along an axis, from the first element up to the last
 
 
-def read_by(spec: ConvSpec, begin: int, end: int) -> list[Span]:
-    """Along every axis the elements that rows of results from one up to another read."""
-    before, stride = spec.padding[0][0], spec.stride[0]
-    down = begin * stride - before, (end - 1) * stride + spec.reach[0] - before
-    return [down, *((-lo, n + hi) for n, (lo, hi) in zip(spec.size[1:], spec.padding[1:], strict=True))]
+def read_by(spec: ConvSpec, *results: Span) -> list[Span]:
+    """Along every axis the elements that results read, from one up to another along the first axes; all of the rest."""
+    axes = zip(results, spec.padding, spec.stride, spec.reach, strict=False)
+    some = [(lo * step - before, (hi - 1) * step + reach - before) for (lo, hi), (before, _), step, reach in axes]
+    rest = zip(spec.size, spec.padding, strict=True)
+    return some + [(-before, n + after) for n, (before, after) in rest][len(some) :]
 
 
 def surrounded(x: Array, spans: list[Span], first: int, memory: Memory, is_usable: Callable[[Array], bool]) -> Array:

@@ -57,6 +57,10 @@ def conv_plan(
     rejected: tuple[tuple[str, str], ...] = ()
     if method == "auto":
         method, reason = chosen(seconds, spectral)
+        by_numpy = method == "winograd" and not kernel_for(spec, method, compiled)
+        if by_numpy and not winograd_blocks.is_within(spec, itemsize, limit):
+            seconds[method] = math.inf
+            method, reason = chosen(seconds, spectral)
         expected, rejected = seconds[method], rejections(method, seconds, spectral)
         exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
         reason += f"; {exact} where a value is not finite" if method in ROUNDING else ""
@@ -64,7 +68,6 @@ def conv_plan(
         reason = "asked for"
         if method == "winograd" and not (winograd.fits(spec) and spectral):
             raise ValueError(_no_winograd(spec, spectral))
-    padded = spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize if spec.padded_size != spec.size else 0
     kernel = kernel_for(spec, method, compiled)
     if kernel:
         taps = math.prod(spec.window)
@@ -78,7 +81,18 @@ def conv_plan(
         tile = _KERNELS["bands" if kernel == "plane" and is_banded(spec) else kernel]
         return Plan(method, reason, f"compiled: {tile}", weight, expected, rejected, threads)
     tile, workspace = _numpy_tile(spec, itemsize, spectral, method, limit)
-    return Plan(method, reason, tile, padded + workspace, expected, rejected)
+    if spec.padded_size != spec.size and not pads_in_blocks(spec, method):
+        workspace += spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize
+    return Plan(method, reason, tile, workspace, expected, rejected)
+
+
+def pads_in_blocks(spec: ConvSpec, method: str) -> bool:
+    """Whether NumPy surrounds a block of the input at a time, or nothing, and not the whole; only zeros can be."""
+    if spec.padding_mode != "zeros" or spec.input_dilation:
+        return False
+    if method == "fft":
+        return costs.is_cut(spec)
+    return method != "direct" or spec.filters_planes
 
 
 def _threads(spec: ConvSpec, kernel: str, free: int) -> int:

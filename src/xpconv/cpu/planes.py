@@ -47,7 +47,7 @@ def by_blocks(x: Array, w: Array, spec: ConvSpec, limit: int, rows: Rows, filter
     def work(blocks: Iterator[Block]) -> None:
         with borrowed("planes") as memory, np.errstate(over="ignore", invalid="ignore"):
             for images, channels, some in blocks:
-                source = surrounded(planes[images, channels], read_by(spec, some.start, some.stop), memory)
+                source = surrounded(planes[images, channels], read_by(spec, (some.start, some.stop)), memory)
                 here = results[images, channels, some]
                 out = here if here.strides[-1] == here.itemsize else memory.take("out", here.shape, here.dtype)
                 filtered(source, channels, out, memory)

@@ -1,4 +1,4 @@
-"""Sums of products in NumPy, strip by strip of rows, which the threads of a team share.
+"""Sums of products in NumPy, strip by strip of rows, or of a part of one, which the threads of a team share.
 
 What lies around the image is put around a strip, in memory that stays in a processor's cache. Its patches are copied
 side by side, unless they lie so, and one product makes all results of a strip, or one of each group. Of depthwise
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,9 +21,11 @@ from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
 from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec, Windows
+from xpconv.spec import Array, ConvSpec, Sizes, Windows
 
 _STRIP_BYTES = 1 << 21  # of a strip, its copies and its results: with a quarter, a fifth longer
+_TILED_BYTES = 1 << 19  # of a depthwise weight, repeated for the columns of a row
+_SHORT_BYTES = 1 << 20  # of a row that is not cut: each strip takes some calls
 _PIECE_BYTES = 1 << 20  # of a large result
 _FEW_CHANNELS = 96  # in which a product takes less time than its result
 _SHARED_ELEMENTS = 3 << 19  # read, copied and written; BLAS shares the one product of fewer in 0.75 to 0.95 of the time
@@ -30,12 +33,14 @@ _SHARED = 4_000_000  # multiplications of groups that take longer than waking a 
 _SHARED_PASSES = 1_000_000  # of depthwise filters
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Images and rows of results."""
+class Strip(NamedTuple):
+    """Images, and places of results along the first axes: some along the last of these, one along each before it.
+
+    Along the other axes there are all, so that the results (images, *places, ...) lie in one piece.
+    """
 
     images: slice
-    rows: range
+    places: tuple[slice, ...]
 
 
 def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
@@ -84,7 +89,7 @@ def _by_strips(x: Array, w: Array, spec: ConvSpec, limit: int, y: Array) -> None
         with borrowed("blocks") as memory:
             for strip in strips:
                 source = surrounded(x, spec, strip, memory)
-                filtered(source, y[strip.images, strip.rows.start : strip.rows.stop], memory)
+                filtered(source, y[strip.images, *strip.places], memory)
 
     team.share(work, strips, threads)
 
@@ -121,9 +126,10 @@ def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
             product = memory.take("product", (length, filters), x.dtype)
             for turn in turns:
                 for strip in strips[turn::threads]:
-                    patches = _side_by_side(windows(surrounded(x, spec, strip, memory), spec, len(strip.rows)), memory)
-                    there = gy[strip.images, strip.rows.start : strip.rows.stop].reshape(-1, filters)
-                    np.matmul(patches.reshape(-1, length).T, there, out=product)
+                    there = gy[strip.images, *strip.places]
+                    source = surrounded(x, spec, strip, memory)
+                    patches = _side_by_side(windows(source, spec, there.shape[1:-1]), memory)
+                    np.matmul(patches.reshape(-1, length).T, there.reshape(-1, filters), out=product)
                     sums[turn] += product
 
     team.share(work, range(threads), threads)
@@ -141,14 +147,14 @@ def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
 def told(spec: ConvSpec, itemsize: int, limit: int) -> str:
     """The largest strip, in words."""
     strips, _ = _strips(joined.wide(spec), itemsize, limit, team.thread_count())
-    return _in_words(strips, spec, joined.wide(spec).out_size[0])
+    return _in_words(strips, joined.wide(spec))
 
 
 def gradient_told(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int, int]:
     """Of a weight gradient the largest strip, in words, the bytes of all that is held at a time, and threads."""
     strips, threads = _of_gradient(spec, itemsize, limit)
     held = _largest(strips, _by_patches(spec), itemsize) + 2 * math.prod(spec.w_shape) * itemsize
-    return _in_words(strips, spec, spec.out_size[0]), threads * held, threads
+    return _in_words(strips, spec), threads * held, threads
 
 
 def _of_gradient(spec: ConvSpec, itemsize: int, limit: int) -> tuple[list[Strip], int]:
@@ -167,13 +173,22 @@ def _largest(strips: list[Strip], spec: ConvSpec, itemsize: int) -> int:
     """Bytes of the largest strip."""
     if not strips:
         return 0
-    row, more = _row_bytes(spec, itemsize)
-    return (strips[0].images.stop - strips[0].images.start) * (len(strips[0].rows) * row + more)
+    images, places = strips[0]
+    row, more = _row_bytes(spec, itemsize, len(places) - 1)
+    return _count(images) * (_count(places[-1]) * row + more)
 
 
-def _in_words(strips: list[Strip], spec: ConvSpec, height: int) -> str:
-    images, rows = (strips[0].images.stop - strips[0].images.start, len(strips[0].rows)) if strips else (0, 0)
-    return f"{images} of {spec.batch} images, {rows} of {height} rows"
+def _count(places: slice) -> int:
+    return int(places.stop - places.start)
+
+
+def _in_words(strips: list[Strip], spec: ConvSpec) -> str:
+    if not strips:
+        return f"0 of {spec.batch} images"
+    images, (rows, *more) = strips[0]
+    words = f"{_count(images)} of {spec.batch} images, {_count(rows)} of {spec.out_size[0]} rows"
+    axes = enumerate(zip(more, spec.out_size[1:], strict=False), start=1)
+    return words + "".join(f", {_count(places)} of {n} along axis {axis}" for axis, (places, n) in axes)
 
 
 def is_shared(spec: ConvSpec) -> bool:
@@ -195,35 +210,41 @@ def is_product(spec: ConvSpec) -> bool:
     return plain and math.prod(spec.window) == 1 and spec.out_size == spec.size
 
 
-def _row_bytes(spec: ConvSpec, itemsize: int) -> tuple[int, int]:
-    """Of a row of results, and what is copied for it; and of the rows that the last one of a strip reads besides."""
-    columns = math.prod(spec.out_size[1:])
-    read = math.prod(spec.padded_size[1:]) * spec.channels
-    step = min(spec.stride[0], spec.reach[0])
+def _row_bytes(spec: ConvSpec, itemsize: int, axis: int = 0) -> tuple[int, int]:
+    """Of a row of results, one along an axis and those before it, with its copies; and of what the last reads more."""
+    columns = math.prod(spec.out_size[axis + 1 :])
+    read = math.prod(spec.reach[:axis]) * math.prod(spec.padded_size[axis + 1 :]) * spec.channels
+    step = min(spec.stride[axis], spec.reach[axis])
     copied = 0 if spec.filters_planes or is_product(spec) else columns * math.prod(spec.window) * spec.channels
     row = read * step + copied + columns * spec.filters
-    return row * itemsize, read * (spec.reach[0] - step) * itemsize
+    return row * itemsize, read * (spec.reach[axis] - step) * itemsize
 
 
 @lru_cache(maxsize=1024)
 def _strips(spec: ConvSpec, itemsize: int, limit: int, threads: int) -> tuple[list[Strip], int]:
-    """Strips that stay close, as many for each thread, and how many threads the limit and the work are enough for."""
-    (row, more), height = _row_bytes(spec, itemsize), spec.out_size[0]
+    """Strips that stay close, as many for each thread, and how many threads the limit and the work are enough for.
+
+    They are cut along the first axis of which the limit is enough for a row, or that has short rows.
+    """
+    of_axes = [_row_bytes(spec, itemsize, axis) for axis in range(spec.axes)]
+    enough = max(limit, _SHORT_BYTES)
+    axis = next((axis for axis, nbytes in enumerate(of_axes) if sum(nbytes) <= enough), spec.axes - 1)
+    limit = enough if axis else limit
+    (row, more), height, others = of_axes[axis], spec.out_size[axis], spec.out_size[:axis]
     threads = max(1, min(threads, limit // max(row + more, 1))) if is_shared(spec) else 1
     weight = math.prod(spec.w_shape)  # which is read for each strip
     least = _STRIP_BYTES if is_shared(spec) else _SHARED_ELEMENTS * itemsize
     close = min(limit // threads, max(least, weight * itemsize))
-    rows, total = max(1, (close - more) // max(row, 1)), spec.batch * height
+    rows, total = max(1, (close - more) // max(row, 1)), spec.batch * math.prod(others) * height
     rows = max(1, min(rows, -(-total // (threads * -(-total // (rows * threads)))))) if total else 1
-    strips = []
-    if rows >= height:
-        images = max(1, min(rows // max(height, 1), close // max(row * height + more, 1)))
-        strips = [Strip(slice(n, min(n + images, spec.batch)), range(height)) for n in range(0, spec.batch, images)]
-    else:
-        rows = -(-height // -(-height // rows))
-        for n, row in product(range(spec.batch), range(0, height, rows)):
-            strips.append(Strip(slice(n, n + 1), range(row, min(row + rows, height))))
-    return strips, threads
+    if rows >= height and axis == 0:
+        each = max(1, min(rows // max(height, 1), close // max(row * height + more, 1)))
+        some = (slice(n, min(n + each, spec.batch)) for n in range(0, spec.batch, each))
+        return [Strip(images, (slice(0, height),)) for images in some], threads
+    rows = -(-height // -(-height // rows)) if height else 1
+    cuts = [slice(begin, min(begin + rows, height)) for begin in range(0, height, rows)]
+    every = product(*([slice(n, n + 1) for n in range(size)] for size in (spec.batch, *others)), cuts)
+    return [Strip(image, tuple(places)) for image, *places in every], threads
 
 
 def surrounded(x: Array, spec: ConvSpec, strip: Strip, memory: Memory) -> Array:
@@ -232,7 +253,7 @@ def surrounded(x: Array, spec: ConvSpec, strip: Strip, memory: Memory) -> Array:
     Of `x` (..., N, *size, C), which may have an axis for blocks of channels.
     """
     images = x[..., strip.images, *(slice(None),) * (spec.axes + 1)]
-    spans = margins.read_by(spec, strip.rows.start, strip.rows.stop)
+    spans = margins.read_by(spec, *((place.start, place.stop) for place in strip.places))
     return margins.surrounded(images, spans, images.ndim - spec.axes - 1, memory, _in_order)
 
 
@@ -254,7 +275,7 @@ def _multiplied(w: Array, spec: ConvSpec) -> Filtered:
     weights = np.moveaxis(w.reshape(length, spec.groups, filters), 1, 0)
 
     def filtered(source: Array, out: Array, memory: Memory) -> None:
-        patches = _side_by_side(windows(source, spec, out.shape[1]), memory)
+        patches = _side_by_side(windows(source, spec, out.shape[1:-1]), memory)
         results = out.reshape(-1, spec.groups, filters).transpose(1, 0, 2)
         np.matmul(patches.reshape(spec.groups, -1, length), weights, out=results)
 
@@ -271,27 +292,31 @@ def _side_by_side(patches: Array, memory: Memory) -> Array:
 
 
 def _depthwise(w: Array, spec: ConvSpec) -> Filtered:
-    """One pass for every tap, which multiplies and adds: of whole rows where those lie in one piece."""
+    """One pass for every tap, which multiplies and adds: of many columns at once where those lie in one piece."""
     axes, weight = spec.axes, w[..., 0, :]
     rows = spec.stride[-1] == 1 and axes > 1
     if rows:
-        weight = np.tile(weight, spec.out_size[-1])
+        weight = np.tile(weight, min(spec.out_size[-1], max(_TILED_BYTES // weight.nbytes, 1)))
     places, taps = list(range(axes + 1 - rows)), list(range(axes + 1, 2 * axes + 1))
-    last = 2 * axes + 1
+    last, wide = 2 * axes + 1, weight.shape[-1]
 
     def filtered(source: Array, out: Array, _: Memory) -> None:
-        read = windows(source, spec, out.shape[1])
+        read = windows(source, spec, out.shape[1:-1])
         if rows:
-            shape, steps = (*read.shape[:axes], *spec.window, weight.shape[-1]), list(read.strides)
+            out = out.reshape(*out.shape[:axes], -1)
+            shape, steps = (*read.shape[:axes], *spec.window, out.shape[-1]), list(read.strides)
             del steps[axes]
-            read, out = _viewed(source, shape, steps), out.reshape(*out.shape[:axes], -1)
-        np.einsum(read, [*places, *taps, last], weight, [*taps, last], [*places, last], out=out)
+            read = _viewed(source, shape, steps)
+        for begin in range(0, out.shape[-1], wide):
+            part = out[..., begin : begin + wide]
+            several = read[..., begin : begin + wide], [*places, *taps, last], weight[..., : part.shape[-1]]
+            np.einsum(*several, [*taps, last], [*places, last], out=part)
 
     return filtered
 
 
-def windows(x: Array, spec: Windows, rows: int | None = None) -> Array:
-    """A view (..., *out, *window, C) of padded `x` (..., *size, C), or of a strip that so many rows of results read."""
+def windows(x: Array, spec: Windows, counts: Sizes | None = None) -> Array:
+    """A view (..., *out, *window, C) of padded `x` (..., *size, C), or of a strip that so many results read."""
     lead, steps = x.strides[: -spec.axes - 1], x.strides[-spec.axes - 1 : -1]
     strides = (
         *lead,
@@ -299,8 +324,7 @@ def windows(x: Array, spec: Windows, rows: int | None = None) -> Array:
         *(step * d for step, d in zip(steps, spec.dilation, strict=True)),
         x.strides[-1],
     )
-    out_rows = spec.out_size[0] if rows is None else rows
-    shape = (*x.shape[: len(lead)], out_rows, *spec.out_size[1:], *spec.window, x.shape[-1])
+    shape = (*x.shape[: len(lead)], *(counts or spec.out_size), *spec.window, x.shape[-1])
     return _viewed(x, shape, strides)
 
 

@@ -98,6 +98,11 @@ def _by_stages(layer: _Layer) -> None:
             team.share(stages.write, stages.steps.parts, plan.threads)
 
 
+def is_within(spec: ConvSpec, itemsize: int, limit: int) -> bool:
+    """Whether a block of one row of tiles is."""
+    return plan_of(spec, limit, itemsize, 1).block_bytes <= limit
+
+
 def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
     """Bytes of the weight transformed, and of a block for each thread."""
     plan = plan_of(spec, limit, itemsize, team.thread_count())

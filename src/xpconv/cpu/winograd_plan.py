@@ -16,7 +16,7 @@ from xpconv.spec import ConvSpec
 
 _BLOCK_BYTES = 2 << 20  # of a thread
 _SHARED_OPERATIONS = 30_000_000  # that take longer than waking a thread
-_RUN = 16  # results side by side whose sums share the transformed tiles
+_RUNS = (16, 8, 4, 2, 1)  # results side by side whose sums share the transformed tiles, as many as memory is for
 
 Place = tuple[int, ...]
 
@@ -103,12 +103,15 @@ def plan_of(spec: ConvSpec, limit: int, itemsize: int, threads: int) -> Plan:
     is_run, spec = spec.axes == 1 and terms > 1, as_images(spec)
     phases = [_phases(spec, axis) for axis in (spec.axes - 2, spec.axes - 1)]
     tiles = -(-phases[0][0].results // transform.results)
-    run = min(tiles, -(-_RUN // terms) * terms + 1) if is_run else 0
-    leads = list(_leading(spec))
-    made = run or max(1, *(len(results) for _, results in leads))
     across = -(-phases[1][0].results // transform.tile[1])
-    row = _row_elements(spec, transform, _slices(made, terms), run, across) * itemsize
     spare = transform.points * ((terms - 1) * spec.channels * itemsize + 4 * LINE)  # where the rows of a block end
+    for most in _RUNS:
+        run = min(tiles, -(-most // terms) * terms + 1) if is_run else 0
+        leads = list(_leading(spec, most))
+        made = run or max(1, *(len(results) for _, results in leads))
+        row = _row_elements(spec, transform, _slices(made, terms), run, across) * itemsize
+        if row + spare <= limit:
+            break
     threads = max(1, min(threads, limit // (row + spare)))
     wanted = max(_BLOCK_BYTES // row, -(-BLOCK_ROWS // (across * -(-made // terms))))
     pieces = list(_uncut(spec, phases, transform, max(run, 1)))
@@ -165,14 +168,14 @@ def _cut(pieces: list[Piece], most: int) -> Iterator[list[Piece]]:
         yield part
 
 
-def _leading(spec: ConvSpec) -> Iterator[tuple[list[Place], list[Place]]]:
-    """Slices to read and slices that they make: runs along the last of the leading axes, or one by one."""
+def _leading(spec: ConvSpec, most: int) -> Iterator[tuple[list[Place], list[Place]]]:
+    """Slices to read and slices that they make: runs of so many along the last of the leading axes, or one by one."""
     sizes, window, dilation = (of[:-SPACE] for of in (spec.out_size, spec.window, spec.dilation))
     if not sizes:
         yield [()], [()]
         return
     if len(sizes) == 1 and dilation == (1,):
-        runs = -(-sizes[0] // _RUN)
+        runs = -(-sizes[0] // most)
         step = -(-sizes[0] // runs)
         for first in range(0, sizes[0], step):
             last = min(first + step, sizes[0])

@@ -10,7 +10,7 @@ import numpy as np
 from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
-from xpconv.cpu.plan import conv_plan, kernel_for
+from xpconv.cpu.plan import conv_plan, kernel_for, pads_in_blocks
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled, fft
 from xpconv.engines.agnostic import tap
@@ -110,19 +110,11 @@ def summed_if_finite(method: str, x: Array, w: Array, spec: ConvSpec, fill: comp
 
 def _as_read(method: str, x: Array, spec: ConvSpec, fill: complex) -> tuple[Array, ConvSpec]:
     """`x` as the method reads it, and what it then does: surrounded, unless it sees to that itself."""
-    zeros = spec.padding_mode == "zeros" or (spec.padding_mode == "constant" and fill == 0)
-    if zeros and not spec.input_dilation and _in_blocks(method, spec, x.dtype):
+    if spec.padding_mode == "constant" and fill == 0:
+        spec = replace(spec, padding_mode="zeros")
+    if pads_in_blocks(spec, method) and (method != "fft" or _in_tiles(spec, x.dtype)):
         return x, spec
     return agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
-
-
-def _in_blocks(method: str, spec: ConvSpec, dtype: np.dtype) -> bool:
-    """Whether zeros are put around a block of the input at a time, or around nothing, and not around the whole."""
-    if method == "fft":
-        return _in_tiles(spec, dtype)
-    if method != "direct":
-        return method in ("gemm", "winograd")
-    return _in_bands(spec, dtype) or direct_by(spec) == "loop" or _by_passes(spec, dtype)
 
 
 def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
