@@ -159,6 +159,13 @@ def test_nobody_computes_after_an_interruption():
     assert 1 <= len(began) == len(ended) < 20
 
 
+def test_threads_compute_with_the_context_of_who_runs_them():
+    told = []
+    with schedulers.runner("threads") as runner, np.errstate(over="call"):
+        runner([dask.delayed(lambda: told.append(np.geterr()["over"]))() for _ in range(3)], lambda _: None)
+    assert told == ["call"] * 3
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.parametrize(
     ("written", "number", "scheduler"),

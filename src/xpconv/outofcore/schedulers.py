@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 from xpconv.outofcore.formats import check_library
@@ -52,6 +53,13 @@ def runner(scheduler: str) -> Iterator[Runner]:
         yield lambda tasks, done: _by_client(client, tasks, done)
 
 
+class _Threads(ThreadPoolExecutor):
+    """Threads that compute with the context variables of who submits, such as NumPy's error state, as Dask's own do."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return super().submit(copy_context().run, fn, *args, **kwargs)
+
+
 def _by_threads(tasks: Tasks, done: Done) -> None:
     """In threads of their own: when this ends, by an interruption too, nobody is left who writes."""
     import dask
@@ -59,7 +67,7 @@ def _by_threads(tasks: Tasks, done: Done) -> None:
     from dask.system import CPU_COUNT
 
     numbers = {task.key: number for number, task in enumerate(tasks)}
-    pool = ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT)
+    pool = _Threads(dask.config.get("num_workers", None) or CPU_COUNT)
 
     def told(key: Any, *_: Any) -> None:
         if key in numbers:
