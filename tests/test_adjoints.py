@@ -162,3 +162,14 @@ def test_gradients_take_single_items(lib):
     gw = lib.call(xpconv.conv_grad_weight, x, gy, window=(3, 2))
     assert gx.shape == (6, 5, 3)
     assert inner(lib.call(xpconv.conv2d, x, w), gy) == inner(x, gx) == inner(w, gw)
+
+
+@pytest.mark.parametrize(("size", "window", "padding", "channels", "groups"), [
+    ((0,), (1,), ((2, 1),), 1, 1), ((5, 4, 0), (4, 3, 1), ((2, 2), (2, 0), (2, 1)), 5, 5),
+])  # fmt: skip
+def test_the_gradient_of_an_input_without_elements_has_none(size, window, padding, channels, groups):
+    w = np.ones((*window, channels // groups, channels))
+    y = xpconv.conv(np.ones((2, *size, channels)), w, padding=padding, groups=groups)
+    gx = xpconv.conv_grad_input(y, w, size=size, padding=padding, groups=groups)
+    assert gx.shape == (2, *size, channels)
+    assert xpconv.explain(xpconv.conv_grad_input, y, w, size=size, padding=padding, groups=groups).method

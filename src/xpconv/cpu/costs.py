@@ -89,7 +89,7 @@ def _banded_seconds(spec: ConvSpec) -> float:
         each, is_small = 2 * (spec.reach[0] + 15) / _BAND_PRODUCTS, small.is_signal(spec)
     else:
         each = 1 / _ROWS + math.prod(spec.window[1:]) / _STORED_SUMS + 2 * math.prod(spec.window) / _PLANE_PRODUCTS
-        each += _ROW / spec.out_size[-1]
+        each += _ROW / max(spec.out_size[-1], 1)
         is_small = small.is_plane(spec)
     if is_small:
         return results * each + _ONCE
@@ -163,7 +163,7 @@ def is_cut(spec: ConvSpec) -> bool:
 
 
 def _cut_fft_seconds(spec: ConvSpec) -> float:
-    if not spec.filters_planes:
+    if not spec.filters_planes or 0 in spec.out_size:
         return math.inf
     if spectra.is_at_once(spec):
         return math.prod(spectra.only_tile(spec)) / _AT_ONCE[spec.axes] + _SPECTRUM
