@@ -28,8 +28,8 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
     Parameters
     ----------
     nbytes : int
-        Bytes, at least 1. A row of windows is not cut where it takes less than 1 MiB, nor where ``method`` asks for
-        "winograd" or spectra.
+        Bytes, at least 1. Rows of windows are cut in parts of 1 MiB or more, and not at all where they take less, or
+        where ``method`` asks for "winograd" or spectra.
 
     Raises
     ------

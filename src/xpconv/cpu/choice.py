@@ -25,7 +25,7 @@ def rejections(method: str, seconds: dict[str, float], spectral: bool) -> tuple[
 
 def _why_not(name: str, method: str, seconds: dict[str, float], spectral: bool) -> str:
     if seconds[name] == math.inf:
-        return "does not take this geometry, or not within the workspace limit"
+        return "does not take this geometry"
     if name in ROUNDING and not spectral:
         return "rounds, which integers cannot bear"
     times = f"{seconds[name] / seconds[method]:.2g} times the expected time"

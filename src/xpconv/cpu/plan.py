@@ -57,11 +57,13 @@ def conv_plan(
     rejected: tuple[tuple[str, str], ...] = ()
     if method == "auto":
         method, reason = chosen(seconds, spectral)
+        large: tuple[tuple[str, str], ...] = ()
         by_numpy = method == "winograd" and not kernel_for(spec, method, compiled)
         if by_numpy and not winograd_blocks.is_within(spec, itemsize, limit):
-            seconds[method] = math.inf
+            large = ((method, "a row of its tiles takes more than the workspace limit"),)
+            del seconds[method]
             method, reason = chosen(seconds, spectral)
-        expected, rejected = seconds[method], rejections(method, seconds, spectral)
+        expected, rejected = seconds[method], (*rejections(method, seconds, spectral), *large)
         exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
         reason += f"; {exact} where a value is not finite" if method in ROUNDING else ""
     else:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xpconv.cpu import running, team
+from xpconv.cpu import running, team, words
 from xpconv.cpu.memory import borrowed
 from xpconv.spec import Array, PoolSpec
 
@@ -94,11 +94,8 @@ def told(spec: PoolSpec, itemsize: int, limit: int) -> tuple[str, int]:
     strips, threads = _strips(spec, images, channels * itemsize, limit, team.thread_count())
     if not strips:
         return "the whole result", threads
-    some, rows, *more = (place.stop - place.start for place in strips[0].results)
-    maps = f"{some} of {images} " + ("images" if spec.layout == "channels_last" else "planes")
-    axes = enumerate(zip(more, spec.out_size[1:], strict=False), start=1)
-    further = "".join(f", {places} of {n} along axis {axis}" for axis, (places, n) in axes)
-    return f"{maps}, {rows} of {spec.out_size[0]} rows{further}", threads
+    kind = "images" if spec.layout == "channels_last" else "planes"
+    return words.part(strips[0].results, images, spec.out_size, kind), threads
 
 
 @lru_cache(maxsize=64)
@@ -109,25 +106,24 @@ def _strips(spec: PoolSpec, images: int, pixel: int, limit: int, threads: int) -
     short rows.
     """
     of_axes = [_read_across(spec, axis) * pixel for axis in range(spec.axes)]
-    enough = max(limit, _SHORT_BYTES)
-    fits = (_HELD * across * reach <= enough for across, reach in zip(of_axes, spec.reach, strict=True))
-    axis = next((axis for axis, fit in enumerate(fits) if fit), spec.axes - 1)
+    for_cut = max(limit, _SHORT_BYTES)
+    of_first = [_HELD * across * reach for across, reach in zip(of_axes, spec.reach, strict=True)]
+    axis = next((axis for axis, nbytes in enumerate(of_first) if nbytes <= for_cut), spec.axes - 1)
+    within = for_cut if axis else limit
     height, others = spec.out_size[axis], spec.out_size[:axis]
     row, total = of_axes[axis] * min(spec.stride[axis], spec.reach[axis]), images * math.prod(others) * height
-    threads = threads if total * row > _SHARED_BYTES else 1
-    close = min(_STRIP_BYTES, (enough if axis else limit) // (_HELD * threads))
+    threads = max(1, min(threads, within // max(of_first[axis], 1))) if total * row > _SHARED_BYTES else 1
+    close = min(_STRIP_BYTES, within // (_HELD * threads))
     rows = max(1, min(close // max(row, 1), -(-total // threads)))
     each = 1 if axis else max(1, rows // max(height, 1))
     rows = -(-height // -(-height // rows)) if height else 1
-    taps = {at: taps_of(spec, at, 0, spec.out_size[at]) for at in range(axis + 1, spec.axes)}
-    before = [[(slice(n, n + 1), taps_of(spec, at, n, n + 1)) for n in range(size)] for at, size in enumerate(others)]
+    whole = [taps_of(spec, after, 0, spec.out_size[after]) for after in range(axis + 1, spec.axes)]
+    before = [[_cut(spec, at, n, n + 1) for n in range(size)] for at, size in enumerate(others)]
     cuts = [_cut(spec, axis, begin, min(begin + rows, height)) for begin in range(0, height, rows)]
     strips = []
-    for n, lead, (read, places, along) in product(range(0, images, each), product(*before), cuts):
-        some = slice(n, min(n + each, images))
-        results = (some, *(place for place, _ in lead), places)
-        axes = [*(of_one for _, of_one in lead), along, *taps.values()]
-        strips.append(_Strip((some, *(slice(None),) * axis, read), results, axes))
+    for n, parts in product(range(0, images, each), product(*before, cuts)):
+        some, (read, results, taps) = slice(n, min(n + each, images)), zip(*parts, strict=True)
+        strips.append(_Strip((some, *read), (some, *results), [*taps, *whole]))
     return strips, max(1, min(threads, len(strips)))
 
 

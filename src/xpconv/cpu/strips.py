@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xpconv.cpu import joined, margins, team
+from xpconv.cpu import joined, margins, team, words
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
@@ -80,7 +80,7 @@ def _in_pieces(x: Array, w: Array, y: Array) -> None:
 
 def _by_strips(x: Array, w: Array, spec: ConvSpec, limit: int, y: Array) -> None:
     """A correlation with the weight, into the result."""
-    filtered = _depthwise(w, spec) if spec.filters_planes else _multiplied(w, spec)
+    filtered = _depthwise(w, spec, limit) if spec.filters_planes else _multiplied(w, spec)
     strips, threads = _strips(spec, x.dtype.itemsize, limit, team.thread_count())
     if spec.groups > 1 and not spec.filters_planes:  # each channels of its own: (groups, N, *size, C / groups)
         x = np.moveaxis(x.reshape(*x.shape[:-1], spec.groups, spec.channels // spec.groups), -2, 0)
@@ -185,10 +185,8 @@ def _count(places: slice) -> int:
 def _in_words(strips: list[Strip], spec: ConvSpec) -> str:
     if not strips:
         return f"0 of {spec.batch} images"
-    images, (rows, *more) = strips[0]
-    words = f"{_count(images)} of {spec.batch} images, {_count(rows)} of {spec.out_size[0]} rows"
-    axes = enumerate(zip(more, spec.out_size[1:], strict=False), start=1)
-    return words + "".join(f", {_count(places)} of {n} along axis {axis}" for axis, (places, n) in axes)
+    images, places = strips[0]
+    return words.part((images, *places), spec.batch, spec.out_size)
 
 
 def is_shared(spec: ConvSpec) -> bool:
@@ -214,10 +212,11 @@ def _row_bytes(spec: ConvSpec, itemsize: int, axis: int = 0) -> tuple[int, int]:
     """Of a row of results, one along an axis and those before it, with its copies; and of what the last reads more."""
     columns = math.prod(spec.out_size[axis + 1 :])
     read = math.prod(spec.reach[:axis]) * math.prod(spec.padded_size[axis + 1 :]) * spec.channels
-    step = min(spec.stride[axis], spec.reach[axis])
+    stride, reach = spec.stride[axis], spec.reach[axis]
+    step = min(stride, reach) if spec.padded_size == spec.size else stride  # what is padded is copied, skipped or not
     copied = 0 if spec.filters_planes or is_product(spec) else columns * math.prod(spec.window) * spec.channels
     row = read * step + copied + columns * spec.filters
-    return row * itemsize, read * (spec.reach[axis] - step) * itemsize
+    return row * itemsize, read * (reach - step) * itemsize
 
 
 @lru_cache(maxsize=1024)
@@ -227,14 +226,14 @@ def _strips(spec: ConvSpec, itemsize: int, limit: int, threads: int) -> tuple[li
     They are cut along the first axis of which the limit is enough for a row, or that has short rows.
     """
     of_axes = [_row_bytes(spec, itemsize, axis) for axis in range(spec.axes)]
-    enough = max(limit, _SHORT_BYTES)
-    axis = next((axis for axis, nbytes in enumerate(of_axes) if sum(nbytes) <= enough), spec.axes - 1)
-    limit = enough if axis else limit
+    for_cut = max(limit, _SHORT_BYTES)
+    axis = next((axis for axis, nbytes in enumerate(of_axes) if sum(nbytes) <= for_cut), spec.axes - 1)
+    within = for_cut if axis else limit
     (row, more), height, others = of_axes[axis], spec.out_size[axis], spec.out_size[:axis]
-    threads = max(1, min(threads, limit // max(row + more, 1))) if is_shared(spec) else 1
+    threads = max(1, min(threads, within // max(row + more, 1))) if is_shared(spec) else 1
     weight = math.prod(spec.w_shape)  # which is read for each strip
     least = _STRIP_BYTES if is_shared(spec) else _SHARED_ELEMENTS * itemsize
-    close = min(limit // threads, max(least, weight * itemsize))
+    close = min(within // threads, max(least, weight * itemsize))
     rows, total = max(1, (close - more) // max(row, 1)), spec.batch * math.prod(others) * height
     rows = max(1, min(rows, -(-total // (threads * -(-total // (rows * threads)))))) if total else 1
     if rows >= height and axis == 0:
@@ -291,12 +290,12 @@ def _side_by_side(patches: Array, memory: Memory) -> Array:
     return copied
 
 
-def _depthwise(w: Array, spec: ConvSpec) -> Filtered:
+def _depthwise(w: Array, spec: ConvSpec, limit: int) -> Filtered:
     """One pass for every tap, which multiplies and adds: of many columns at once where those lie in one piece."""
     axes, weight = spec.axes, w[..., 0, :]
     rows = spec.stride[-1] == 1 and axes > 1
     if rows:
-        weight = np.tile(weight, min(spec.out_size[-1], max(_TILED_BYTES // weight.nbytes, 1)))
+        weight = np.tile(weight, min(spec.out_size[-1], max(min(_TILED_BYTES, limit // 8) // weight.nbytes, 1)))
     places, taps = list(range(axes + 1 - rows)), list(range(axes + 1, 2 * axes + 1))
     last, wide = 2 * axes + 1, weight.shape[-1]
 

@@ -84,8 +84,7 @@ def _sums(dtype: Any, method: str, spec: ConvSpec, fill: complex, limit: int) ->
     few = conv_operations(spec) < 2 * small.MOST
     if method == "direct" and direct_by(spec) == "loop" and (few or small.is_uncopied(spec, fill)):
         return small.loop(spec, dtype, fill)
-    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
-    if method != "gemm" or not few or spec.groups > 1 or patches > limit:
+    if method != "gemm" or not few or spec.groups > 1 or _copied(spec, dtype) > limit:
         return None
     if small_products.are_columns(spec) or joined.results(spec) == 1:
         return small_products.product(spec, dtype, fill)
@@ -100,11 +99,16 @@ def conv_grad_weight(dtype: Any, spec: ConvSpec) -> Sums | None:
 @lru_cache(maxsize=256)
 def _conv_grad_weight(dtype: Any, spec: ConvSpec, limit: int) -> Sums | None:
     surrounds = spec.padding_mode == "zeros" and min(min(pads) for pads in spec.padding) >= 0
-    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
-    few = 0 < conv_operations(spec) < 2 * small.MOST and patches <= limit
+    few = 0 < conv_operations(spec) < 2 * small.MOST and _copied(spec, dtype) <= limit
     if not few or not surrounds or spec.input_dilation or spec.groups > 1 or dtype.char not in "fd":
         return None
     return small_products.weight_gradient(spec, dtype)
+
+
+def _copied(spec: ConvSpec, dtype: Any) -> int:
+    """Bytes of all patches, and of the input with what is put around it."""
+    padded = spec.batch * math.prod(spec.padded_size) * spec.channels if spec.padded_size != spec.size else 0
+    return spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize) + padded * dtype.itemsize
 
 
 def _joined(spec: ConvSpec, multiply: Sums) -> Sums:
