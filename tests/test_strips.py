@@ -13,7 +13,7 @@ import pytest
 
 import xpconv
 from single_planes import memory_beside_result
-from xpconv.cpu import blas, joined, memory, processors, strips, team
+from xpconv.cpu import blas, cuts, joined, memory, processors, strips, team
 from xpconv.dispatch import run
 from xpconv.engines import agnostic
 from xpconv.engines import compiled as compiled_calls
@@ -31,7 +31,7 @@ def rows_cut(monkeypatch):
     """Of which rows are cut: those of more bytes."""
 
     def cut(short):
-        monkeypatch.setattr(strips, "_SHORT_BYTES", short)
+        monkeypatch.setattr(cuts, "_SHORT_BYTES", short)
         strips._strips.cache_clear()
 
     yield cut

@@ -52,18 +52,10 @@ def conv_plan(
     spec: ConvSpec, itemsize: int, spectral: bool, method: str, limit: int, compiled: Compiled = Compiled()
 ) -> Plan:
     """The plan for one forward convolution; `spectral` says whether the dtype bears a spectrum's rounding."""
-    seconds = expected_seconds(spec, compiled)
     expected: float | None = None
     rejected: tuple[tuple[str, str], ...] = ()
     if method == "auto":
-        method, reason = chosen(seconds, spectral)
-        large: tuple[tuple[str, str], ...] = ()
-        by_numpy = method == "winograd" and not kernel_for(spec, method, compiled)
-        if by_numpy and not winograd_blocks.is_within(spec, itemsize, limit):
-            large = ((method, "a row of its tiles takes more than the workspace limit"),)
-            del seconds[method]
-            method, reason = chosen(seconds, spectral)
-        expected, rejected = seconds[method], (*rejections(method, seconds, spectral), *large)
+        method, reason, expected, rejected = _expected_fastest(spec, itemsize, spectral, limit, compiled)
         exact = "direct" if kernel_for(spec, "direct", compiled) else "gemm"
         reason += f"; {exact} where a value is not finite" if method in ROUNDING else ""
     else:
@@ -83,9 +75,23 @@ def conv_plan(
         tile = _KERNELS["bands" if kernel == "plane" and is_banded(spec) else kernel]
         return Plan(method, reason, f"compiled: {tile}", weight, expected, rejected, threads)
     tile, workspace = _numpy_tile(spec, itemsize, spectral, method, limit)
-    if spec.padded_size != spec.size and not pads_in_blocks(spec, method):
-        workspace += spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize
+    if not pads_in_blocks(spec, method):
+        workspace += padded_bytes(spec, itemsize)
     return Plan(method, reason, tile, workspace, expected, rejected)
+
+
+def _expected_fastest(
+    spec: ConvSpec, itemsize: int, spectral: bool, limit: int, compiled: Compiled
+) -> tuple[str, str, float, tuple[tuple[str, str], ...]]:
+    """The method that is expected to be fastest within the limit, why, in what time, and why not the others."""
+    seconds, large = expected_seconds(spec, compiled), []
+    method, reason = chosen(seconds, spectral)
+    by_numpy = method == "winograd" and not kernel_for(spec, method, compiled)
+    if by_numpy and not winograd_blocks.is_within(spec, itemsize, limit):
+        large.append((method, "a row of its tiles takes more than the workspace limit"))
+        del seconds[method]
+        method, reason = chosen(seconds, spectral)
+    return method, reason, seconds[method], (*rejections(method, seconds, spectral), *large)
 
 
 def pads_in_blocks(spec: ConvSpec, method: str) -> bool:
@@ -305,6 +311,11 @@ def _spectra_bytes(spec: ConvSpec) -> int:
     """Input, kernel and result in double precision, and the spectra of each, half as many complex numbers."""
     maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
     return 2 * 8 * math.prod(spec.padded_size) * maps
+
+
+def padded_bytes(spec: ConvSpec, itemsize: int) -> int:
+    """Bytes of the input with what is put around it, if anything is."""
+    return spec.batch * math.prod(spec.padded_size) * spec.channels * itemsize if spec.padded_size != spec.size else 0
 
 
 def row_bytes(spec: ConvSpec, itemsize: int) -> int:

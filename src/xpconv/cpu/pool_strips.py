@@ -15,12 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xpconv.cpu import running, team, words
+from xpconv.cpu import cuts, running, team
 from xpconv.cpu.memory import borrowed
 from xpconv.spec import Array, PoolSpec
 
 _STRIP_BYTES = 1 << 21  # that a strip reads: with a quarter, a thread twice as often waits for the other's indices
-_SHORT_BYTES = 1 << 20  # of a row, with what is merged of it, that is not cut
 _SHARED_BYTES = 1 << 20  # whose merging takes longer than waking a thread
 _HELD = 3  # times what a strip reads, at most, beside the result
 
@@ -95,7 +94,7 @@ def told(spec: PoolSpec, itemsize: int, limit: int) -> tuple[str, int]:
     if not strips:
         return "the whole result", threads
     kind = "images" if spec.layout == "channels_last" else "planes"
-    return words.part(strips[0].results, images, spec.out_size, kind), threads
+    return cuts.in_words(strips[0].results, images, spec.out_size, kind), threads
 
 
 @lru_cache(maxsize=64)
@@ -106,22 +105,21 @@ def _strips(spec: PoolSpec, images: int, pixel: int, limit: int, threads: int) -
     short rows.
     """
     of_axes = [_read_across(spec, axis) * pixel for axis in range(spec.axes)]
-    for_cut = max(limit, _SHORT_BYTES)
     of_first = [_HELD * across * reach for across, reach in zip(of_axes, spec.reach, strict=True)]
-    axis = next((axis for axis, nbytes in enumerate(of_first) if nbytes <= for_cut), spec.axes - 1)
-    within = for_cut if axis else limit
+    axis, within = cuts.along(of_first, limit)
     height, others = spec.out_size[axis], spec.out_size[:axis]
     row, total = of_axes[axis] * min(spec.stride[axis], spec.reach[axis]), images * math.prod(others) * height
     threads = max(1, min(threads, within // max(of_first[axis], 1))) if total * row > _SHARED_BYTES else 1
     close = min(_STRIP_BYTES, within // (_HELD * threads))
     rows = max(1, min(close // max(row, 1), -(-total // threads)))
     each = 1 if axis else max(1, rows // max(height, 1))
-    rows = -(-height // -(-height // rows)) if height else 1
     whole = [taps_of(spec, after, 0, spec.out_size[after]) for after in range(axis + 1, spec.axes)]
-    before = [[_cut(spec, at, n, n + 1) for n in range(size)] for at, size in enumerate(others)]
-    cuts = [_cut(spec, axis, begin, min(begin + rows, height)) for begin in range(0, height, rows)]
+    cut_axes = [
+        [_cut(spec, at, part.start, part.stop) for part in cuts.evenly(size, most)]
+        for at, (size, most) in enumerate([*((size, 1) for size in others), (height, rows)])
+    ]
     strips = []
-    for n, parts in product(range(0, images, each), product(*before, cuts)):
+    for n, parts in product(range(0, images, each), product(*cut_axes)):
         some, (read, results, taps) = slice(n, min(n + each, images)), zip(*parts, strict=True)
         strips.append(_Strip((some, *read), (some, *results), [*taps, *whole]))
     return strips, max(1, min(threads, len(strips)))

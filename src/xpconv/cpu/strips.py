@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xpconv.cpu import joined, margins, team, words
+from xpconv.cpu import cuts, joined, margins, team
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
@@ -25,7 +25,6 @@ from xpconv.spec import Array, ConvSpec, Sizes, Windows
 
 _STRIP_BYTES = 1 << 21  # of a strip, its copies and its results: with a quarter, a fifth longer
 _TILED_BYTES = 1 << 19  # of a depthwise weight, repeated for the columns of a row
-_SHORT_BYTES = 1 << 20  # of a row that is not cut: each strip takes some calls
 _PIECE_BYTES = 1 << 20  # of a large result
 _FEW_CHANNELS = 96  # in which a product takes less time than its result
 _SHARED_ELEMENTS = 3 << 19  # read, copied and written; BLAS shares the one product of fewer in 0.75 to 0.95 of the time
@@ -186,7 +185,7 @@ def _in_words(strips: list[Strip], spec: ConvSpec) -> str:
     if not strips:
         return f"0 of {spec.batch} images"
     images, places = strips[0]
-    return words.part((images, *places), spec.batch, spec.out_size)
+    return cuts.in_words((images, *places), spec.batch, spec.out_size)
 
 
 def is_shared(spec: ConvSpec) -> bool:
@@ -226,9 +225,7 @@ def _strips(spec: ConvSpec, itemsize: int, limit: int, threads: int) -> tuple[li
     They are cut along the first axis of which the limit is enough for a row, or that has short rows.
     """
     of_axes = [_row_bytes(spec, itemsize, axis) for axis in range(spec.axes)]
-    for_cut = max(limit, _SHORT_BYTES)
-    axis = next((axis for axis, nbytes in enumerate(of_axes) if sum(nbytes) <= for_cut), spec.axes - 1)
-    within = for_cut if axis else limit
+    axis, within = cuts.along([sum(nbytes) for nbytes in of_axes], limit)
     (row, more), height, others = of_axes[axis], spec.out_size[axis], spec.out_size[:axis]
     threads = max(1, min(threads, within // max(row + more, 1))) if is_shared(spec) else 1
     weight = math.prod(spec.w_shape)  # which is read for each strip
@@ -240,9 +237,7 @@ def _strips(spec: ConvSpec, itemsize: int, limit: int, threads: int) -> tuple[li
         each = max(1, min(rows // max(height, 1), close // max(row * height + more, 1)))
         some = (slice(n, min(n + each, spec.batch)) for n in range(0, spec.batch, each))
         return [Strip(images, (slice(0, height),)) for images in some], threads
-    rows = -(-height // -(-height // rows)) if height else 1
-    cuts = [slice(begin, min(begin + rows, height)) for begin in range(0, height, rows)]
-    every = product(*([slice(n, n + 1) for n in range(size)] for size in (spec.batch, *others)), cuts)
+    every = product(*(cuts.evenly(size, 1) for size in (spec.batch, *others)), cuts.evenly(height, rows))
     return [Strip(image, tuple(places)) for image, *places in every], threads
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from xpconv.activations import ACTIVATIONS, LEAK
 from xpconv.cpu import joined, small, small_products, spectra
 from xpconv.cpu.costs import direct_by
-from xpconv.cpu.plan import row_bytes
+from xpconv.cpu.plan import padded_bytes, row_bytes
 from xpconv.cpu.planes import finite
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec, Sizes
@@ -107,8 +107,8 @@ def _conv_grad_weight(dtype: Any, spec: ConvSpec, limit: int) -> Sums | None:
 
 def _copied(spec: ConvSpec, dtype: Any) -> int:
     """Bytes of all patches, and of the input with what is put around it."""
-    padded = spec.batch * math.prod(spec.padded_size) * spec.channels if spec.padded_size != spec.size else 0
-    return spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize) + padded * dtype.itemsize
+    patches = spec.batch * spec.out_size[0] * row_bytes(spec, dtype.itemsize)
+    return patches + padded_bytes(spec, dtype.itemsize)
 
 
 def _joined(spec: ConvSpec, multiply: Sums) -> Sums:
