@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from itertools import count
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -49,11 +49,12 @@ def share(work: Callable[[Iterator[Part]], None], parts: Sequence[Part], most: i
 
 
 def _in_team(work: Callable[[Iterator[Part]], None], parts: Sequence[Part], members: list[_Member]) -> None:
-    turns = count()
+    left = deque(parts)  # taking one needs no lock, not even without the interpreter's
 
     def taken() -> Iterator[Part]:
-        while (turn := next(turns)) < len(parts):
-            yield parts[turn]
+        with suppress(IndexError):
+            while True:
+                yield left.popleft()
 
     begun = [member.begin(lambda: work(taken())) for member in members]
     try:

@@ -80,7 +80,7 @@ def settled() -> int | None:
 
 def any_fails() -> bool:
     """Whether a library does not compile here."""
-    return None in _libraries.values()
+    return None in _libraries.copy().values()  # the compiler's thread adds to them
 
 
 def _sought(name: str, make: Callable[[ir.Module], tuple[str, ...]]) -> Library | None:

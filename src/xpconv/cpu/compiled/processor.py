@@ -24,6 +24,7 @@ class Machine:
         """Whether 64 bytes are multiplied at once: a Zen 4 multiplies one half after the other."""
         return self.vector_bytes == 64 and self.name != "znver4"
 
+
 @cache
 def machine() -> Machine | None:
     """This processor; None where it lacks a fused multiply-add, without which vector kernels are slower than NumPy.

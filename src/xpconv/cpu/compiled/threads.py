@@ -14,6 +14,7 @@ late never takes an item of the next job by what it knows of the last.
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import suppress
 from functools import cache
 from threading import Event, Lock, Thread
@@ -268,7 +269,7 @@ def _alone(task: int, arguments: bytes, items: int, scratch_bytes: int) -> None:
 
 
 # Memory of calls that have ended, and where it lies; the next take it, page faults and all behind it.
-_spare: list[tuple[np.ndarray, int]] = []
+_spare: deque[tuple[np.ndarray, int]] = deque(maxlen=2)  # its methods need no lock
 _MOST_SPARE = 1 << 25  # bytes of one of them
 
 
@@ -286,7 +287,7 @@ def _scratch(nbytes: int) -> tuple[np.ndarray, int]:
 
 def _keep(memory: np.ndarray, place: int) -> None:
     """Give memory back, for the next call."""
-    if memory.size <= _MOST_SPARE and len(_spare) < 2:
+    if memory.size <= _MOST_SPARE:
         _spare.append((memory, place))
 
 
