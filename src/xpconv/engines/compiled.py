@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from xpconv.activations import ACTIVATIONS, LEAK
+from xpconv.activations import LEAK
 from xpconv.cpu import planes, separable, winograd
 from xpconv.cpu.plan import READ_SINGLE, SINGLE, Compiled, kernel_for, passes_pay, winograd_gradient_pays
 from xpconv.cpu.results import new
-from xpconv.engines.agnostic import as_layout, channels_last, epilogue, padding_source
+from xpconv.engines.agnostic import as_layout, channels_last, padding_source
+from xpconv.engines.finishing import activate, finished
 from xpconv.plan import Plan, conv_operations
 from xpconv.request import Index
 from xpconv.spec import Array, ConvSpec, PoolSpec
@@ -100,19 +101,14 @@ def by_kernels(
     usable = prepared(kernel, x, w, y_last, spec, fill, stored)(x, w, bias, y)
     if careful and not usable:
         return None
-    if finish is None:
-        return y
-    if out is None:
-        return finish(y)
-    out[...] = finish(out)
-    return out
+    return y if finish is None else finish(y)
 
 
 def stored_and_left(activation: str | None) -> tuple[str | None, Callable[[Array], Array] | None]:
-    """The activation that kernels apply as they store, and what is left to apply to their result; one at most."""
+    """The activation that kernels store, and what is left to do to their result, in its place; one at most."""
     if activation is None or activation in _STORED:
         return activation, None
-    return None, ACTIVATIONS[activation]
+    return None, partial(activate, activation=activation)
 
 
 _STORED = ("relu", "leaky_relu")
@@ -142,7 +138,7 @@ def by_axes(
         y += channels_last(part, spec.layout)
     if not finite(y):
         return None
-    return epilogue(y, rest, activation, spec.layout, y.dtype)
+    return finished(y, rest, activation, spec.layout, y.dtype)
 
 
 def _two_passes(x: Array, taps: tuple[Array, ...], bias: Array | None, spec: ConvSpec, out: Array | None) -> Array:

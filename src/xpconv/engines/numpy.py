@@ -26,6 +26,7 @@ from xpconv.engines.agnostic import (
     weight_as,
     weight_last,
 )
+from xpconv.engines.finishing import finished
 from xpconv.engines.methods import (
     gemm,
     is_spectral,
@@ -63,7 +64,7 @@ def conv(
     """Patches times weights in tiles, products tap by tap, Winograd's tiles, or spectra, as the plan expects."""
     if spec.layout == "channels_first" and strips.is_product(spec) and planned(x, spec, method).method == "gemm":
         y = channels_last(products_of_planes(widened(x), widened(w), spec), spec.layout)
-        return np.ascontiguousarray(epilogue(y, bias, activation, spec.layout, x.dtype))
+        return finished(y, bias, activation, spec.layout, x.dtype)
     return _convolved(
         channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout), bias, spec, x.dtype,
         fill_value=fill_value, activation=activation, method=method,
@@ -129,7 +130,7 @@ def _summed(
         if y is not NotImplemented:
             return y
     y = (summed_if_finite if careful else summed)(method, x, w, spec, fill)
-    return None if y is None else epilogue(y, bias, activation, spec.layout, x.dtype)
+    return None if y is None else finished(y, bias, activation, spec.layout, x.dtype)
 
 
 def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
@@ -145,11 +146,11 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     gy, w = channels_last(widened(gy), spec.layout), exchanged(weight_last(widened(w), spec.layout), spec.groups)
     if spec.padding_mode != "zeros":  # to the padded input, and what fell on the padding back to where it came from
         gx = unpad(_adjoint(gy, w, None, replace(spec.valid, layout="channels_last"), None), spec)
-        return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
+        return finished(gx, bias, activation, spec.layout, dtype)
     if is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input")):
         return _adjoint(gy, w, bias, spec, activation).astype(dtype, copy=False)
     gx = _spectral_if_finite(surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
-    return np.ascontiguousarray(epilogue(gx, bias, activation, spec.layout, dtype))
+    return finished(gx, bias, activation, spec.layout, dtype)
 
 
 def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation: str | None) -> Array:

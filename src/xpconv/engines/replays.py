@@ -16,10 +16,10 @@ from xpconv.engines import averages, compiled, numpy_pools, pooled, small
 from xpconv.engines.agnostic import (
     as_layout,
     channels_last,
-    epilogue,
     weight_as,
     weight_last,
 )
+from xpconv.engines.finishing import finished
 from xpconv.engines.gradient_replays import input_gradient, weight_gradient, weight_order
 from xpconv.engines.methods import planned, products_of_planes, summed, summed_if_finite
 from xpconv.plan import conv_operations, operations
@@ -173,7 +173,7 @@ def _large(method: str, request: Request, shape: Sizes) -> Callable[..., Any]:
         y = sums(channels_last(x[x_index], layout), weight_last(w[w_index], layout))
         if y is None:
             return NotImplemented
-        return np.ascontiguousarray(epilogue(y, bias, activation, layout, y.dtype)).reshape(shape)
+        return finished(y, bias, activation, layout, y.dtype).reshape(shape)
 
     return computed
 
