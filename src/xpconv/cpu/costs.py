@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from xpconv.cpu import joined, overlap, planes, small, spectra, strips, winograd
+from xpconv.cpu import image_spectra, joined, overlap, planes, small, spectra, strips, winograd
 from xpconv.cpu.entries import MOST_BYTES
 from xpconv.plan import conv_operations
 from xpconv.spec import ConvSpec
@@ -171,10 +171,10 @@ def _cut_fft_seconds(spec: ConvSpec) -> float:
     return _shared_seconds(alone, overlap.is_shared(spec, DEFAULT_LIMIT)) + _CUT
 
 
-def whole_fft_seconds(spec: ConvSpec) -> float:
+def whole_fft_seconds(spec: ConvSpec, limit: int = DEFAULT_LIMIT) -> float:
     """Transforms of input, kernel and result, and the products at every frequency."""
     plane = math.prod(spec.padded_size)
-    maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
+    maps = image_spectra.blocks(spec, limit).transforms
     transforms = 2.5 * plane * max(math.log2(max(plane, 2)), 1) * maps
     products = 4 * plane * spec.batch * spec.channels * spec.filters // spec.groups
     return _SPECTRUM + (transforms + products) / _TRANSFORMS

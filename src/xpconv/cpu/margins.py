@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from xpconv.cpu.memory import Memory
-from xpconv.spec import Array, ConvSpec
+from xpconv.spec import Array, Windows
 
 Span = tuple[int, int]  # along an axis, from the first element up to the last
 
 
-def read_by(spec: ConvSpec, *results: Span) -> list[Span]:
+def read_by(spec: Windows, *results: Span) -> list[Span]:
     """Along every axis the elements that results read, from one up to another along the first axes; all of the rest."""
     axes = zip(results, spec.padding, spec.stride, spec.reach, strict=False)
     some = [(lo * step - before, (hi - 1) * step + reach - before) for (lo, hi), (before, _), step, reach in axes]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xpconv.cpu import costs, overlap, strips, tiled_spectra, winograd, winograd_blocks
+from xpconv.cpu import costs, image_spectra, overlap, pieces, strips, tiled_spectra, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING, WORTH, chosen, rejections
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec
@@ -85,6 +85,11 @@ def _expected_fastest(
 ) -> tuple[str, str, float, tuple[tuple[str, str], ...]]:
     """The method that is expected to be fastest within the limit, why, in what time, and why not the others."""
     seconds, large = expected_seconds(spec, compiled), []
+    if not costs.is_cut(spec) and not kernel_for(spec, "fft", compiled):
+        seconds["fft"] = _spectral_seconds(spec, limit)
+        if seconds["fft"] == math.inf:
+            large.append(("fft", "the spectra of its smallest piece take more than the workspace limit"))
+            del seconds["fft"]
     method, reason = chosen(seconds, spectral)
     by_numpy = method == "winograd" and not kernel_for(spec, method, compiled)
     if by_numpy and not winograd_blocks.is_within(spec, itemsize, limit):
@@ -94,12 +99,19 @@ def _expected_fastest(
     return method, reason, seconds[method], (*rejections(method, seconds, spectral), *large)
 
 
+def _spectral_seconds(spec: ConvSpec, limit: int) -> float:
+    """Of spectra of the whole input, or of pieces that keep to the limit; infinite where none does."""
+    most = pieces.share(limit)
+    if image_spectra.least_bytes(spec) <= most or 0 in (*spec.x_shape, *spec.w_shape, *spec.y_shape):
+        return costs.whole_fft_seconds(spec, limit)
+    found = None if spec.input_dilation else pieces.cut(spec, image_spectra.least_bytes, most)
+    return len(found) * costs.whole_fft_seconds(pieces.part_of_piece(spec, found[0]), most) if found else math.inf
+
+
 def pads_in_blocks(spec: ConvSpec, method: str) -> bool:
     """Whether NumPy surrounds a block of the input at a time, or nothing, and not the whole; only zeros can be."""
     if spec.padding_mode != "zeros" or spec.input_dilation:
         return False
-    if method == "fft":
-        return costs.is_cut(spec)
     return method != "direct" or spec.filters_planes
 
 
@@ -147,7 +159,15 @@ def _numpy_tile(spec: ConvSpec, itemsize: int, spectral: bool, method: str, limi
     if costs.is_cut(spec):
         lengths = " x ".join(map(str, overlap.tile_lengths(spec, limit)))
         return f"tiles of {lengths} elements, which overlap", overlap.workspace(spec, limit)
-    return "the whole result", _spectra_bytes(spec)
+    return _spectral_tile(spec, limit)
+
+
+def _spectral_tile(spec: ConvSpec, limit: int) -> tuple[str, int]:
+    """Of which images and filters spectra are held at a time."""
+    blocks = image_spectra.blocks(spec, limit)
+    filters = f"{blocks.filters} of {spec.filters // spec.groups} filters"
+    groups = f" of 1 of {spec.groups} groups" if spec.groups > 1 else ""
+    return f"spectra of {blocks.images} of {spec.batch} images, {filters}{groups}", blocks.nbytes
 
 
 def _no_winograd(spec: ConvSpec, spectral: bool) -> str:
@@ -161,7 +181,7 @@ def _no_winograd(spec: ConvSpec, spectral: bool) -> str:
 
 
 @lru_cache(maxsize=4096)
-def spectra_plan(spec: ConvSpec, side: str) -> Plan | None:
+def spectra_plan(spec: ConvSpec, side: str, limit: int) -> Plan | None:
     """The plan of the "input" or the "weight" gradient as a convolution of spectra, where that beats the usual way."""
     if spec.padding_mode != "zeros":
         return None
@@ -169,11 +189,11 @@ def spectra_plan(spec: ConvSpec, side: str) -> Plan | None:
         adjoint, usual, otherwise = spec.input_adjoint, "phases", _phases_seconds(spec)
     else:
         adjoint, usual, otherwise = spec.weight_adjoint, "gemm", costs.gemm_seconds(spec)
-    seconds = costs.whole_fft_seconds(adjoint)
-    if seconds >= otherwise:
+    seconds = costs.whole_fft_seconds(adjoint, limit)
+    if seconds >= otherwise or image_spectra.least_bytes(adjoint) > limit:
         return None
     reason = f"the least expected time: fft of the adjoint {seconds:.2g} s, {usual} {otherwise:.2g} s"
-    return Plan("fft", reason, "the whole result", _spectra_bytes(adjoint))
+    return Plan("fft", reason, *_spectral_tile(adjoint, limit))
 
 
 def _phases_seconds(spec: ConvSpec) -> float:
@@ -305,12 +325,6 @@ def passes_pay(spec: ConvSpec, products: int = 1) -> bool:
         return False
     (down, across), passed = spec.window, _FILTERED / _PASSED
     return down * across + passed > products * (down + across + 2 * passed)
-
-
-def _spectra_bytes(spec: ConvSpec) -> int:
-    """Input, kernel and result in double precision, and the spectra of each, half as many complex numbers."""
-    maps = spec.batch * (spec.channels + spec.filters) + spec.channels * spec.filters // spec.groups
-    return 2 * 8 * math.prod(spec.padded_size) * maps
 
 
 def padded_bytes(spec: ConvSpec, itemsize: int) -> int:

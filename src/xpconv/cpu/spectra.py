@@ -32,11 +32,12 @@ def sampled(lengths: Sizes) -> tuple[slice, ...]:
     return tuple(slice(None, None, -(-n // _SAMPLES)) for n in lengths)
 
 
-def of_kernel(taps: Array, lengths: Sizes) -> Array:
+def of_kernel(taps: Array, lengths: Sizes, threads: int = 1) -> Array:
     """The spectrum of taps (..., *window), of real ones half of it; what is zero is not transformed on the way."""
-    spectrum = fft.fft(taps, lengths[-1]) if taps.dtype.kind == "c" else fft.rfft(taps, lengths[-1])
+    forward = fft.fft if taps.dtype.kind == "c" else fft.rfft
+    spectrum = forward(taps, lengths[-1], workers=threads)
     for axis in range(2, len(lengths) + 1):
-        spectrum = fft.fft(spectrum, lengths[-axis], axis=-axis, overwrite_x=True)
+        spectrum = fft.fft(spectrum, lengths[-axis], axis=-axis, overwrite_x=True, workers=threads)
     return spectrum
 
 

@@ -18,13 +18,14 @@ from xpconv.engines.plans import is_direct_adjoint
 from xpconv.plan import conv_operations
 from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, Sizes, in_layout
+from xpconv.workspace import current_limit
 
 
 def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
     """An input gradient as one convolution, or as one for each phase of the stride, all by kernels or all by NumPy."""
     spec, activation = request.spec, request.options.get("activation")
     strided = not is_direct_adjoint(spec)
-    if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input")):
+    if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input", current_limit())):
         return None
     layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
     if all(_method_of_numpys(gy, part) for part, *_ in _parts_of_adjoint(spec) if 0 not in part.window):
@@ -117,7 +118,7 @@ def weight_order(spec: ConvSpec) -> Sizes:
 def weight_gradient(x: Array, request: Request) -> Callable[..., Any] | None:
     """A small gradient of a weight, by NumPy."""
     spec, drop = request.spec, request.drop
-    if compiled.takes_gradient(x.dtype, spec) or (is_spectral(x) and spectra_plan(spec, "weight")):
+    if compiled.takes_gradient(x.dtype, spec) or (is_spectral(x) and spectra_plan(spec, "weight", current_limit())):
         return None
     computed = small.conv_grad_weight(x.dtype, spec)
     return None if computed is None else lambda x, gy: computed(x, gy)[drop]

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from xpconv.cpu import overlap, separable, signals, small, strips, winograd_blocks
+from xpconv.cpu import image_spectra, overlap, separable, signals, small, strips, winograd_blocks
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
 from xpconv.cpu.plan import conv_plan, kernel_for, pads_in_blocks
 from xpconv.dtypes import kind_of
-from xpconv.engines import agnostic, compiled, fft
+from xpconv.engines import agnostic, compiled
 from xpconv.engines.agnostic import tap
 from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec
@@ -70,7 +70,7 @@ def _in_bands(spec: ConvSpec, dtype: np.dtype) -> bool:
 def _fft(x: Array, w: Array, spec: ConvSpec) -> Array:
     if _in_tiles(spec, x.dtype):
         return overlap.conv(x, w, spec, current_limit())
-    return fft.conv(x, w, spec)
+    return image_spectra.conv(x, w, spec, current_limit())
 
 
 def _in_tiles(spec: ConvSpec, dtype: np.dtype) -> bool:
@@ -112,7 +112,7 @@ def _as_read(method: str, x: Array, spec: ConvSpec, fill: complex) -> tuple[Arra
     """`x` as the method reads it, and what it then does: surrounded, unless it sees to that itself."""
     if spec.padding_mode == "constant" and fill == 0:
         spec = replace(spec, padding_mode="zeros")
-    if pads_in_blocks(spec, method) and (method != "fft" or _in_tiles(spec, x.dtype)):
+    if pads_in_blocks(spec, method):
         return x, spec
     return agnostic.surrounded(x, spec, fill), replace(spec.valid, input_dilation=())
 

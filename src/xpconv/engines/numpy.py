@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import scattering, spreading, strips
+from xpconv.cpu import image_spectra, scattering, spreading, strips
 from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
-from xpconv.engines import agnostic, averages, compiled, fft, numpy_pools, pooled, small
+from xpconv.engines import agnostic, averages, compiled, numpy_pools, piecewise, pooled, small
 from xpconv.engines.agnostic import (
     as_layout,
     as_weight,
@@ -66,7 +66,7 @@ def conv(
         y = channels_last(products_of_planes(widened(x), widened(w), spec), spec.layout)
         return finished(y, bias, activation, spec.layout, x.dtype)
     return _convolved(
-        channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout), bias, spec, x.dtype,
+        channels_last(x, spec.layout), weight_last(widened(w), spec.layout), bias, spec,
         fill_value=fill_value, activation=activation, method=method,
     )  # fmt: skip
 
@@ -84,25 +84,38 @@ def into(request: Request) -> bool:
     out = compiled.in_full(request.out, request.drop, spec, x.dtype)
     if out is None:
         return False
-    x, w = channels_last(widened(x), spec.layout), weight_last(widened(w), spec.layout)
-    _convolved(x, w, bias, spec, out.dtype, out=channels_last(out, spec.layout), **chosen)
+    x, w = channels_last(x, spec.layout), weight_last(widened(w), spec.layout)
+    _convolved(x, w, bias, spec, out=channels_last(out, spec.layout), **chosen)
     return True
 
 
 def _convolved(
-    x: Array, w: Array, bias: Array | None, spec: ConvSpec, dtype: Any, *, fill_value: complex = 0,
+    x: Array, w: Array, bias: Array | None, spec: ConvSpec, *, fill_value: complex = 0,
     activation: str | None = None, method: str = "auto", out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """The result, in the spec's layout, of channels-last `x` and `w` in the dtype that sums are kept in.
+    """The result, in the spec's layout, of channels-last `x` and `w`, which is in the dtype that sums are kept in.
 
     It is written to `out`, channels last and of any strides, where that is given.
     """
-    chosen, careful = planned(x, spec, method).method, method == "auto"
+    if spec.padding_mode == "constant" and fill_value == 0:
+        spec = replace(spec, padding_mode="zeros")
+    chosen, careful, dtype = planned(x, spec, method).method, method == "auto", x.dtype
+    computed = piecewise.computation(x, spec, chosen, is_apart=out is not None)
+    if pieces := computed.pieces():
+        whole = out if out is not None else channels_last(new(spec.y_shape, dtype), spec.layout)
+        for piece in pieces:
+            with computed.rest_of(piece):
+                source, part = piecewise.read(x, spec, piece, fill_value)
+                place = whole[piece.images, *piece.places]
+                _convolved(source, w, bias, part, activation=activation, method=method, out=place)
+        return whole if out is not None else as_layout(whole, spec.layout)
+    x = widened(x)
     place = out if out is not None and out.dtype == x.dtype else None  # sums of half precision are kept in single
-    y = _summed(chosen, x, w, bias, spec, fill_value, activation, place, careful=careful)
-    if y is None:
-        exact = "direct" if compiled.kernel_of(x.dtype, spec, "direct") else "gemm"
-        y = _summed(exact, x, w, bias, spec, fill_value, activation, place)
+    with computed.rest():
+        y = _summed(chosen, x, w, bias, spec, fill_value, activation, place, careful=careful)
+        if y is None:
+            exact = "direct" if compiled.kernel_of(x.dtype, spec, "direct") else "gemm"
+            y = _summed(exact, x, w, bias, spec, fill_value, activation, place)
     if out is not None:
         if y is not out:
             out[...] = channels_last(y, spec.layout)
@@ -136,8 +149,8 @@ def _summed(
 def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     """By spectra, unless the result shows that one of them spread what is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        y = fft.conv(x, w, spec)
-    return y if compiled.finite(y) else gemm(x, w, replace(spec.valid, input_dilation=()))
+        y = image_spectra.conv(x, w, spec, current_limit())
+    return y if compiled.finite(y) else gemm(surrounded(x, spec), w, replace(spec.valid, input_dilation=()))
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
@@ -147,21 +160,21 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     if spec.padding_mode != "zeros":  # to the padded input, and what fell on the padding back to where it came from
         gx = unpad(_adjoint(gy, w, None, replace(spec.valid, layout="channels_last"), None), spec)
         return finished(gx, bias, activation, spec.layout, dtype)
-    if is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input")):
+    if is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input", current_limit())):
         return _adjoint(gy, w, bias, spec, activation).astype(dtype, copy=False)
-    gx = _spectral_if_finite(surrounded(gy, spec.input_adjoint), w, spec.input_adjoint)
+    gx = _spectral_if_finite(gy, w, spec.input_adjoint)
     return finished(gx, bias, activation, spec.layout, dtype)
 
 
 def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation: str | None) -> Array:
     """The input gradient in the spec's layout, of channels-last `gy` and exchanged `w`."""
     if is_direct_adjoint(spec):
-        return _convolved(gy, w, bias, spec.input_adjoint, gy.dtype, activation=activation)
+        return _convolved(gy, w, bias, spec.input_adjoint, activation=activation)
     gx = new((spec.batch, *spec.size, spec.channels), gy.dtype)
     for phase in replace(spec, layout="channels_last").input_phases:
         here = gx[(slice(None), *phase.places)]
         if phase.is_reached:
-            _convolved(gy, w[phase.taps], bias, phase.spec, gy.dtype, activation=activation, out=here)
+            _convolved(gy, w[phase.taps], bias, phase.spec, activation=activation, out=here)
         else:
             here[...] = epilogue(np.zeros((1,) * gx.ndim, gx.dtype), bias, activation, "channels_last", gx.dtype)
     return compiled.laid_out(gx, spec.layout)
@@ -170,10 +183,10 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """By spectra where the window is large, by the compiled kernels, or patches, transposed, times `gy`, in strips."""
     dtype = x.dtype
-    if is_spectral(x) and spectra_plan(spec, "weight"):
+    if is_spectral(x) and spectra_plan(spec, "weight", current_limit()):
         x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
         x, gy = agnostic.to_weight_adjoint(x, gy, spec)
-        gw = _spectral_if_finite(surrounded(x, spec.weight_adjoint), gy, spec.weight_adjoint)
+        gw = _spectral_if_finite(x, gy, spec.weight_adjoint)
         return np.ascontiguousarray(agnostic.from_weight_adjoint(gw, spec).astype(dtype, copy=False))
     taken = compiled.takes_gradient(dtype, spec)
     if not taken and (computed := small.conv_grad_weight(dtype, spec)):

@@ -12,7 +12,7 @@ import numpy as np
 from xpconv.cpu import strips
 from xpconv.cpu.plan import passes_pay
 from xpconv.cpu.results import maker
-from xpconv.engines import averages, compiled, numpy_pools, pooled, small
+from xpconv.engines import averages, compiled, numpy_pools, piecewise, pooled, small
 from xpconv.engines.agnostic import (
     as_layout,
     channels_last,
@@ -150,7 +150,10 @@ def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., A
     """What NumPy computes by a method whose plan the values of the arrays do not change."""
     spec, options, shape = request.spec, request.options, _shape_of_result(x, request)
     computed = small.conv(x.dtype, method, spec, options["fill_value"], options["activation"], shape)
-    return computed or _large(method, request, shape)
+    whole = piecewise.computation(x, spec, method, is_apart=request.out is not None)
+    if computed is None and whole.pieces():
+        return None
+    return computed or _large(whole, request, shape)
 
 
 def _shape_of_result(x: Array, request: Request) -> Sizes:
@@ -158,9 +161,9 @@ def _shape_of_result(x: Array, request: Request) -> Sizes:
     return np.broadcast_to(x.dtype.type(), request.spec.y_shape)[request.drop].shape
 
 
-def _large(method: str, request: Request, shape: Sizes) -> Callable[..., Any]:
+def _large(whole: piecewise.Computation, request: Request, shape: Sizes) -> Callable[..., Any]:
     """As `small.conv`, of any size."""
-    (x_index, w_index), spec, fill = request.lift, request.spec, request.options["fill_value"]
+    (x_index, w_index), spec, fill, method = request.lift, request.spec, request.options["fill_value"], whole.method
     layout, activation = spec.layout, request.options["activation"]
     sums: Callable[[Array, Array], Array | None]
     if method == "gemm" and layout == "channels_first" and strips.is_product(spec):
@@ -170,7 +173,8 @@ def _large(method: str, request: Request, shape: Sizes) -> Callable[..., Any]:
         sums = partial(by, method, spec=spec, fill=fill)
 
     def computed(x: Array, w: Array, bias: Array | None) -> Any:
-        y = sums(channels_last(x[x_index], layout), weight_last(w[w_index], layout))
+        with whole.rest():
+            y = sums(channels_last(x[x_index], layout), weight_last(w[w_index], layout))
         if y is None:
             return NotImplemented
         return finished(y, bias, activation, layout, y.dtype).reshape(shape)

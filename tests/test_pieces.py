@@ -1,0 +1,156 @@
+"""Operations that a limit of memory cuts into pieces: their results, what they hold, and what is told of them."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xpconv
+from cases import conv_cases, integers
+from single_planes import memory_beside_result
+from xpconv.cpu import pieces
+from xpconv.engines import compiled, piecewise
+from xpconv.engines.agnostic import padding_source
+
+LIMIT = 4 << 20
+
+
+@pytest.fixture(params=["kernels", "numpy"])
+def computed_by(request, monkeypatch):
+    """With the compiled kernels, if there are any, and without."""
+    if request.param == "numpy":
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
+    return request.param
+
+
+@pytest.fixture
+def by_numpy(monkeypatch):
+    monkeypatch.setattr(compiled, "kernels", lambda: None)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """How many calls were cut into pieces."""
+    counts, of = [], piecewise._pieces
+
+    def counted(*arguments):
+        found = of(*arguments)
+        if found:
+            counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(piecewise, "_pieces", counted)
+    return counts
+
+
+@pytest.mark.usefixtures("by_numpy")
+@given(
+    conv_cases(dtypes=(np.float32, np.float64, np.float16, np.int32, np.complex128)),
+    st.sampled_from(["auto", "direct", "gemm"]),
+    st.sampled_from(["channels_last", "channels_first"]),
+    st.sampled_from([1, 60, 300, 1500]),
+)
+def test_pieces_are_what_the_loops_of_the_definition_give(case, method, layout, limit):
+    x, w, expected, options = case.x, case.w, case.expected(), case.options
+    if layout == "channels_first":
+        x, w, expected = np.moveaxis(x, -1, 1), w.transpose(-1, -2, *range(w.ndim - 2)), np.moveaxis(expected, -1, 1)
+    with xpconv.workspace_limit(limit):
+        call = getattr(xpconv, case.function)
+        y = call(x, w, case.bias, method=method, layout=layout, fill_value=case.fill, **options)
+    np.testing.assert_array_equal(y, expected)
+
+
+PADDINGS = [{"padding_mode": mode} for mode in ("zeros", "edge", "reflect", "symmetric", "wrap")]
+PADDINGS.append({"padding_mode": "constant", "fill_value": 3.0})
+
+
+@pytest.mark.usefixtures("by_numpy")
+@pytest.mark.parametrize("options", PADDINGS)
+@pytest.mark.parametrize("method", ["gemm", "winograd", "direct", "fft"])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_method_in_pieces_agrees_with_itself(method, layout, dtype, options, cut):
+    rng = np.random.default_rng(3)
+    x, w, bias = (integers(rng, shape, dtype) for shape in ((3, 20, 22, 4), (3, 3, 4, 6), (6,)))
+    if layout == "channels_first":
+        x, w = np.ascontiguousarray(np.moveaxis(x, -1, 1)), w.transpose(-1, -2, 0, 1)
+    call = {"padding": ((4, 2), (0, 25)), "method": method, "layout": layout, "activation": "tanh", **options}
+    whole = xpconv.corr(x, w, bias, **call)
+    assert not cut
+    rounding = 1e-3 if dtype == "float16" else 2e-4 if dtype == "float32" else 1e-9
+    for limit in (40_000, 10_000):
+        with xpconv.workspace_limit(limit):
+            np.testing.assert_allclose(xpconv.corr(x, w, bias, **call), whole, atol=rounding)
+            out = np.empty_like(whole)
+            assert xpconv.corr(x, w, bias, out=out, **call) is out
+            np.testing.assert_allclose(out, whole, atol=rounding)
+    plain = options["padding_mode"] == "zeros" and layout == "channels_last" and dtype != "float16"
+    assert cut or (plain and method != "direct")
+    assert max(cut, default=2) > 1
+
+
+@pytest.mark.usefixtures("by_numpy")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_the_windows_that_hold_it(bad, cut):
+    x, w = np.ones((2, 40, 40, 8), np.float32), np.ones((15, 15, 8, 8), np.float32)
+    x[1, 17, 23, 3] = bad
+    with xpconv.workspace_limit(400_000):
+        y = xpconv.corr(x, w, padding="same", padding_mode="reflect")
+    assert cut
+    assert np.isfinite(y[0]).all()
+    reached = np.zeros((40, 40), bool)
+    reached[10:25, 16:31] = True
+    np.testing.assert_array_equal(~np.isfinite(y[1]).all(axis=-1), reached)
+
+
+@given(
+    st.integers(1, 12), st.integers(0, 30), st.integers(0, 30),
+    st.sampled_from(["edge", "reflect", "symmetric", "wrap"]), st.data(),
+)  # fmt: skip
+def test_runs_put_every_element_of_a_padded_axis_in_its_place(n, before, after, mode, data):
+    source = padding_source(np, n, before, after, mode)
+    first = data.draw(st.integers(0, len(source) - 1))
+    source = source[first : data.draw(st.integers(first + 1, len(source)))]
+    axis, found = np.arange(n), np.full(len(source), -1)
+    for places, read in piecewise._runs(source):
+        found[places] = axis[read]
+    np.testing.assert_array_equal(found, source)
+
+
+@pytest.mark.parametrize("held", [10, 100, 1000, 7000, 30_000])
+def test_pieces_hold_no_more_than_the_limit_and_make_every_result_once(held):
+    spec = xpconv.corr.request(np.ones((3, 9, 8, 2)), np.ones((3, 3, 2, 2)), padding=1, stride=(1, 2)).spec
+
+    def nbytes(part):
+        return math.prod(part.y_shape)
+
+    found = pieces.cut(spec, nbytes, held)
+    if held >= math.prod(spec.y_shape):
+        assert found is None
+        return
+    made = np.zeros(spec.y_shape, int)
+    for piece in found:
+        part = pieces.part_of_piece(spec, piece)
+        there = made[piece.images, *piece.places]
+        there += 1
+        assert there.shape == part.y_shape
+        assert part.padded_size == part.size
+        assert nbytes(part) <= max(held, 1)
+    assert (made == 1).all()
+
+
+def test_what_no_piece_keeps_to_is_left_whole():
+    spec = xpconv.corr.request(np.ones((3, 9, 8, 2)), np.ones((3, 3, 2, 2))).spec
+    assert pieces.cut(spec, lambda part: 1 << 30, 1 << 20) is None
+
+
+@pytest.mark.usefixtures("by_numpy")
+def test_a_plan_tells_of_the_largest_piece():
+    x, w = np.ones((2, 300, 300, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
+    with xpconv.workspace_limit(LIMIT):
+        told = xpconv.explain(xpconv.corr, x, w, padding="same", padding_mode="wrap", method="gemm")
+    assert told.tile.startswith("1 of 2 images, ")
+    assert " of 300 rows: " in told.tile
+    assert told.workspace <= LIMIT
