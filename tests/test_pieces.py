@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import xpconv
 from cases import conv_cases, integers
-from single_planes import memory_beside_result
 from xpconv.cpu import pieces
 from xpconv.engines import compiled, piecewise
 from xpconv.engines.agnostic import padding_source
@@ -114,7 +113,7 @@ def test_runs_put_every_element_of_a_padded_axis_in_its_place(n, before, after, 
     first = data.draw(st.integers(0, len(source) - 1))
     source = source[first : data.draw(st.integers(first + 1, len(source)))]
     axis, found = np.arange(n), np.full(len(source), -1)
-    for places, read in piecewise._runs(source):
+    for places, read in piecewise.runs(source):
         found[places] = axis[read]
     np.testing.assert_array_equal(found, source)
 
@@ -143,7 +142,7 @@ def test_pieces_hold_no_more_than_the_limit_and_make_every_result_once(held):
 
 def test_what_no_piece_keeps_to_is_left_whole():
     spec = xpconv.corr.request(np.ones((3, 9, 8, 2)), np.ones((3, 3, 2, 2))).spec
-    assert pieces.cut(spec, lambda part: 1 << 30, 1 << 20) is None
+    assert pieces.cut(spec, lambda _: 1 << 30, 1 << 20) is None
 
 
 @pytest.mark.usefixtures("by_numpy")

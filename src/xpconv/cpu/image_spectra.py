@@ -42,10 +42,10 @@ def blocks(spec: ConvSpec, limit: int, is_complex: bool = False) -> Blocks:
     channels, filters = max(spec.channels // spec.groups, 1), spec.filters // spec.groups
     one = math.prod(_lengths(spec)) * (16 if is_complex else 8)  # a map before its transform, and nearly so after it
     room = limit // one
-    some = max(1, min(filters, (room - 2 * channels) // (channels + 2), room // (2 * channels)))
-    image = 2 * (channels + some)  # before and after a transform
+    some = max(1, min(filters, (room - 2 * channels) // (channels + 3), room // (3 * channels)))
+    image = 2 * channels + 3 * some  # before and after a transform, and on the way back between its axes
     images = max(1, min(spec.batch, (min(room, _BLOCK_BYTES // one) - channels * some) // image))
-    held = one * (channels * some + max(images * image, channels * some))
+    held = one * (channels * some + max(images * image, 2 * channels * some))  # a kernel's taps, before and after
     again = -(-filters // some)
     transforms = spec.groups * (spec.batch * (channels * again + filters) + channels * filters)
     return Blocks(images, some, held, transforms)

@@ -15,26 +15,34 @@ from functools import lru_cache
 import numpy as np
 
 from xpconv.spec import Array, ConvSpec
+from xpconv.workspace import DEFAULT_LIMIT
 
 _FILTERS = 32  # of all results that are joined: of 64->16 on 56x56, two took 0.84 of the time of one, four 0.94
+_OF_LIMIT = 32  # bytes of the workspace limit for each element of a weight, which is made for each call
 _COPIES = 8  # elements of patches for each of the weight, at least: 6->16 on 14x14, N = 1, took twice as long joined
 
 
 @lru_cache(maxsize=1024)
-def results(spec: ConvSpec) -> int:
+def results(spec: ConvSpec, limit: int = DEFAULT_LIMIT) -> int:
     """How many one product makes: a divisor of those of a row, and no more than half of what it multiplies is zero."""
     if spec.groups > 1 or spec.filters_planes or spec.dilation[-1] > 1 or spec.window[-1] == 1:
         return 1
     most = min(_FILTERS // max(spec.filters, 1), 1 + spec.window[-1] // spec.stride[-1], spec.out_size[-1])
-    count = next((n for n in range(most, 1, -1) if spec.out_size[-1] % n == 0), 1)
-    row = ((count - 1) * spec.stride[-1] + spec.window[-1]) * count * spec.filters  # of the weight, of every channel
-    return count if spec.batch * math.prod(spec.out_size) * spec.window[-1] > _COPIES * row else 1
+
+    def row(count: int) -> int:
+        """Of the weight, of every channel."""
+        return ((count - 1) * spec.stride[-1] + spec.window[-1]) * count * spec.filters
+
+    rows = math.prod(spec.window[:-1]) * spec.channels
+    counts = (n for n in range(most, 1, -1) if spec.out_size[-1] % n == 0 and row(n) * rows <= limit // _OF_LIMIT)
+    count = next(counts, 1)
+    return count if spec.batch * math.prod(spec.out_size) * spec.window[-1] > _COPIES * row(count) else 1
 
 
 @lru_cache(maxsize=1024)
-def wide(spec: ConvSpec) -> ConvSpec:
+def wide(spec: ConvSpec, limit: int = DEFAULT_LIMIT) -> ConvSpec:
     """The correlation whose results are those that are joined, of a `wide_weight`: (N, *out, results * F)."""
-    count = results(spec)
+    count = results(spec, limit)
     if count == 1:
         return spec
     span = (count - 1) * spec.stride[-1] + spec.window[-1]
@@ -44,10 +52,10 @@ def wide(spec: ConvSpec) -> ConvSpec:
     )  # fmt: skip
 
 
-def wide_weight(spec: ConvSpec) -> Callable[[Array], Array]:
+def wide_weight(spec: ConvSpec, limit: int = DEFAULT_LIMIT) -> Callable[[Array], Array]:
     """A function of w (*window, C, F): every result's, one below and beside the other, (*window, C, results * F)."""
-    count, turns = results(spec), (slice(None, None, -1),) * spec.axes
-    window, filters = wide(spec).window, wide(spec).filters
+    count, turns = results(spec, limit), (slice(None, None, -1),) * spec.axes
+    window, filters = wide(spec, limit).window, wide(spec, limit).filters
     shape = (*window, spec.channels, count, spec.filters)
     places = (count, *spec.window, spec.channels, spec.filters)
     further = spec.stride[-1] * spec.channels * filters + spec.filters  # elements from one result's weights to the next

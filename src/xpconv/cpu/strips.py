@@ -48,10 +48,10 @@ def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
     if 0 in (*y.shape, *w.shape):
         y[...] = 0
         return y
-    if joined.results(spec) > 1:
-        wide = joined.wide(spec)
+    if joined.results(spec, limit) > 1:
+        wide = joined.wide(spec, limit)
         with np.errstate(over="ignore", invalid="ignore"):
-            _by_strips(x, joined.wide_weight(spec)(w), wide, limit, y.reshape(wide.batch, *wide.out_size, -1))
+            _by_strips(x, joined.wide_weight(spec, limit)(w), wide, limit, y.reshape(wide.batch, *wide.out_size, -1))
         if finite(y):
             return y
     if is_product(spec) and x.flags.c_contiguous:  # all of it lies as one matrix
@@ -138,15 +138,16 @@ def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
 
 def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
     """Bytes of a strip for each thread, and of a weight that is turned or joined."""
-    wide = joined.wide(spec)
+    wide = joined.wide(spec, limit)
     strips, threads = _strips(wide, itemsize, limit, team.thread_count())
     return min(threads, len(strips)) * _largest(strips, wide, itemsize) + math.prod(wide.w_shape) * itemsize
 
 
 def told(spec: ConvSpec, itemsize: int, limit: int) -> str:
     """The largest strip, in words."""
-    strips, _ = _strips(joined.wide(spec), itemsize, limit, team.thread_count())
-    return _in_words(strips, joined.wide(spec))
+    wide = joined.wide(spec, limit)
+    strips, _ = _strips(wide, itemsize, limit, team.thread_count())
+    return _in_words(strips, wide)
 
 
 def gradient_told(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int, int]:

@@ -13,6 +13,7 @@ from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, small
 from xpconv.engines.agnostic import channels_last, exchanged, weight_as
+from xpconv.engines.gradient_pieces import of_input
 from xpconv.engines.methods import is_spectral, planned
 from xpconv.engines.plans import is_direct_adjoint
 from xpconv.plan import conv_operations
@@ -26,6 +27,8 @@ def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
     spec, activation = request.spec, request.options.get("activation")
     strided = not is_direct_adjoint(spec)
     if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input", current_limit())):
+        return None
+    if strided and of_input(spec, gy.itemsize):
         return None
     layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
     if all(_method_of_numpys(gy, part) for part, *_ in _parts_of_adjoint(spec) if 0 not in part.window):

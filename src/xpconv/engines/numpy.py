@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
-from xpconv.engines import agnostic, averages, compiled, numpy_pools, piecewise, pooled, small
+from xpconv.engines import agnostic, averages, compiled, gradient_pieces, numpy_pools, piecewise, pooled, small
 from xpconv.engines.agnostic import (
     as_layout,
     as_weight,
@@ -149,27 +150,43 @@ def _summed(
 def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     """By spectra, unless the result shows that one of them spread what is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        y = image_spectra.conv(x, w, spec, current_limit())
+        y = image_spectra.conv(x, w, spec, current_limit() - math.prod(spec.y_shape) * x.itemsize)
     return y if compiled.finite(y) else gemm(surrounded(x, spec), w, replace(spec.valid, input_dilation=()))
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
     """The adjoint as a convolution: one where the stride is 1, or by spectra; else one for each phase of the stride."""
     dtype = gy.dtype
-    gy, w = channels_last(widened(gy), spec.layout), exchanged(weight_last(widened(w), spec.layout), spec.groups)
-    if spec.padding_mode != "zeros":  # to the padded input, and what fell on the padding back to where it came from
-        gx = unpad(_adjoint(gy, w, None, replace(spec.valid, layout="channels_last"), None), spec)
-        return finished(gx, bias, activation, spec.layout, dtype)
+    gy, w = channels_last(gy, spec.layout), exchanged(weight_last(widened(w), spec.layout), spec.groups)
+    if spec.padding_mode == "constant":
+        spec = replace(spec, padding_mode="zeros")
+    if spec.padding_mode != "zeros":
+        return finished(_folded_adjoint(widened(gy), w, spec), bias, activation, spec.layout, dtype)
     if is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input", current_limit())):
-        return _adjoint(gy, w, bias, spec, activation).astype(dtype, copy=False)
-    gx = _spectral_if_finite(gy, w, spec.input_adjoint)
+        return _adjoint(gy, w, bias, spec, activation)
+    gx = _spectral_if_finite(widened(gy), w, spec.input_adjoint)
     return finished(gx, bias, activation, spec.layout, dtype)
+
+
+def _folded_adjoint(gy: Array, w: Array, spec: ConvSpec) -> Array:
+    """Channels last: what fell on the padding is brought back to where that was copied from."""
+    if not gradient_pieces.is_folded(gy, spec):
+        return unpad(_adjoint(gy, w, None, replace(spec.valid, layout="channels_last"), None), spec)
+    gx = channels_last(_adjoint(gy, w, None, replace(spec, padding_mode="zeros"), None), spec.layout)
+    last = replace(spec, layout="channels_last")
+    gradient_pieces.fold(gx, lambda images, box: _adjoint(gy[images], w, None, box, None), last)
+    return gx
 
 
 def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation: str | None) -> Array:
     """The input gradient in the spec's layout, of channels-last `gy` and exchanged `w`."""
     if is_direct_adjoint(spec):
         return _convolved(gy, w, bias, spec.input_adjoint, activation=activation)
+    if pieces := gradient_pieces.of_input(spec, gy.itemsize):
+        gx = new(spec.x_shape, gy.dtype)
+        for images, rows, part in pieces:
+            gx[images, :, rows] = _adjoint(gy[images], w, bias, part, activation)
+        return gx
     gx = new((spec.batch, *spec.size, spec.channels), gy.dtype)
     for phase in replace(spec, layout="channels_last").input_phases:
         here = gx[(slice(None), *phase.places)]
@@ -191,16 +208,23 @@ def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     taken = compiled.takes_gradient(dtype, spec)
     if not taken and (computed := small.conv_grad_weight(dtype, spec)):
         return computed(x, gy)
-    if spec.groups > 1 and not taken:
-        return NotImplemented  # the agnostic engine's batched products serve groups as well
-    x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
-    if taken:
-        gw = compiled.grad_weight(x, gy, spec)
-        return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
+    x, gy = channels_last(x, spec.layout), channels_last(gy, spec.layout)
+    by = partial(_weight_gradient, by_kernels=taken)
+    gw = gradient_pieces.summed(x, gy, spec, by, by_kernels=taken)
+    gw = by(x, gy, spec) if gw is None else gw
+    return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
+
+
+def _weight_gradient(x: Array, gy: Array, spec: ConvSpec, *, by_kernels: bool) -> Array:
+    """By offset of the window (*window, C / groups, F), of channels-last arrays, in the dtype that sums are kept in."""
+    x, gy = widened(x), widened(gy)
+    if by_kernels:
+        return compiled.grad_weight(x, gy, spec)
+    if spec.groups > 1:  # batched products serve groups as well
+        return agnostic.conv_grad_weight(x, gy, replace(spec, layout="channels_last", flip=False))
     if spec.padding_mode != "zeros":
         x, spec = pad(x, spec), spec.valid
-    gw = strips.weight_gradient(x, gy, spec, current_limit())
-    return np.ascontiguousarray(as_weight(gw, spec).astype(dtype, copy=False))
+    return strips.weight_gradient(x, gy, spec, current_limit())
 
 
 # --- Patches and pooling ----------------------------------------------------------------------------------------------

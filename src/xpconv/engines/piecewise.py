@@ -18,6 +18,7 @@ from xpconv.cpu import image_spectra, pieces
 from xpconv.cpu.costs import direct_by, is_cut
 from xpconv.cpu.pieces import Piece
 from xpconv.cpu.plan import padded_bytes, pads_in_blocks
+from xpconv.cpu.signals import rows_of
 from xpconv.engines import compiled
 from xpconv.engines.agnostic import channels_last
 from xpconv.engines.methods import itemsize, planned
@@ -47,8 +48,7 @@ class Computation:
         if self.by_kernels:
             return nbytes
         if not pads_in_blocks(spec, self.method):
-            times = 1 if spec.padding_mode in _IN_BLOCKS else 2  # axis after axis
-            nbytes += padded_bytes(spec, self.summed) * times
+            nbytes += 2 * padded_bytes(spec, self.summed)  # axis after axis
         by_planes = self.method in ("direct", "fft") and spec.filters_planes
         if self.method == "direct" and not by_planes:
             nbytes += 2 * made * self.summed  # a tap's products, and what they are added to
@@ -59,16 +59,25 @@ class Computation:
     @cached_property
     def least(self) -> int:
         """The same and the fewest bytes that the method takes, where these follow the arrays."""
-        spectral = self.method == "fft" and not self.by_kernels and not is_cut(self.spec)
-        return self.held + (image_spectra.least_bytes(self.spec) if spectral else 0)
+        if self.by_kernels:
+            return self.held
+        if self.method == "fft" and not is_cut(self.spec):
+            return self.held + image_spectra.least_bytes(self.spec)
+        if self.method == "direct" and direct_by(self.spec) == "bands":
+            rows = rows_of(self.spec, self.summed)
+            return self.held + rows.read * self.spec.reach[0] + rows.written
+        return self.held
 
     def part(self, spec: ConvSpec) -> Computation:
         """Of a piece, whose result is copied to its place."""
         return replace(self, spec=spec, is_apart=True)
 
     def gathered(self, part: ConvSpec) -> int:
-        """Bytes of what a piece reads, where that is not all in the input."""
-        return 0 if self.spec.padding_mode == "zeros" else math.prod(part.x_shape) * self.given
+        """Bytes of what a piece reads with what is put around it, if anything is."""
+        if self.spec.padding_mode != "zeros":
+            return math.prod(part.x_shape) * self.given
+        is_copied = not self.by_kernels and not pads_in_blocks(self.spec, self.method)
+        return 2 * math.prod(part.x_shape) * self.summed if is_copied and any(map(any, self.spec.padding)) else 0
 
     def pieces(self) -> list[Piece] | None:
         """Those that the limit cuts it into; None where it is computed whole."""
@@ -113,17 +122,17 @@ def _gathered(x: Array, spec: ConvSpec, piece: Piece, fill: complex) -> tuple[Ar
     shape, is_filled = in_layout(spec.layout, len(x), part.size, spec.channels), spec.padding_mode in _IN_BLOCKS
     whole = channels_last(np.full(shape, fill, x.dtype) if is_filled else np.empty(shape, x.dtype), spec.layout)
     axes = zip(compiled.sources(spec), spans, spec.padding, strict=True)
-    runs = [_runs(source[lo + before : hi + before]) for source, (lo, hi), (before, _) in axes]
-    for there in product(*runs):
+    of_axes = [runs(source[lo + before : hi + before]) for source, (lo, hi), (before, _) in axes]
+    for there in product(*of_axes):
         places, read = zip(*there, strict=True)
         whole[:, *places] = x[:, *read]
     return whole, part
 
 
-def _runs(source: Array) -> list[tuple[slice, slice]]:
+def runs(source: Array) -> list[tuple[slice, slice]]:
     """Places beside each other, and the elements that are there: forwards, backwards, or the same; -1 tells of none."""
     (there,) = np.nonzero(source >= 0)
-    runs = []
+    found = []
     at, end = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
     steps = np.diff(source)
     changes = np.flatnonzero(np.diff(steps)) + 1  # of one step to the next
@@ -131,9 +140,9 @@ def _runs(source: Array) -> list[tuple[slice, slice]]:
         after = np.searchsorted(changes, at, side="right")
         stop = min(int(changes[after]) + 1 if after < len(changes) else end, end)
         first, step = int(source[at]), int(steps[at]) if stop - at > 1 else 1
-        runs.append((slice(at, stop), _from(first, stop - at, step)))
+        found.append((slice(at, stop), _from(first, stop - at, step)))
         at = stop
-    return runs
+    return found
 
 
 def _from(first: int, count: int, step: int) -> slice:
