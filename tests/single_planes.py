@@ -78,4 +78,4 @@ def memory_beside_result(call):
     y = call()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return peak - y.nbytes
+    return peak - sum(part.nbytes for part in (y if isinstance(y, tuple) else (y,)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xpconv
-from cases import conv_cases, integers
+from cases import conv_cases, integers, pool_cases
 from xpconv.cpu import pieces
 from xpconv.engines import compiled, piecewise
 from xpconv.engines.agnostic import padding_source
@@ -153,3 +153,69 @@ def test_a_plan_tells_of_the_largest_piece():
     assert told.tile.startswith("1 of 2 images, ")
     assert " of 300 rows: " in told.tile
     assert told.workspace <= LIMIT
+
+
+@pytest.mark.usefixtures("by_numpy")
+@given(
+    conv_cases(dtypes=(np.float32, np.float64, np.int32), modes=("zeros", "edge", "reflect", "symmetric", "wrap")),
+    st.sampled_from(["channels_last", "channels_first"]),
+    st.sampled_from([1, 200, 1000]),
+)
+def test_gradients_in_pieces_are_those_of_the_whole(case, layout, limit):
+    x, w, y = case.x, case.w, case.expected()
+    if layout == "channels_first":
+        x, y = np.moveaxis(x, -1, 1), np.moveaxis(y, -1, 1)
+        w = w.transpose(-1, -2, *range(w.ndim - 2))
+    size, window = case.x.shape[1:-1], case.w.shape[:-2]
+    inputs, weights = (getattr(xpconv, f"{case.function}_grad_{side}") for side in ("input", "weight"))
+
+    def gradients():
+        return inputs(y, w, size=size, layout=layout, **case.options), weights(
+            x, y, window=window, layout=layout, **case.options
+        )
+
+    whole = gradients()
+    with xpconv.workspace_limit(limit):
+        for some, expected in zip(gradients(), whole, strict=True):
+            np.testing.assert_array_equal(some, expected)
+
+
+@pytest.mark.usefixtures("by_numpy")
+@given(
+    pool_cases(dtypes=(np.float32, np.float64, np.float16)),
+    st.sampled_from(["channels_last", "channels_first"]),
+    st.sampled_from([1, 100, 500]),
+)
+def test_poolings_in_pieces_are_those_of_the_whole(case, layout, limit):
+    x = case.x if layout == "channels_last" else np.moveaxis(case.x, -1, 1)
+    options = {**case.options, "layout": layout}
+    window = options.pop("window")
+    patches = {name: value for name, value in options.items() if name != "ceil_mode"}
+
+    def results():
+        yield xpconv.max_pool(x, window, **options)
+        yield xpconv.avg_pool(x, window, **options)
+        yield xpconv.lp_pool(x, window, **options)
+        yield from xpconv.max_pool(x, window, return_indices=True, **options)
+        unfolded = xpconv.unfold(x, window, **patches)
+        yield unfolded
+        yield xpconv.fold(unfolded, size=case.x.shape[1:-1], window=window, **patches)
+        yield xpconv.adaptive_avg_pool(x, 1, layout=layout)
+        yield xpconv.avg_pool_grad(xpconv.avg_pool(x, window, **options), window, size=case.x.shape[1:-1], **options)
+
+    whole = list(results())
+    with xpconv.workspace_limit(limit):
+        for some, expected in zip(results(), whole, strict=True):
+            np.testing.assert_array_equal(some, expected)
+
+
+@pytest.mark.usefixtures("by_numpy")
+@pytest.mark.parametrize("merge", ["max_pool", "avg_pool", "lp_pool"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_long_windows_are_merged_in_pieces(merge, dtype):
+    x = integers(np.random.default_rng(5), (2, 40, 50, 3), dtype)
+    pool = getattr(xpconv, merge)
+    whole = pool(x, (15, 17), stride=(1, 2), padding=((3, 4), (2, 0)))
+    with xpconv.workspace_limit(20_000):
+        some = pool(x, (15, 17), stride=(1, 2), padding=((3, 4), (2, 0)))
+    np.testing.assert_allclose(some, whole, rtol=1e-3 if dtype == "float16" else 1e-6)

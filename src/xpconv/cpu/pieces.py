@@ -6,14 +6,16 @@ A piece is some of the images, or one and some rows of its results, or one and s
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple, TypeVar
 
 from xpconv.cpu import cuts
 from xpconv.cpu.margins import Span, read_by
-from xpconv.spec import ConvSpec, Sizes, Windows
+from xpconv.spec import ConvSpec, PoolSpec, Sizes, Windows
 from xpconv.spec.windows import Pairs
+from xpconv.workspace import current_limit, workspace_limit
 
 _SHORT_BYTES = 1 << 20  # of a row that is not cut: each piece takes some calls
 
@@ -23,6 +25,12 @@ W = TypeVar("W", bound=Windows)
 def share(limit: int) -> int:
     """What a piece may hold of a limit; the rest is for what computes it."""
     return limit // 2
+
+
+def rest() -> AbstractContextManager[None]:
+    """Within, the limit is what is left of it beside what a piece may hold."""
+    limit = current_limit()
+    return workspace_limit(max(limit - share(limit), 1))
 
 
 class Piece(NamedTuple):
@@ -102,7 +110,9 @@ def _count(places: slice) -> int:
 
 def _of_part(spec: W, batch: int, size: Sizes, padding: Pairs) -> W:
     part = replace(spec, batch=batch, size=size, padding=padding)
-    return replace(part, padding_mode="zeros") if isinstance(part, ConvSpec) else part
+    if isinstance(part, ConvSpec):
+        return replace(part, padding_mode="zeros")
+    return replace(part, ceil_mode=False) if isinstance(part, PoolSpec) else part
 
 
 def in_words(pieces: list[Piece], spec: Windows) -> str:

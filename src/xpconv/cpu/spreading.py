@@ -7,11 +7,15 @@ pass went over all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
-from xpconv.cpu import team
+from xpconv.cpu import cuts, running, team
 from xpconv.cpu.memory import borrowed
 from xpconv.cpu.pool_strips import as_maps, taps_of
 from xpconv.cpu.results import new
@@ -21,31 +25,65 @@ _PART_BYTES = 1 << 20  # of maps that are made at a time
 _SHARED_BYTES = 1 << 20  # that take longer than waking a thread
 
 
-def spread(gy: Array, spec: PoolSpec, divisors: Array) -> Array:
+class _Part(NamedTuple):
+    """Maps, rows that are made of them, the results whose windows reach these, and the taps by which they do."""
+
+    maps: slice
+    rows: slice
+    results: slice
+    taps: running.Taps
+
+
+def spread(gy: Array, spec: PoolSpec, divisors: Array, limit: int) -> Array:
     """Of `gy`, divided by `divisors` (*out, 1), what the elements of x had a share in, in the spec's layout."""
     gx = new(spec.x_shape, gy.dtype)
     maps, made = as_maps(gy, gx, spec)
-    images = len(maps)
-    threads = team.thread_count() if gx.nbytes > _SHARED_BYTES else 1
-    each = max(1, min(_PART_BYTES * images // max(gx.nbytes, 1), -(-images // threads)))
-    parts = [slice(n, n + each) for n in range(0, images, each)]
+    parts, threads = _parts(spec, len(maps), maps.shape[-1] * gy.itemsize, limit, team.thread_count())
+    along = [taps_of(spec, axis, 0, n) for axis, n in enumerate(spec.out_size)]
 
-    def work(parts: Iterator[slice]) -> None:
+    def work(parts: Iterator[_Part]) -> None:
         with borrowed("pools") as memory:
-            for some in parts:
-                part = np.divide(maps[some], divisors, out=memory.take("shares", maps[some].shape, gy.dtype))
+            for some, rows, results, taps in parts:
+                there, by = maps[some, results], divisors if divisors.ndim == 0 else divisors[results]
+                part = np.divide(there, by, out=memory.take("shares", there.shape, gy.dtype))
                 for axis in reversed(range(1, spec.axes)):  # the last first, while there are few rows
                     shape = *part.shape[: axis + 1], spec.size[axis], *part.shape[axis + 2 :]
-                    part = _along(part, spec, axis, memory.take(f"axis {axis}", shape, gy.dtype))
-                _along(part, spec, 0, made[some])
+                    part = _added(part, along[axis], memory.take(f"axis {axis}", shape, gy.dtype))
+                _added(part, taps, made[some, rows])
 
     team.share(work, parts, threads)
     return gx
 
 
-def _along(gy: Array, spec: PoolSpec, axis: int, gx: Array) -> Array:
+@lru_cache(maxsize=64)
+def _parts(spec: PoolSpec, maps: int, pixel: int, limit: int, threads: int) -> tuple[list[_Part], int]:
+    """Maps, or rows of one, that stay close, and how many threads the limit and the work are enough for."""
+    height, stride, overlap = spec.size[0], spec.stride[0], -(-spec.reach[0] // spec.stride[0])
+    across = sum(math.prod(spec.out_size[1:axis] + spec.size[axis:]) for axis in range(1, spec.axes + 1))
+    held, row = max(across * pixel, 1), max(math.prod(spec.size[1:]) * pixel, 1)  # of one of results, and one made
+    threads = max(1, min(threads, limit // (held * overlap))) if maps * height * row > _SHARED_BYTES else 1
+    most, image = limit // threads, max(height * row, 1)
+    whole = max(held * spec.out_size[0], 1)
+    if whole <= most and image <= _PART_BYTES:
+        each, rows = max(1, min(_PART_BYTES // image, most // whole, -(-maps // threads))), height
+    else:
+        each, rows = 1, max(1, min(_PART_BYTES // row, (most // held - overlap) * stride))
+    parts = product(cuts.evenly(maps, each), cuts.evenly(height, rows))
+    return [_Part(some, made, *_reaching(spec, made)) for some, made in parts], threads
+
+
+def _reaching(spec: PoolSpec, rows: slice) -> tuple[slice, running.Taps]:
+    """The results along the first axis whose windows reach some rows, and their taps there."""
+    (before, _), stride, reach = spec.padding[0], spec.stride[0], spec.reach[0]
+    begin = min(max(-(-(rows.start + before - reach + 1) // stride), 0), spec.out_size[0])
+    stop = max(min((rows.stop - 1 + before) // stride + 1, spec.out_size[0]), begin)
+    geometry = spec.window[0], spec.dilation[0], stride, 1
+    first = begin * stride - before - rows.start
+    return slice(begin, stop), running.taps_of(rows.stop - rows.start, stop - begin, *geometry, first)
+
+
+def _added(gy: Array, taps: running.Taps, gx: Array) -> Array:
     """The windows of one axis, one tap after the other; what falls on the padding is left out."""
-    taps = taps_of(spec, axis, 0, spec.out_size[axis])
     gx[...] = 0
     for read in taps.whole:
         gx[read] += gy

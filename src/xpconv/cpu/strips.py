@@ -80,7 +80,7 @@ def _in_pieces(x: Array, w: Array, y: Array) -> None:
 def _by_strips(x: Array, w: Array, spec: ConvSpec, limit: int, y: Array) -> None:
     """A correlation with the weight, into the result."""
     filtered = _depthwise(w, spec, limit) if spec.filters_planes else _multiplied(w, spec)
-    strips, threads = _strips(spec, x.dtype.itemsize, limit, team.thread_count())
+    strips, threads = _of_conv(spec, x.dtype.itemsize, limit)
     if spec.groups > 1 and not spec.filters_planes:  # each channels of its own: (groups, N, *size, C / groups)
         x = np.moveaxis(x.reshape(*x.shape[:-1], spec.groups, spec.channels // spec.groups), -2, 0)
 
@@ -139,15 +139,14 @@ def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
 def workspace(spec: ConvSpec, itemsize: int, limit: int) -> int:
     """Bytes of a strip for each thread, and of a weight that is turned or joined."""
     wide = joined.wide(spec, limit)
-    strips, threads = _strips(wide, itemsize, limit, team.thread_count())
+    strips, threads = _of_conv(wide, itemsize, limit)
     return min(threads, len(strips)) * _largest(strips, wide, itemsize) + math.prod(wide.w_shape) * itemsize
 
 
 def told(spec: ConvSpec, itemsize: int, limit: int) -> str:
     """The largest strip, in words."""
     wide = joined.wide(spec, limit)
-    strips, _ = _strips(wide, itemsize, limit, team.thread_count())
-    return _in_words(strips, wide)
+    return _in_words(_of_conv(wide, itemsize, limit)[0], wide)
 
 
 def gradient_told(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int, int]:
@@ -155,6 +154,12 @@ def gradient_told(spec: ConvSpec, itemsize: int, limit: int) -> tuple[str, int, 
     strips, threads = _of_gradient(spec, itemsize, limit)
     held = _largest(strips, _by_patches(spec), itemsize) + 2 * math.prod(spec.w_shape) * itemsize
     return _in_words(strips, spec), threads * held, threads
+
+
+def _of_conv(spec: ConvSpec, itemsize: int, limit: int) -> tuple[list[Strip], int]:
+    """Strips beside a copy of the weight, which is turned or joined, and threads."""
+    weight = math.prod(spec.w_shape) * itemsize
+    return _strips(spec, itemsize, max(limit - weight, limit // 2), team.thread_count())
 
 
 def _of_gradient(spec: ConvSpec, itemsize: int, limit: int) -> tuple[list[Strip], int]:

@@ -15,7 +15,7 @@ from xpconv.cpu.pieces import Piece
 from xpconv.engines import compiled, piecewise
 from xpconv.engines.methods import itemsize
 from xpconv.spec import Array, ConvSpec
-from xpconv.workspace import current_limit, workspace_limit
+from xpconv.workspace import current_limit
 
 # --- Of inputs, around which a padding mode put copies of their elements ----------------------------------------------
 
@@ -102,8 +102,7 @@ def summed(
     if not found:
         return None
     total: Any = 0
-    limit = current_limit()
-    with workspace_limit(max(limit - pieces.share(limit), 1)):
+    with pieces.rest():
         for piece in found:
             source, part = piecewise.read(x, spec, piece, 0)
             total = total + gradient(source, gy[piece.images, *piece.places], part)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import image_spectra, scattering, spreading, strips
+from xpconv.cpu import cuts, image_spectra, pieces, scattering, spreading, strips
 from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
@@ -31,6 +31,7 @@ from xpconv.engines.finishing import finished
 from xpconv.engines.methods import (
     gemm,
     is_spectral,
+    itemsize,
     planned,
     products_of_planes,
     summed,
@@ -42,7 +43,7 @@ from xpconv.engines.replays import replay as replay
 from xpconv.engines.replays import replay_into as replay_into
 from xpconv.indices import check_inside
 from xpconv.request import Request
-from xpconv.spec import Array, ConvSpec, PoolSpec, ScatterSpec, Sizes
+from xpconv.spec import AdaptiveSpec, Array, ConvSpec, PoolSpec, ScatterSpec, Sizes, in_layout
 from xpconv.workspace import current_limit
 
 METHODS = ("auto", "direct", "gemm", "winograd", "fft")
@@ -102,9 +103,9 @@ def _convolved(
         spec = replace(spec, padding_mode="zeros")
     chosen, careful, dtype = planned(x, spec, method).method, method == "auto", x.dtype
     computed = piecewise.computation(x, spec, chosen, is_apart=out is not None)
-    if pieces := computed.pieces():
+    if found := computed.pieces():
         whole = out if out is not None else channels_last(new(spec.y_shape, dtype), spec.layout)
-        for piece in pieces:
+        for piece in found:
             with computed.rest_of(piece):
                 source, part = piecewise.read(x, spec, piece, fill_value)
                 place = whole[piece.images, *piece.places]
@@ -182,10 +183,11 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
     """The input gradient in the spec's layout, of channels-last `gy` and exchanged `w`."""
     if is_direct_adjoint(spec):
         return _convolved(gy, w, bias, spec.input_adjoint, activation=activation)
-    if pieces := gradient_pieces.of_input(spec, gy.itemsize):
+    if parts := gradient_pieces.of_input(spec, gy.itemsize):
         gx = new(spec.x_shape, gy.dtype)
-        for images, rows, part in pieces:
-            gx[images, :, rows] = _adjoint(gy[images], w, bias, part, activation)
+        with pieces.rest():
+            for images, rows, part in parts:
+                gx[images, :, rows] = _adjoint(gy[images], w, bias, part, activation)
         return gx
     gx = new((spec.batch, *spec.size, spec.channels), gy.dtype)
     for phase in replace(spec, layout="channels_last").input_phases:
@@ -231,12 +233,65 @@ def _weight_gradient(x: Array, gy: Array, spec: ConvSpec, *, by_kernels: bool) -
 
 
 def unfold(x: Array, spec: PoolSpec) -> Array:
-    """The strided windows, copied out."""
-    patches = windows(pad(channels_last(x, spec.layout), spec), spec)
+    """The strided windows, copied out: those of the padded input, or, where that takes too much, tap by tap."""
+    axes, x = spec.axes, channels_last(x, spec.layout)
+    padded = 2 * spec.batch * math.prod(spec.padded_size) * spec.channels * x.itemsize  # axis after axis
+    is_close = spec.padded_size == spec.size or padded <= pieces.share(current_limit())
+    patches: Array = np.empty(spec.patches_shape, x.dtype) if is_close else np.zeros(spec.patches_shape, x.dtype)
+    last = patches
     if spec.layout == "channels_first":
-        axes = spec.axes
-        patches = patches.transpose(0, 2 * axes + 1, *range(axes + 1, 2 * axes + 1), *range(1, axes + 1))
-    return patches.copy()
+        last = patches.transpose(0, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2), 1)
+    if is_close:
+        last[...] = windows(pad(x, spec), spec)
+        return patches
+    for offset in spec.taps:  # of the windows that have this one on the map
+        inside = [_inside(spec, axis, at) for axis, at in enumerate(offset)]
+        last[:, *(results for results, _ in inside), *offset] = x[:, *(read for _, read in inside)]
+    return patches
+
+
+def _inside(spec: PoolSpec, axis: int, offset: int) -> tuple[slice, slice]:
+    """The windows along an axis of which a tap lies on the map, and where."""
+    stride, first = spec.stride[axis], offset * spec.dilation[axis] - spec.padding[axis][0]
+    begin = max(-(first // stride), 0)
+    stop = max(min((spec.size[axis] - 1 - first) // stride + 1, spec.out_size[axis]), begin)
+    return slice(begin, stop), slice(first + begin * stride, max(first + stop * stride, 0), stride)
+
+
+def fold(patches: Array, spec: PoolSpec) -> Array:
+    """Patches added up where they overlap."""
+    x, axes, summed = new(spec.x_shape, patches.dtype), spec.axes, widened(patches[:0]).dtype
+    inner = tuple(slice(before, before + n) for n, (before, _) in zip(spec.size, spec.padding, strict=True))
+    if spec.layout == "channels_first":
+        patches = patches.transpose(0, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2), 1)
+    for images in _at_once(spec, math.prod(spec.padded_size) * spec.channels * summed.itemsize):
+        padded: Array = np.zeros((images.stop - images.start, *spec.padded_size, spec.channels), summed)
+        for offset in spec.taps:
+            reached = agnostic.tap(padded, spec, offset)
+            reached += patches[images, *(slice(None),) * axes, *offset]
+        x[images] = as_layout(padded[:, *inner], spec.layout)
+    return x
+
+
+def _at_once(spec: Any, held: int) -> list[slice]:
+    """As many images at a time as the limit has room for; `held` bytes for each."""
+    return cuts.evenly(spec.batch, max(1, pieces.share(current_limit()) // max(held, 1)))
+
+
+def lp_pool(x: Array, spec: PoolSpec, *, p: float) -> Array:
+    """The roots of sums of powers, some results at a time."""
+    dtype = np.abs(x[:0]).dtype
+
+    def held(part: PoolSpec) -> int:
+        return 3 * (math.prod(part.x_shape) + math.prod(part.y_shape)) * itemsize(x)
+
+    def roots(x: Array, spec: PoolSpec) -> Array:
+        y = sum_pool(np.abs(widened(x)) ** p, spec)
+        return y ** (1.0 / p)
+
+    found = numpy_pools.pieces_within(spec, held, pieces.share(current_limit()))
+    y = numpy_pools.by_pieces(x, spec, dtype, found, roots, 0) if found else roots(x, spec)
+    return y.astype(dtype, copy=False)
 
 
 def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
@@ -244,7 +299,7 @@ def max_pool(x: Array, spec: PoolSpec, *, return_indices: bool) -> Any:
     if kernel := pooled.by("max_pool", x, spec, indices=return_indices):
         return pooled.indexed(x, spec) if return_indices else pooled.reduced(kernel, "largest", x, spec)
     if return_indices:
-        return NotImplemented  # the agnostic engine's comparisons are what NumPy would do
+        return numpy_pools.indexed(x, spec)
     return numpy_pools.pool("max_pool", x.dtype, spec, {})(x)
 
 
@@ -281,10 +336,22 @@ def global_avg_pool(x: Array, axes: Sizes, *, keepdims: bool) -> Any:
 def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
     spec = pooled.whole_maps(tuple(x.shape), axes)
     kernel, reduction = pooled.by(operation, x, spec), pooled.REDUCTIONS[operation]
+    if not kernel and x.dtype == np.float16 and reduction == "added":
+        return np.mean(x, axis=axes, dtype=np.float32, keepdims=keepdims).astype(x.dtype)  # summed without a copy
     if not kernel:
         return NotImplemented  # the agnostic engine's reduction is what NumPy would do
     y = pooled.reduced(kernel, reduction, x, spec, math.prod(spec.size) if reduction == "added" else 1.0)
     return y if keepdims else y.reshape(spec.batch, spec.channels)
+
+
+def adaptive_avg_pool(x: Array, spec: AdaptiveSpec) -> Array:
+    """As the reference does, some images at a time."""
+    y = new(in_layout(spec.layout, spec.batch, spec.out_size, spec.channels), x.dtype)
+    means = spec.out_size[0] * math.prod(spec.size[1:]) * spec.channels
+    whole = 0 if itemsize(x) == x.itemsize else math.prod(spec.size) * spec.channels
+    for images in _at_once(spec, (whole + 3 * means) * itemsize(x)):
+        y[images] = agnostic.adaptive_avg_pool(x[images], replace(spec, batch=images.stop - images.start))
+    return y
 
 
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
@@ -292,7 +359,7 @@ def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor
     if not pooled.by("avg_pool_grad", gy, spec):
         dtype, gy = gy.dtype, widened(gy)
         by = numpy_pools.divisors(spec, gy.dtype, count_include_pad=count_include_pad, divisor=divisor)
-        return spreading.spread(gy, spec, by).astype(dtype, copy=False)
+        return spreading.spread(gy, spec, by, current_limit()).astype(dtype, copy=False)
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is None:
         gy, shared = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), 1.0

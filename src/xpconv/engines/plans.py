@@ -63,6 +63,9 @@ def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]
 _DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves to the agnostic engine
     "conv_grad_input": "one convolution for each phase of the stride",
     "unfold": "the strided windows, copied out",
+    "fold": "patches added up, tap by tap",
+    "lp_pool": "powers added up, and their roots",
+    "adaptive_avg_pool": "means along one axis after the other",
     "avg_pool_grad": "every share added to what its window had, axis by axis",
     "max_unpool": "every value put at its index",
     "max_pool_grad": "every gradient added at its index",
