@@ -58,6 +58,7 @@ CONVOLUTIONS |= {
     "half precision, channels first": partial(same, first(X.astype("float16")), W_FIRST.astype("float16"), **FIRST),
     "integers": partial(same, X.astype("int32"), W.astype("int32")),
     "integers, tap by tap": partial(same, X.astype("int32"), W.astype("int32"), method="direct"),
+    "tap by tap, nothing around": partial(xpconv.corr, X, W, method="direct"),
     "complex numbers": partial(same, X[..., :16].astype("complex64"), W[:, :, :16, :16].astype("complex64")),
     "stride": partial(xpconv.corr, first(X), W_FIRST, padding=1, stride=2, **FIRST),
     "one tap, channels first": partial(xpconv.corr, first(X), W_FIRST[:, :, :1, :1], **FIRST),

@@ -16,10 +16,9 @@ _limit = ContextVar("xpconv_workspace_limit", default=DEFAULT_LIMIT)
 def workspace_limit(nbytes: int) -> Iterator[None]:
     """Limit, inside a ``with`` block, the memory taken beyond inputs and result.
 
-    The limit holds in the thread that sets it, for what is cut into tiles: the NumPy engine's patches, bands,
-    spectra of tiles and weight gradients; the scratch memory of its compiled kernels, beside which a copy of the
-    weight is made; the scratch memory of the CuPy engine's kernels. The default is 64 MiB. It does not hold for what a
-    padding mode other than "zeros" puts around an input: without compiled kernels, NumPy puts it around a copy.
+    The limit holds in the thread that sets it, for all that the NumPy engine holds beside a copy of the weight, and for
+    the scratch memory of the CuPy engine's kernels. What would hold more is computed piece by piece. The default is
+    64 MiB.
 
     Beside it the NumPy engine keeps the memory of its last two results of more than 32 MiB, once nothing refers to
     them and where each is at most four times the limit, for the next ones of their size. The system may take that
@@ -28,8 +27,9 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
     Parameters
     ----------
     nbytes : int
-        Bytes, at least 1. Rows of windows are cut in parts of 1 MiB or more, and not at all where they take less, or
-        where ``method`` asks for "winograd" or spectra.
+        Bytes, at least 1. Rows of windows are cut in parts of 1 MiB or more, and not at all where they take less. More
+        is taken where one tile or one window takes more: rows of tiles where ``method`` asks for "winograd", and
+        spectra of kernels of hundreds of elements along both axes.
 
     Raises
     ------
