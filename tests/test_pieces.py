@@ -9,19 +9,22 @@ from hypothesis import strategies as st
 
 import xpconv
 from cases import conv_cases, integers, pool_cases
-from xpconv.cpu import pieces
-from xpconv.engines import compiled, piecewise
+from xpconv.cpu import cuts, joined, pieces
+from xpconv.engines import compiled, gradient_pieces, numpy_pools, piecewise
 from xpconv.engines.agnostic import padding_source
 
 LIMIT = 4 << 20
 
 
-@pytest.fixture(params=["kernels", "numpy"])
-def computed_by(request, monkeypatch):
-    """With the compiled kernels, if there are any, and without."""
-    if request.param == "numpy":
-        monkeypatch.setattr(compiled, "kernels", lambda: None)
-    return request.param
+@pytest.fixture(autouse=True)
+def short_rows_are_cut(monkeypatch):
+    monkeypatch.setattr(cuts, "SHORT_BYTES", 64)
+    remembered = piecewise._pieces, numpy_pools._pieces, gradient_pieces._pieces
+    for pieces_of in remembered:
+        pieces_of.cache_clear()
+    yield
+    for pieces_of in remembered:
+        pieces_of.cache_clear()
 
 
 @pytest.fixture
@@ -136,8 +139,38 @@ def test_pieces_hold_no_more_than_the_limit_and_make_every_result_once(held):
         there += 1
         assert there.shape == part.y_shape
         assert part.padded_size == part.size
-        assert nbytes(part) <= max(held, 1)
+        assert nbytes(part) <= max(held, cuts.SHORT_BYTES)
     assert (made == 1).all()
+
+
+def test_pieces_of_a_row_leave_results_to_be_joined():
+    spec = xpconv.corr.request(np.ones((1, 4, 10_000, 1)), np.ones((3, 5, 1, 4))).spec
+    found = pieces.cut(spec, lambda part: math.prod(part.y_shape), 2000)
+    parts = {pieces.part_of_piece(spec, piece) for piece in found[:-1]}
+    assert {joined.results(part) for part in parts} == {6}
+
+
+@pytest.mark.usefixtures("by_numpy")
+def test_a_stride_is_cut_once(monkeypatch):
+    gy, w = np.ones((8, 16, 20, 20), np.float32), np.ones((16, 16, 3, 3), np.float32)
+    options = {"stride": 2, "padding": 1, "size": (40, 40), "layout": "channels_first"}
+    whole, counts, of_input = xpconv.corr_grad_input(gy, w, **options), [], gradient_pieces.of_input
+
+    def counted(*arguments):
+        counts.append(of_input(*arguments))
+        return counts[-1]
+
+    monkeypatch.setattr(gradient_pieces, "of_input", counted)
+    with xpconv.workspace_limit(1_000_000):
+        np.testing.assert_allclose(xpconv.corr_grad_input(gy, w, **options), whole, rtol=1e-5)
+    assert [len(parts) for parts in counts] == [4]
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 20, 1 << 30])
+def test_a_transpose_of_nothing_has_one_shape(limit):
+    with xpconv.workspace_limit(limit):
+        y = xpconv.corr_transpose(np.zeros((1, 0, 1, 4), "float32"), np.ones((5, 6, 4, 4), "float32"), stride=(2, 3))
+    assert y.shape == (1, 3, 6, 4)
 
 
 def test_what_no_piece_keeps_to_is_left_whole():

@@ -18,7 +18,9 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
 
     The limit holds in the thread that sets it, for all that the NumPy engine holds beside a copy of the weight, and for
     the scratch memory of the CuPy engine's kernels. What would hold more is computed piece by piece. The default is
-    64 MiB.
+    64 MiB. It does not hold for arrays that are made before an engine computes, where dtypes are mixed, integers are
+    averaged or minima taken, nor for adaptive poolings and `fold` of a single image that is larger, and for input
+    gradients of half precision with a padding mode.
 
     Beside it the NumPy engine keeps the memory of its last two results of more than 32 MiB, once nothing refers to
     them and where each is at most four times the limit, for the next ones of their size. The system may take that

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from xpconv.spec import Sizes
 
-_SHORT_BYTES = 1 << 20  # of a row that is not cut: each part takes some calls
+SHORT_BYTES = 1 << 20  # of a row that is not cut: each part takes some calls
 
 
 def along(rows: Sequence[int], limit: int) -> tuple[int, int]:
@@ -14,7 +14,7 @@ def along(rows: Sequence[int], limit: int) -> tuple[int, int]:
 
     A row of an axis is one place along it and along each before it, and all of the others.
     """
-    enough = max(limit, _SHORT_BYTES)
+    enough = max(limit, SHORT_BYTES)
     axis = next((axis for axis, nbytes in enumerate(rows) if nbytes <= enough), len(rows) - 1)
     return axis, enough if axis else limit
 

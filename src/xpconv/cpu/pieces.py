@@ -17,7 +17,7 @@ from xpconv.spec import ConvSpec, PoolSpec, Sizes, Windows
 from xpconv.spec.windows import Pairs
 from xpconv.workspace import current_limit, workspace_limit
 
-_SHORT_BYTES = 1 << 20  # of a row that is not cut: each piece takes some calls
+_ALONG = 32  # results along the last axis that pieces have a multiple of: some methods join as many
 
 W = TypeVar("W", bound=Windows)
 
@@ -49,15 +49,23 @@ def cut(spec: W, held: Callable[[W], int], limit: int) -> list[Piece] | None:
     for axis, count in enumerate(counts):
 
         def fits(some: int, axis: int = axis) -> bool:
-            within = limit if axis < 2 else max(limit, _SHORT_BYTES)
+            within = max(limit, cuts.SHORT_BYTES) if axis else limit
             return held(padded_part(spec, (*(1,) * axis, some, *counts[axis + 1 :]))) <= within
 
         if count and fits(1):
             most = _largest(count, fits)
-            axes = (*((n, 1) for n in counts[:axis]), (count, most), *((n, n) for n in counts[axis + 1 :]))
-            pieces = [Piece(images, tuple(places)) for images, *places in product(*(cuts.evenly(*n) for n in axes))]
-            return pieces if len(pieces) > 1 else None
+            whole = [[slice(0, n)] for n in counts[axis + 1 :]]
+            parts = _in_line(count, most) if axis == spec.axes else cuts.evenly(count, most)
+            every = product(*(cuts.evenly(n, 1) for n in counts[:axis]), parts, *whole)
+            found = [Piece(images, tuple(places)) for images, *places in every]
+            return found if len(found) > 1 else None
     return None
+
+
+def _in_line(count: int, most: int) -> list[slice]:
+    """Places along the last axis, so many but for the last of them."""
+    each = most - most % _ALONG if _ALONG < most < count else most
+    return [slice(first, min(first + each, count)) for first in range(0, count, each)]
 
 
 def _largest(count: int, fits: Callable[[int], bool]) -> int:

@@ -35,21 +35,28 @@ class _Part(NamedTuple):
 
 
 def spread(gy: Array, spec: PoolSpec, divisors: Array, limit: int) -> Array:
-    """Of `gy`, divided by `divisors` (*out, 1), what the elements of x had a share in, in the spec's layout."""
-    gx = new(spec.x_shape, gy.dtype)
+    """Of `gy`, divided by `divisors` (*out, 1), what the elements of x had a share in, in the spec's layout.
+
+    Shares are added up in the divisors' dtype.
+    """
+    gx, summed = new(spec.x_shape, gy.dtype), divisors.dtype
     maps, made = as_maps(gy, gx, spec)
-    parts, threads = _parts(spec, len(maps), maps.shape[-1] * gy.itemsize, limit, team.thread_count())
+    parts, threads = _parts(spec, len(maps), maps.shape[-1] * summed.itemsize, limit, team.thread_count())
     along = [taps_of(spec, axis, 0, n) for axis, n in enumerate(spec.out_size)]
 
     def work(parts: Iterator[_Part]) -> None:
         with borrowed("pools") as memory:
             for some, rows, results, taps in parts:
                 there, by = maps[some, results], divisors if divisors.ndim == 0 else divisors[results]
-                part = np.divide(there, by, out=memory.take("shares", there.shape, gy.dtype))
+                part = np.divide(there, by, out=memory.take("shares", there.shape, summed))
                 for axis in reversed(range(1, spec.axes)):  # the last first, while there are few rows
                     shape = *part.shape[: axis + 1], spec.size[axis], *part.shape[axis + 2 :]
-                    part = _added(part, along[axis], memory.take(f"axis {axis}", shape, gy.dtype))
-                _added(part, taps, made[some, rows])
+                    part = _added(part, along[axis], memory.take(f"axis {axis}", shape, summed))
+                here = made[some, rows]
+                if summed == gy.dtype:
+                    _added(part, taps, here)
+                else:
+                    here[...] = _added(part, taps, memory.take("axis 0", here.shape, summed))
 
     team.share(work, parts, threads)
     return gx

@@ -151,7 +151,8 @@ def _summed(
 def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
     """By spectra, unless the result shows that one of them spread what is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        y = image_spectra.conv(x, w, spec, current_limit() - math.prod(spec.y_shape) * x.itemsize)
+        turned = math.prod(spec.y_shape) * x.itemsize if spec.layout == "channels_first" else 0
+        y = image_spectra.conv(x, w, spec, max(current_limit() - turned, current_limit() // 2))
     return y if compiled.finite(y) else gemm(surrounded(x, spec), w, replace(spec.valid, input_dilation=()))
 
 
@@ -163,7 +164,8 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
         spec = replace(spec, padding_mode="zeros")
     if spec.padding_mode != "zeros":
         return finished(_folded_adjoint(widened(gy), w, spec), bias, activation, spec.layout, dtype)
-    if is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input", current_limit())):
+    is_empty = 0 in gy.shape
+    if is_empty or is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input", current_limit())):
         return _adjoint(gy, w, bias, spec, activation)
     gx = _spectral_if_finite(widened(gy), w, spec.input_adjoint)
     return finished(gx, bias, activation, spec.layout, dtype)
@@ -183,12 +185,18 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
     """The input gradient in the spec's layout, of channels-last `gy` and exchanged `w`."""
     if is_direct_adjoint(spec):
         return _convolved(gy, w, bias, spec.input_adjoint, activation=activation)
-    if parts := gradient_pieces.of_input(spec, gy.itemsize):
-        gx = new(spec.x_shape, gy.dtype)
-        with pieces.rest():
-            for images, rows, part in parts:
-                gx[images, :, rows] = _adjoint(gy[images], w, bias, part, activation)
-        return gx
+    parts = gradient_pieces.of_input(spec, gy.itemsize)
+    if not parts:
+        return _by_phases(gy, w, bias, spec, activation)
+    gx = new(spec.x_shape, gy.dtype)
+    with pieces.rest():
+        for images, rows, part in parts:
+            gx[images, :, rows] = _by_phases(gy[images], w, bias, part, activation)
+    return gx
+
+
+def _by_phases(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation: str | None) -> Array:
+    """The same of a stride: a convolution for the positions that it treats alike."""
     gx = new((spec.batch, *spec.size, spec.channels), gy.dtype)
     for phase in replace(spec, layout="channels_last").input_phases:
         here = gx[(slice(None), *phase.places)]
@@ -261,7 +269,6 @@ def _inside(spec: PoolSpec, axis: int, offset: int) -> tuple[slice, slice]:
 def fold(patches: Array, spec: PoolSpec) -> Array:
     """Patches added up where they overlap."""
     x, axes, summed = new(spec.x_shape, patches.dtype), spec.axes, widened(patches[:0]).dtype
-    inner = tuple(slice(before, before + n) for n, (before, _) in zip(spec.size, spec.padding, strict=True))
     if spec.layout == "channels_first":
         patches = patches.transpose(0, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2), 1)
     for images in _at_once(spec, math.prod(spec.padded_size) * spec.channels * summed.itemsize):
@@ -269,7 +276,7 @@ def fold(patches: Array, spec: PoolSpec) -> Array:
         for offset in spec.taps:
             reached = agnostic.tap(padded, spec, offset)
             reached += patches[images, *(slice(None),) * axes, *offset]
-        x[images] = as_layout(padded[:, *inner], spec.layout)
+        x[images] = as_layout(unpad(padded, spec), spec.layout)
     return x
 
 
@@ -357,9 +364,9 @@ def adaptive_avg_pool(x: Array, spec: AdaptiveSpec) -> Array:
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
     """The gradients' shares, added to what their windows had: by the compiled kernels, or axis by axis."""
     if not pooled.by("avg_pool_grad", gy, spec):
-        dtype, gy = gy.dtype, widened(gy)
-        by = numpy_pools.divisors(spec, gy.dtype, count_include_pad=count_include_pad, divisor=divisor)
-        return spreading.spread(gy, spec, by, current_limit()).astype(dtype, copy=False)
+        summed = widened(gy[:0]).dtype
+        by = numpy_pools.divisors(spec, summed, count_include_pad=count_include_pad, divisor=divisor)
+        return spreading.spread(gy, spec, by, current_limit())
     shared = pooled.shared_divisor(spec, count_include_pad, divisor)
     if shared is None:
         gy, shared = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), 1.0
@@ -368,12 +375,21 @@ def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor
 
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Every value put at its index; NumPy lets the last of several count."""
+    if spec.layout == "channels_last":
+        return _unpooled(y, indices, spec)
+    x = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), y.dtype)
+    for images in _at_once(spec, y[:1].nbytes + indices[:1].nbytes + 2 * x[:1].nbytes):
+        there = channels_last(y[images], spec.layout), channels_last(indices[images], spec.layout)
+        x[images] = as_layout(_unpooled(*there, replace(spec, batch=images.stop - images.start)), spec.layout)
+    return x
+
+
+def _unpooled(y: Array, indices: Array, spec: ScatterSpec) -> Array:
+    """Channels last."""
     flat = (spec.batch, math.prod(spec.out_size), spec.channels)
-    values, indices = (channels_last(a, spec.layout).reshape(flat) for a in (y, indices))
     plane = np.zeros((spec.batch, math.prod(spec.size), spec.channels), dtype=y.dtype)
-    np.put_along_axis(plane, indices, values, axis=1)
-    plane = plane.reshape(spec.batch, *spec.size, spec.channels)
-    return np.ascontiguousarray(agnostic.as_layout(plane, spec.layout))
+    np.put_along_axis(plane, indices.reshape(flat), y.reshape(flat), axis=1)
+    return plane.reshape(spec.batch, *spec.size, spec.channels)
 
 
 def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
@@ -381,5 +397,11 @@ def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     if pooled.by("max_pool_grad", gy, spec):
         return pooled.scattered(gy, indices, spec)
     check_inside(indices, math.prod(spec.size), least=-1)
-    gx = scattering.scattered(widened(gy), indices, spec, current_limit())
-    return gx.astype(gy.dtype, copy=False)
+    summed = widened(gy[:0]).dtype
+    if summed == gy.dtype:
+        return scattering.scattered(gy, indices, spec, current_limit())
+    gx = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), gy.dtype)
+    for images in _at_once(spec, (gx[:1].size + gy[:1].size) * summed.itemsize):
+        part = replace(spec, batch=images.stop - images.start)
+        gx[images] = scattering.scattered(widened(gy[images]), indices[images], part, pieces.share(current_limit()))
+    return gx

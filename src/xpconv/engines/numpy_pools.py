@@ -138,7 +138,8 @@ def indexed(x: Array, spec: PoolSpec) -> tuple[Array, Array]:
 
     found = pieces_within(spec, held, pieces.share(current_limit()))
     if found is None:
-        return agnostic.max_pool(x, spec, return_indices=True)
+        largest, at = agnostic.max_pool(x, spec, return_indices=True)
+        return np.ascontiguousarray(largest), np.ascontiguousarray(at)
     y, indices = new(spec.y_shape, x.dtype), new(spec.y_shape, _INDEX)
     maps, *results = (channels_last(a, spec.layout) for a in (x, y, indices))
     for piece in found:
