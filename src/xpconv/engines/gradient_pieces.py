@@ -76,9 +76,10 @@ def of_input(spec: ConvSpec, itemsize: int) -> list[tuple[slice, slice, ConvSpec
     Phases of a stride are stored between each other, channels last, and then brought into the layout.
     """
     row = math.prod(spec.size[1:]) * spec.channels * itemsize
-    limit, image = pieces.share(current_limit()) // 2, spec.size[0] * row  # before and after it is turned
+    limit, image = pieces.share(current_limit()), spec.size[0] * row
     if spec.layout == "channels_last" or spec.batch * image <= limit:
         return None
+    limit //= 2  # a part before and after it is turned
     each, rows = (limit // image, spec.size[0]) if image <= limit else (1, max(limit // row, 1))
     parts = list(product(cuts.evenly(spec.batch, each), cuts.evenly(spec.size[0], rows)))
     return [(images, some, _of_rows(spec, images, some)) for images, some in parts] if len(parts) > 1 else None
