@@ -26,7 +26,7 @@ def numpy_alone(monkeypatch):
 def strips_of(nbytes, limit=1 << 26):
     """Strips so small that even small maps have many, which threads share, and rows of more than a limit are cut."""
     with pytest.MonkeyPatch.context() as patch, xpconv.workspace_limit(limit):
-        patch.setattr(cuts, "_SHORT_BYTES", 1)
+        patch.setattr(cuts, "SHORT_BYTES", 1)
         patch.setattr(numpy_pools, "small", lambda *_: None)
         patch.setattr(pool_strips, "_SHARED_BYTES", 0)
         patch.setattr(pool_strips, "_STRIP_BYTES", nbytes)

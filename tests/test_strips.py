@@ -31,7 +31,7 @@ def rows_cut(monkeypatch):
     """Of which rows are cut: those of more bytes."""
 
     def cut(short):
-        monkeypatch.setattr(cuts, "_SHORT_BYTES", short)
+        monkeypatch.setattr(cuts, "SHORT_BYTES", short)
         strips._strips.cache_clear()
 
     yield cut
