@@ -187,7 +187,8 @@ def test_narrow_planes_and_rows_of_steps_are_turned_instead():
     gy = np.zeros((8, 64, 20, 80), np.float32)
     assert kernel(gy[..., :40], 80) == "spread"
     assert kernel(gy[..., ::2], 80) == "channelwise"
-    assert kernel(gy[..., :4], 8) == "channelwise"
+    narrow = machine().vector_bytes // 8  # half a vector
+    assert kernel(gy[..., : narrow // 2], narrow) == "channelwise"
 
 
 @LAYOUTS
