@@ -33,6 +33,11 @@ def rest() -> AbstractContextManager[None]:
     return workspace_limit(max(limit - share(limit), 1))
 
 
+def at_once(images: int, held: int) -> list[slice]:
+    """As many images at a time as the limit has room for; `held` bytes for each."""
+    return cuts.evenly(images, max(1, share(current_limit()) // max(held, 1)))
+
+
 class Piece(NamedTuple):
     """Images, and places of results along every axis."""
 

@@ -34,12 +34,9 @@ def fold(gx: Array, gradient: Callable[[slice, ConvSpec], Array], spec: ConvSpec
     sources = compiled.sources(spec)
     for box in _boxes(spec):
         part = _of_box(spec, box)
-        one = math.prod(part.size) * spec.channels * gx.itemsize
-        some = max(1, pieces.share(current_limit()) // max(one, 1))
         runs = [piecewise.runs(source[lo:hi]) for source, (lo, hi) in zip(sources, box, strict=True)]
-        for first in range(0, spec.batch, some):
-            images = slice(first, min(first + some, spec.batch))
-            made = gradient(images, replace(part, batch=images.stop - first))
+        for images in pieces.at_once(spec.batch, math.prod(part.size) * spec.channels * gx.itemsize):
+            made = gradient(images, replace(part, batch=images.stop - images.start))
             for there in product(*runs):
                 places, read = zip(*there, strict=True)
                 gx[images, *read] += _copied_from(made[:, *places], gx[images, *read].shape)
@@ -118,11 +115,10 @@ def _pieces(spec: ConvSpec, given: int, summed: int, by_kernels: bool, limit: in
         read, made = math.prod(part.x_shape), math.prod(part.y_shape)
         nbytes = 0 if given == summed else (read + made) * summed
         if not by_kernels and spec.groups > 1:  # padded, and of each tap what is beside what it is multiplied with
-            nbytes += (math.prod((part.batch, *part.padded_size, part.channels))) * summed
+            nbytes += math.prod((part.batch, *part.padded_size, part.channels)) * summed
             nbytes += (math.prod((part.batch, *part.out_size, part.channels)) + made) * summed
         return nbytes + (read * given if is_gathered else 0)
 
     if 0 in (*spec.x_shape, *spec.w_shape, *spec.y_shape) or spec.input_dilation:
         return None
-    padded = pieces.padded_part(spec, (spec.batch, *spec.out_size))
-    return None if held(padded) <= limit else pieces.cut(spec, held, limit)
+    return pieces.cut(spec, held, limit)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import cuts, image_spectra, pieces, scattering, spreading, strips
+from xpconv.cpu import image_spectra, pieces, scattering, spreading, strips
 from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
@@ -271,18 +271,13 @@ def fold(patches: Array, spec: PoolSpec) -> Array:
     x, axes, summed = new(spec.x_shape, patches.dtype), spec.axes, widened(patches[:0]).dtype
     if spec.layout == "channels_first":
         patches = patches.transpose(0, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2), 1)
-    for images in _at_once(spec, math.prod(spec.padded_size) * spec.channels * summed.itemsize):
+    for images in pieces.at_once(spec.batch, math.prod(spec.padded_size) * spec.channels * summed.itemsize):
         padded: Array = np.zeros((images.stop - images.start, *spec.padded_size, spec.channels), summed)
         for offset in spec.taps:
             reached = agnostic.tap(padded, spec, offset)
             reached += patches[images, *(slice(None),) * axes, *offset]
         x[images] = as_layout(unpad(padded, spec), spec.layout)
     return x
-
-
-def _at_once(spec: Any, held: int) -> list[slice]:
-    """As many images at a time as the limit has room for; `held` bytes for each."""
-    return cuts.evenly(spec.batch, max(1, pieces.share(current_limit()) // max(held, 1)))
 
 
 def lp_pool(x: Array, spec: PoolSpec, *, p: float) -> Array:
@@ -356,7 +351,7 @@ def adaptive_avg_pool(x: Array, spec: AdaptiveSpec) -> Array:
     y = new(in_layout(spec.layout, spec.batch, spec.out_size, spec.channels), x.dtype)
     means = spec.out_size[0] * math.prod(spec.size[1:]) * spec.channels
     whole = 0 if itemsize(x) == x.itemsize else math.prod(spec.size) * spec.channels
-    for images in _at_once(spec, (whole + 3 * means) * itemsize(x)):
+    for images in pieces.at_once(spec.batch, (whole + 3 * means) * itemsize(x)):
         y[images] = agnostic.adaptive_avg_pool(x[images], replace(spec, batch=images.stop - images.start))
     return y
 
@@ -378,7 +373,7 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
     if spec.layout == "channels_last":
         return _unpooled(y, indices, spec)
     x = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), y.dtype)
-    for images in _at_once(spec, y[:1].nbytes + indices[:1].nbytes + 2 * x[:1].nbytes):
+    for images in pieces.at_once(spec.batch, y[:1].nbytes + indices[:1].nbytes + 2 * x[:1].nbytes):
         there = channels_last(y[images], spec.layout), channels_last(indices[images], spec.layout)
         x[images] = as_layout(_unpooled(*there, replace(spec, batch=images.stop - images.start)), spec.layout)
     return x
@@ -401,7 +396,7 @@ def max_pool_grad(gy: Array, indices: Array, spec: ScatterSpec) -> Array:
     if summed == gy.dtype:
         return scattering.scattered(gy, indices, spec, current_limit())
     gx = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), gy.dtype)
-    for images in _at_once(spec, (gx[:1].size + gy[:1].size) * summed.itemsize):
+    for images in pieces.at_once(spec.batch, (gx[:1].size + gy[:1].size) * summed.itemsize):
         part = replace(spec, batch=images.stop - images.start)
         gx[images] = scattering.scattered(widened(gy[images]), indices[images], part, pieces.share(current_limit()))
     return gx

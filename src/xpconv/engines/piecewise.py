@@ -26,7 +26,7 @@ from xpconv.plan import Plan
 from xpconv.spec import Array, ConvSpec, in_layout
 from xpconv.workspace import current_limit, workspace_limit
 
-_IN_BLOCKS = ("zeros", "constant")  # padding that is one number
+_FILLED = ("zeros", "constant")  # padding that is one number
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def read(x: Array, spec: ConvSpec, piece: Piece, fill: complex) -> tuple[Array, 
 def _gathered(x: Array, spec: ConvSpec, piece: Piece, fill: complex) -> tuple[Array, ConvSpec]:
     """The part of the padded input that a piece reads, and the convolution of it."""
     spans, part = pieces.padded_read(spec, piece)
-    shape, is_filled = in_layout(spec.layout, len(x), part.size, spec.channels), spec.padding_mode in _IN_BLOCKS
+    shape, is_filled = in_layout(spec.layout, len(x), part.size, spec.channels), spec.padding_mode in _FILLED
     whole = channels_last(np.full(shape, fill, x.dtype) if is_filled else np.empty(shape, x.dtype), spec.layout)
     axes = zip(compiled.sources(spec), spans, spec.padding, strict=True)
     of_axes = [runs(source[lo + before : hi + before]) for source, (lo, hi), (before, _) in axes]
