@@ -191,6 +191,20 @@ def test_signals_and_their_weight_of_any_strides(view, padding):
     assert_near(xpconv.corr, view(x), np.repeat(w, 2, axis=-1)[..., ::2], padding=padding)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(("size", "padding"), [
+    ((13, 18), ((1, 1), (1, 1))), ((13, 18), ((0, 3), (2, 0))), ((5, 6), ((2, 2), (2, 2))),
+    ((9, 7, 8), ((2, 1), (0, 1), (1, 2))), ((17,), ((3, 2),)),
+])  # fmt: skip
+def test_nothing_beside_a_view_is_used(size, padding, mode, dilation):
+    around = np.full((2, *(n + 8 for n in size), 19), np.nan, "f")
+    x = around[:, *(slice(4, 4 + n) for n in size), 2:19]
+    x[...], w = normal(11, x.shape, (*(3,) * len(size), 17, 6))
+    assert_near(xpconv.corr, x, w, padding=padding, padding_mode=mode, dilation=dilation)
+    assert_near(xpconv.corr, x[:, ::-1], w, padding=padding, padding_mode=mode, dilation=dilation)
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("size", "window"), [((30, 31), (3, 3)), ((200,), (7,))])

@@ -43,6 +43,7 @@ class Blocks:
     line: int  # results in a row
     strip: int  # bytes that one image's share of a block takes when gathered; 0 where it is read in place
     steps: Sizes  # bytes from one position to the next on each axis of what a block reads, then between images
+    placed: bool  # whether a block reads all of its images, and tables tell where each position lies
     tables: dict[str, Array]  # kept alive here: kernels know addresses
     numbers: dict[str, int]
 
@@ -136,7 +137,7 @@ def blocks_of(
     steps = _dense_steps(spec, position, strip) if gathered else (*strides[1:-1], strides[0])
     return Blocks(
         images, rows, numbers["image_groups"], numbers["row_blocks"], numbers["line"], strip if gathered else 0, steps,
-        tables, numbers,
+        placed and not gathered, tables, numbers,
     )  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from llvmlite import ir
 
 from xpconv.cpu import winograd
 from xpconv.cpu.compiled.ir import Kernel
-from xpconv.cpu.compiled.moves import in_vectors, lanes_of, put, take
+from xpconv.cpu.compiled.moves import OUTSIDE, in_vectors, lanes_of, put, take
 from xpconv.cpu.compiled.processor import asks_ahead
 from xpconv.cpu.compiled.tile import Finish
-from xpconv.cpu.compiled.values import FLOATS, Value, vector
+from xpconv.cpu.compiled.values import FLOATS, I64, Operand, Value, vector
 
 Along: TypeAlias = Callable[[Kernel, Sequence[Value]], list[Value]]  # one axis of a tile
 
@@ -37,21 +37,55 @@ class Form:
 def forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
     """``forward(x, row, pixel, to, plane, channels)``: a tile ``B^T d B``, a point a plane of bytes from the next."""
     kernel = Kernel(module, "forward", ("x", "row", "pixel", "to", "plane", "channels"))
-    x, row, pixel, to, plane, channels = kernel.arguments
-    kind, (rows, columns) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.values
+    x, row, pixel, *target = kernel.arguments
+    rows, _ = form.matrices.values
+    _forward(kernel, dtype, form, x, pixel, lambda place, at: [place + row * i + at for i in range(rows)], *target)
+    return kernel
+
+
+def placed_forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
+    """``placed_forward(x, rows, down, columns, across, outside, to, plane, channels)``: the same of elements anywhere.
+
+    Tables tell where the rows lie, their entries `down` bytes apart, and the columns. What lies in a row or a column of
+    the padding that repeats no other is `outside`.
+    """
+    names = ("x", "rows", "down", "columns", "across", "outside", "to", "plane", "channels")
+    kernel = Kernel(module, "placed_forward", names)
+    x, rows, down, columns, across, outside, *target = kernel.arguments
+    tall, wide = form.matrices.values
+    places = kernel.memory(I64, tall * wide)
+    row_places = [kernel.load(rows + down * i) for i in range(tall)]
+    for j in range(wide):
+        column = kernel.load(columns + across * j)
+        for i, row in enumerate(row_places):
+            place = row + column
+            kernel.store((place < OUTSIDE // 2).where(outside, x + place), places, 8 * (tall * j + i))
+
+    def column_of(entry: Value, at: Value) -> list[Value]:
+        return [kernel.load(entry, offset=8 * i) + at for i in range(tall)]
+
+    _forward(kernel, dtype, form, places, 8 * tall, column_of, *target)
+    return kernel
+
+
+def _forward(
+    kernel: Kernel, dtype: str, form: Form, first: Value, step: Operand,
+    column_of: Callable[[Value, Value], list[Value]], to: Value, plane: Value, channels: Value,
+) -> None:  # fmt: skip
+    """All channels of a tile, a vector at a time: `column_of(column, offset)` is where the elements of a column lie."""
+    kind, (_, columns) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.values
 
     def body(at: Value, mask: Value | None) -> None:
         def column(place: Value) -> list[Value]:
-            return [take(kernel, place + row * i, kind, mask) for i in range(rows)]
+            return [take(kernel, address, kind, mask) for address in column_of(place, at)]
 
-        done = _column_by_column(kernel, form.forward, column, x + at, pixel, columns)
+        done = _column_by_column(kernel, form.forward, column, first, step, columns)
         for i, values in enumerate(_rows(kernel, form.forward, done)):
             for j, value in enumerate(values):
                 put(kernel, value, to + at + plane * (columns * i + j), mask)
 
     in_vectors(kernel, dtype, channels, body)
     kernel.finish()
-    return kernel
 
 
 def back_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
@@ -181,7 +215,7 @@ def _weight_back(kernel: Kernel, s: Sequence[Value]) -> list[Value]:
 
 
 def _column_by_column(
-    kernel: Kernel, along: Along, column: Callable[[Value], list[Value]], place: Value, step: Value, count: int
+    kernel: Kernel, along: Along, column: Callable[[Value], list[Value]], place: Value, step: Operand, count: int
 ) -> list[list[Value]]:
     """Columns a step apart, each transformed before the next is read: all would not fit in registers."""
     columns = []

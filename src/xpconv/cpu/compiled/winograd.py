@@ -29,7 +29,7 @@ from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
-from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel, forward_kernel
+from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel
 from xpconv.cpu.compiled.values import Operand, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.cpu.compiled.winograd_tables import (
@@ -97,8 +97,9 @@ class Winograd:
         self._shape, whole = shape_for(spec.filters, dtype), whole_of(spec, form)
         sources = partial(sources_of, spec=spec, sources=call.sources)
         cut = blocks_of(
-            whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team)
-        )
+            whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team),
+            placed=not form.matrices.fold,
+        )  # fmt: skip
         panels = -(-spec.filters // self._shape.filters)
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(panels, call.team)
         turned = call.y_strides[-1] != size
@@ -107,8 +108,9 @@ class Winograd:
         line, terms = math.prod(spec.out_size[1:]), terms_of(whole, form)
         results_row, results_pixel = in_tile(form, spec, block[-3:-1])
         numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, form)
-        numbers |= winograd_tiles.input_numbers(spec, whole, form, cut, size)
-        numbers |= winograd_tiles.steps_of(block, "out") | {
+        of_input, places = winograd_tiles.input_of(spec, whole, form, cut, dtype, sources, call.fill)
+        tables |= places
+        numbers |= of_input | winograd_tiles.steps_of(block, "out") | {
             "tap_count": len(terms), "extra": int(terms[-1]), "filters": spec.filters, "panels": panels, "parts": parts,
             "results_row": results_row, "results_pixel": results_pixel,
             "products_plane": plane_bytes(tiles_out, spec.filters, size), "turned": int(turned),
@@ -228,7 +230,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     tiles = tile_kernels(module, dtype, shape, shape.every_height, foresees=True)
     transpose = transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)
-    forward, back = forward_kernel(module, dtype, form), back_kernel(module, dtype, form)
+    forward, back = winograd_tiles.Forward(module, dtype, form), back_kernel(module, dtype, form)
     size = np.dtype(dtype).itemsize
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
@@ -238,7 +240,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
     units = block.rows // given.unit
     spectra, products = block.free, block.free + given.spectra_plane * form.points
     results = products + given.products_plane * form.points
-    winograd_tiles.transform(kernel, given, forward, source, block.images, units + given.extra, spectra, size)
+    forward(kernel, given, block, source, units + given.extra, spectra)
     part = item % given.parts
     start, stop = (given.panels * part) // given.parts, (given.panels * (part + 1)) // given.parts
     count = block.images * units * given.band

@@ -33,7 +33,7 @@ from xpconv.cpu.compiled.moves import (
     transpose_kernel,
 )
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
-from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, forward_kernel, weight_back
+from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, weight_back
 from xpconv.cpu.compiled.turn import turned
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.winograd_tables import (
@@ -144,14 +144,15 @@ def _job(
 ) -> _Job:
     size, shape, whole = np.dtype(dtype).itemsize, shape_for(spec.filters, dtype), whole_of(spec, IMAGES)
     found = partial(sources_of, spec=spec, sources=sources)
-    cut = blocks_of(whole, x_strides, dtype, 1, found, 0.0, limit, _rows_and_images(whole))
+    cut = blocks_of(whole, x_strides, dtype, 1, found, 0.0, limit, _rows_and_images(whole), placed=True)
     tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
     chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
     parts = 1 if chunks % threads_free == 0 else min(-(-2 * threads_free // chunks), panels)
     results_row, results_pixel = in_tile(IMAGES, spec, gy_strides[-3:-1])
     numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, IMAGES)
-    numbers |= winograd_tiles.input_numbers(spec, whole, IMAGES, cut, size)
-    numbers |= winograd_tiles.steps_of(gy_strides, "gy") | {
+    of_input, places = winograd_tiles.input_of(spec, whole, IMAGES, cut, dtype, found, 0.0)
+    tables |= places
+    numbers |= of_input | winograd_tiles.steps_of(gy_strides, "gy") | {
         "filters": spec.filters, "panels": panels, "chunks": chunks, "blocks": cut.count, "parts": parts,
         "results_row": results_row, "results_pixel": results_pixel,
         "gradients_plane": plane_bytes(tiles, panels * shape.filters, size),
@@ -185,7 +186,7 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape) -> None:
     """The task: the sums over one chunk of blocks, for all panels of filters or a part of them."""
     tiles = {height: sums_tile(module, dtype, shape, height) for height in heights(shape)}
     gather = gather_kernel(module, dtype, transpose_kernel(module, dtype))
-    forward, backward = forward_kernel(module, dtype, IMAGES), _tile_of_gradients(module, dtype, shape)
+    forward, backward = winograd_tiles.Forward(module, dtype, IMAGES), _tile_of_gradients(module, dtype, shape)
     kernel = Kernel(module, "products", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given, size = kernel.given(arguments, FIELDS), np.dtype(dtype).itemsize
@@ -200,7 +201,7 @@ def _products_kernel(module: ir.Module, dtype: str, shape: Shape) -> None:
         count = block.images * units * given.band
         spectra, gradients = block.free, block.free + given.spectra_plane * _POINTS
         whole = gradients + given.gradients_plane * _POINTS
-        winograd_tiles.transform(kernel, given, forward, source, block.images, units, spectra, size)
+        forward(kernel, given, block, source, units, spectra)
         gy = given.gy + block.first * given.gy_item
         with winograd_tiles.each(kernel, given, block.images, units, block.row // given.unit) as tile:
             place, (rows, columns) = tile.place(given, "gy"), tile.left(given)
