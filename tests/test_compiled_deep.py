@@ -15,7 +15,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 from xpconv.cpu.compiled import deep, direct, threads
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.moves import lanes_of
-from xpconv.cpu.compiled.tile import Shape
+from xpconv.cpu.compiled.tile import Shape, shape_for
 
 if machine() is None:
     pytest.skip("this processor has no vector fused multiply-add", allow_module_level=True)
@@ -31,6 +31,12 @@ CASES = [
     ((1, 9, 11, 64), (3, 3, 64, 128), {"padding": 2, "dilation": 2}),
     ((3, 11, 320), (5, 320, 64), {}),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _tiles_of_two_vectors(monkeypatch):
+    """As large weights have them that are packed in chunks; panels of four vectors are packed one by one."""
+    monkeypatch.setattr(direct, "shape_for", lambda filters, dtype, _: shape_for(filters, dtype, 2))
 
 
 def _taken(monkeypatch):

@@ -15,7 +15,8 @@ import numpy as np
 from xpconv.cpu import processors
 from xpconv.cpu.compiled import direct, finite, plane
 from xpconv.cpu.compiled.call import Call, Prepared
-from xpconv.cpu.compiled.tile import SUMMED, shapes
+from xpconv.cpu.compiled.moves import lanes_of
+from xpconv.cpu.compiled.tile import SUMMED
 from xpconv.cpu.plan import is_banded
 from xpconv.spec import Array, ConvSpec
 
@@ -75,7 +76,7 @@ class Bands:
 
 def width(dtype: str) -> int:
     """Results that are computed beside each other."""
-    return shapes(dtype)[0].filters
+    return 2 * lanes_of(dtype)
 
 
 def _rows(spec: ConvSpec, columns: int) -> int:

@@ -66,13 +66,15 @@ class Shape:
         """
         here = machine()
         assert here is not None
-        return tuple(range(6 if here.registers < 32 and self.vectors == 2 else 12, 0, -1))
+        return tuple(range(6 if self.vectors == 4 or (here.registers < 32 and self.vectors == 2) else 12, 0, -1))
 
     @property
     def heights(self) -> tuple[int, ...]:
         """Pixels of the tiles that there are kernels for: the largest fills the registers with sums."""
         here = machine()
         assert here is not None
+        if self.vectors == 4:
+            return (6, 3, 2, 1)
         if self.vectors == 1:
             return (24, 12, 6, 2, 1) if here.registers == 32 else (12, 6, 2, 1)
         return (14, 7, 4, 2, 1) if here.registers == 32 else (6, 4, 2, 1)
@@ -80,21 +82,27 @@ class Shape:
 
 def shapes(dtype: str) -> tuple[Shape, ...]:
     """Those that there are, the fastest for each multiplication first."""
-    lanes = lanes_of(dtype)
-    return tuple(Shape(*s) for s in ((lanes, 2), (lanes, 1), (lanes // 2, 1)) if s[0] > 1)
+    lanes, here = lanes_of(dtype), machine()
+    assert here is not None
+    four = ((lanes, 4),) if here.takes_four else ()
+    return tuple(Shape(*s) for s in (*four, (lanes, 2), (lanes, 1), (lanes // 2, 1)) if s[0] > 1)
 
 
 _AHEAD = 8  # rows of a weight that is packed
 SUMMED = 512  # products after which sums are put aside: thousands added one by one would lose digits
-# Of a lane, by the order of `shapes`: narrower tiles load more for what they multiply. 1x1 64->144@28, N=4, in tiles of
-# two vectors and of one: 0.35 and 0.48 ms with AVX-512, 64->72 0.33 and 0.38 with AVX2; 64->48 and 64->24 tie.
-_COST = (1.0, 1.3, 1.6)
+# Of a lane, by the vectors of a tile: narrower tiles load more for what they multiply. 1x1 64->144@28, N=4, in tiles of
+# two vectors and of one: 0.35 and 0.48 ms with AVX-512, 64->72 0.33 and 0.38 with AVX2; 64->48 and 64->24 tie. Of four
+# and of two, on an Emerald Rapids, Winograd's 3x3 256@56, N=1 on one core 6.94 and 7.29, 64@56 0.548 and 0.561.
+_COST = {4: 0.96, 2: 1.0, 1: 1.3, 0.5: 1.6}
 
 
-def shape_for(filters: int, dtype: str) -> Shape:
-    """The shape that so many filters of a group waste the least in."""
-    costs = zip(shapes(dtype), _COST, strict=False)  # NEON's doubles have no half vector
-    return min(costs, key=lambda pair: -(-filters // pair[0].filters) * pair[0].filters * pair[1])[0]
+def shape_for(filters: int, dtype: str, most: int = 4) -> Shape:
+    """The shape, of so many vectors at most, that so many filters of a group waste the least in."""
+
+    def cost(shape: Shape) -> float:
+        return -(-filters // shape.filters) * shape.filters * _COST[shape.filters / lanes_of(dtype)]
+
+    return min((shape for shape in shapes(dtype) if shape.vectors <= most), key=cost)
 
 
 def even_run(elements: int, most: int) -> int:
