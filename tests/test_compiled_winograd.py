@@ -16,7 +16,7 @@ from kernel_calls import by_kernels
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from xpconv.cpu import winograd as transforms
-from xpconv.cpu.compiled import call, kernels, threads, winograd, winograd_tables, winograd_tiles
+from xpconv.cpu.compiled import blocks, call, kernels, threads, winograd, winograd_tables, winograd_tiles
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.plan import Compiled, conv_plan
@@ -127,7 +127,7 @@ def test_blocks_cover_long_and_many_signals_once(size, window, channels, filters
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("size", "channels", "filters", "batch", "dilation"),
-    [((61, 83), 24, 33, 3, 1), ((56, 56), 64, 64, 2, 1), ((7, 7), 512, 96, 9, 1),
+    [((61, 83), 24, 33, 3, 1), ((56, 56), 64, 64, 2, 1), ((57, 50), 64, 64, 1, 1), ((7, 7), 512, 96, 9, 1),
         ((7, 7), 512, 64, 1, 1), ((14, 14), 256, 256, 1, 1),
      ((40, 45), 64, 48, 2, (3, 2)), ((20, 33, 30), 16, 24, 2, 1), ((150, 200), 40, 8, 1, (1, 5))],
 )  # fmt: skip
@@ -436,6 +436,23 @@ def test_blocks_have_fewer_tiles_beside_narrow_vectors(registers, images, monkey
     spec = xpconv.corr2d.request(x, w, padding=1).spec
     whole = winograd_tables.whole_of(spec, winograd.FORMS[transforms.F4])
     assert winograd._shape(whole, winograd.FORMS[transforms.F4], 2) == (16, images)
+
+
+@pytest.mark.parametrize(("side", "channels", "team", "units"), [
+    (56, 64, 2, [4, 4, 3, 3]), (56, 64, 3, [3, 3, 2, 2, 2, 2]), (56, 256, 2, [2] * 6 + [1, 1]), (28, 128, 2, [4, 3]),
+    (224, 64, 2, [1] * 56), (14, 64, 2, [4]),
+])  # fmt: skip
+def test_blocks_of_an_image_are_as_even_as_its_rows_of_tiles(side, channels, team, units, monkeypatch):
+    monkeypatch.setattr(winograd, "machine", lambda: replace(machine(), registers=32))
+    x, w = np.empty((1, side, side, channels), "f"), np.empty((3, 3, channels, channels), "f")
+    spec, form = xpconv.corr2d.request(x, w, padding=1).spec, winograd.FORMS[transforms.F4]
+    whole = winograd_tables.whole_of(spec, form)
+    shape = winograd._shape(whole, form, team)
+    cut = blocks.blocks_of(whole, x.strides, "float32", team, None, 0.0, 1 << 26, shape, placed=True, unit=4)
+    numbers = cut.numbers
+    rows = [numbers["rows"] + (block < numbers["longer"]) * numbers["more_rows"] for block in range(cut.count)]
+    assert [row // 4 for row in rows] == units
+    assert cut.rows == max(rows)
 
 
 @pytest.mark.parametrize(("images", "side", "whole"), [(1, 28, False), (4, 14, False), (1, 14, True), (8, 7, False)])

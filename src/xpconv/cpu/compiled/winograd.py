@@ -98,7 +98,7 @@ class Winograd:
         sources = partial(sources_of, spec=spec, sources=call.sources)
         cut = blocks_of(
             whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team),
-            placed=not form.matrices.fold,
+            placed=not form.matrices.fold, unit=unit_of(whole, form),
         )  # fmt: skip
         panels = -(-spec.filters // self._shape.filters)
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(panels, call.team)
@@ -206,10 +206,7 @@ def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
         groups = max(-(-whole.batch * image_tiles // tiles), 1)
         groups = min(-(-groups // team) * team, whole.batch)
         return units * unit, -(-whole.batch // groups)
-    cuts = max(1, round(image_tiles / tiles))
-    if cuts > 1 and whole.batch % team:
-        cuts = -(-cuts // team) * team  # as many for each thread
-    return -(-units // min(cuts, units)) * unit, 1
+    return -(-units // min(max(round(image_tiles / tiles), 1), units)) * unit, 1
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
