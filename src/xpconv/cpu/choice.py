@@ -6,29 +6,32 @@ import math
 
 ROUNDING = ("winograd", "fft")  # methods that round what the definition does not
 WORTH = 0.75  # of the time of a method that does not, that one of these may take at most
+WORTH_IT = 0.9  # where it rounds hardly more than sums do
 
 
-def chosen(seconds: dict[str, float], spectral: bool) -> tuple[str, str]:
-    """The method that is expected to be fastest, and why; one that rounds has to save a quarter."""
+def chosen(seconds: dict[str, float], spectral: bool, worth: float = WORTH) -> tuple[str, str]:
+    """The method that is expected to be fastest, and why; one that rounds has to take less than is `worth` it."""
     there = {name: s for name, s in seconds.items() if s < math.inf and (spectral or name not in ROUNDING)}
-    worth = WORTH * min(s for name, s in there.items() if name not in ROUNDING)
-    method = min(there, key=lambda name: there[name] if name not in ROUNDING or there[name] < worth else math.inf)
+    most = worth * min(s for name, s in there.items() if name not in ROUNDING)
+    method = min(there, key=lambda name: there[name] if name not in ROUNDING or there[name] < most else math.inf)
     times = ", ".join(f"{name} {s:.2g} s" for name, s in there.items())
     quicker = min(there, key=there.__getitem__) != method
     return method, f"{'nearly ' if quicker else ''}the least expected time: {times}"
 
 
-def rejections(method: str, seconds: dict[str, float], spectral: bool) -> tuple[tuple[str, str], ...]:
+def rejections(
+    method: str, seconds: dict[str, float], spectral: bool, worth: float = WORTH
+) -> tuple[tuple[str, str], ...]:
     """The other methods, and why each is not taken."""
-    return tuple((name, _why_not(name, method, seconds, spectral)) for name in seconds if name != method)
+    return tuple((name, _why_not(name, method, seconds, spectral, worth)) for name in seconds if name != method)
 
 
-def _why_not(name: str, method: str, seconds: dict[str, float], spectral: bool) -> str:
+def _why_not(name: str, method: str, seconds: dict[str, float], spectral: bool, worth: float) -> str:
     if seconds[name] == math.inf:
         return "does not take this geometry"
     if name in ROUNDING and not spectral:
         return "rounds, which integers cannot bear"
     times = f"{seconds[name] / seconds[method]:.2g} times the expected time"
     if seconds[name] < seconds[method]:
-        return f"{times}, which is not worth its rounding: it has to save a quarter"
+        return f"{times}, which is not worth its rounding: it has to save {1 - worth:.0%}"
     return times
