@@ -191,6 +191,49 @@ def test_signals_and_their_weight_of_any_strides(view, padding):
     assert_near(xpconv.corr, view(x), np.repeat(w, 2, axis=-1)[..., ::2], padding=padding)
 
 
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 20)), st.tuples(pads, pads), st.sampled_from(MODES),
+    st.integers(1, 40), st.integers(1, 70), st.integers(1, 5), st.sampled_from(LAYOUTS),
+    st.sampled_from([xpconv.corr, xpconv.conv]), st.sampled_from(sorted(BOUND)),
+)  # fmt: skip
+def test_images_of_stride_two_of_any_geometry(size, padding, mode, channels, filters, batch, layout, function, dtype):
+    padding = tuple((before, max(after, 3 - n - before)) for n, (before, after) in zip(size, padding, strict=True))
+    shapes = (batch, *size, channels), (3, 3, channels, filters), (filters,)
+    x, w, bias = normal(channels * 100 + filters, *shapes, dtype=dtype)
+    x, w = in_layout(layout, x, w)
+    assert_near(function, x, w, bias, stride=2, padding=padding, padding_mode=mode, layout=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("size", "channels", "filters", "batch"), [
+    ((56, 56), 128, 128, 1), ((57, 50), 64, 48, 3), ((14, 15), 256, 96, 9), ((200, 301), 16, 8, 1),
+    ((7, 7), 512, 64, 1),
+])  # fmt: skip
+def test_blocks_cover_a_result_of_stride_two_once(size, channels, filters, batch, layout):
+    x, w = in_layout(layout, *normal(1, (batch, *size, channels), (3, 3, channels, filters)))
+    assert_near(xpconv.corr, x, w, stride=2, padding=1, layout=layout)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 3), (2, 0)), 0])
+def test_nothing_beside_a_view_is_used_at_stride_two(padding, mode):
+    around = np.full((2, 21, 26, 19), np.nan, "f")
+    x = around[:, 4:17, 4:22, 2:19]
+    x[...], w = normal(11, x.shape, (3, 3, 17, 6))
+    assert_near(xpconv.corr, x, w, stride=2, padding=padding, padding_mode=mode)
+    assert_near(xpconv.corr, x[:, ::-1], w, stride=2, padding=padding, padding_mode=mode)
+
+
+@pytest.mark.parametrize(("batch", "size", "channels", "method"), [
+    (1, 56, 128, "winograd"), (8, 56, 128, "winograd"), (8, 28, 256, "winograd"), (1, 14, 512, "direct"),
+    (8, 112, 16, "direct"), (1, 7, 8, "direct"),
+])  # fmt: skip
+def test_the_plan_of_stride_two_weighs_the_transforms(batch, size, channels, method):
+    x, w = np.empty((batch, size, size, channels), "f"), np.empty((3, 3, channels, channels), "f")
+    spec = xpconv.corr2d.request(x, w, stride=2, padding=1).spec
+    assert conv_plan(spec, 4, True, "auto", DEFAULT_LIMIT, Compiled(filters=channels, winograd=True)).method == method
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize(("size", "padding"), [
@@ -227,7 +270,9 @@ def test_strides_and_groups_of_signals_are_not_taken(options):
     assert not winograd.takes("float32", spec_of((20,), (9,), **options), 1 << 28)
 
 
-@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": (1, 2)}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"stride": 3}, {"stride": (1, 2)}, {"stride": 2, "dilation": (1, 2)}, {"groups": 2}], ids=str
+)
 def test_strides_and_groups_are_not_taken(options):
     assert winograd.takes("float32", spec_of((20, 20)), 1 << 28)
     assert not winograd.takes("float32", spec_of((20, 20), **options), 1 << 28)

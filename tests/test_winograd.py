@@ -60,6 +60,47 @@ def test_winograd_agrees_with_the_definition(dtype, size, channels, filters, bat
     assert_near(y, exact(function, x, w, **options), 3e-5 if dtype == "float32" else 1e-12)
 
 
+@pytest.mark.usefixtures("side")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(
+    sizes, st.tuples(*[st.integers(0, 3)] * 4), st.integers(1, 40), st.integers(1, 70), st.integers(1, 3),
+    st.sampled_from(["channels_last", "channels_first"]), st.booleans(), st.sampled_from([1, 2**26]),
+)  # fmt: skip
+def test_winograd_of_stride_two_agrees_with_the_definition(
+    dtype, size, pads, channels, filters, batch, layout, flip, limit
+):
+    rng = np.random.default_rng(sum(size) * 100 + channels)
+    x = rng.standard_normal((batch, *size, channels)).astype(dtype)
+    w = rng.standard_normal((3, 3, channels, filters)).astype(dtype)
+    if layout == "channels_first":
+        x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
+    options = {"stride": 2, "padding": (pads[:2], pads[2:]), "layout": layout}
+    function = xpconv.conv2d if flip else xpconv.corr2d
+    with xpconv.workspace_limit(limit):
+        y = function(x, w, method="winograd", **options)
+    assert_near(y, exact(function, x, w, **options), 2e-6 if dtype == "float32" else 1e-13)
+
+
+@pytest.mark.usefixtures("side")
+def test_winograd_of_stride_two_rounds_hardly_more_than_sums():
+    rng = np.random.default_rng(3)
+    x, w = (rng.standard_normal(shape, np.float32) for shape in ((2, 28, 28, 256), (3, 3, 256, 64)))
+    options = {"stride": 2, "padding": 1}
+    expected = exact(xpconv.corr2d, x, w, **options)
+    assert_near(xpconv.corr2d(x, w, method="winograd", **options), expected, 1.5e-6)
+    assert_near(xpconv.corr2d(x, w, method="direct", **options), expected, 1.5e-6)
+
+
+@pytest.mark.usefixtures("side")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("place", [(0, 0), (17, 18), (18, 17), (55, 55)])
+def test_auto_lets_nothing_spread_at_stride_two(value, place):
+    x, w = np.ones((1, 56, 56, 128), np.float32), np.ones((3, 3, 128, 128), np.float32)
+    x[0, *place, 5] = value
+    y, expected = (xpconv.corr2d(x, w, stride=2, padding=1, method=method) for method in ("auto", "gemm"))
+    np.testing.assert_allclose(y, expected, rtol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @given(
     st.integers(1, 40), st.integers(3, 12), st.integers(1, 40), st.integers(1, 40), st.integers(1, 3),
@@ -135,8 +176,10 @@ def test_winograd_of_signals_errs_by_less_than_its_bound_in_float32(window, chan
 @pytest.mark.parametrize(
     ("window", "options", "words"),
     [
-        ((5, 3, 2, 4), {}, r"got window \(5, 3\), stride \(1, 1\), groups=1: take method='auto'"),
-        ((3, 3, 2, 4), {"stride": 2}, r"stride \(2, 2\)"),
+        ((5, 3, 2, 4), {}, r"got window \(5, 3\), stride \(1, 1\), dilation \(1, 1\), groups=1: take method='auto'"),
+        ((3, 3, 2, 4), {"stride": 3}, r"stride \(3, 3\)"),
+        ((3, 3, 2, 4), {"stride": (2, 1)}, r"stride \(2, 1\)"),
+        ((3, 3, 2, 4), {"stride": 2, "dilation": 2}, r"stride \(2, 2\), dilation \(2, 2\)"),
         ((3, 3, 1, 4), {"groups": 2}, "groups=2"),
         ((2, 2, 4), {}, r"at least 3 on a single one, .*; got window \(2,\)"),
         ((9, 2, 4), {"stride": 2}, r"stride \(2,\)"),

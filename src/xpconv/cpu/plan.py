@@ -23,7 +23,7 @@ _MOST_TAPS = 4096  # of a band
 _SPECTRAL = 19e9  # elements of tiles times factors of two of their transforms, as `tiled_spectra` counts them
 _PASSED = 0.5e9  # elements of planes read and stored
 _PACKED = 5e9  # elements of a weight put into the tiles' order
-_REGISTERED = 3.5e9  # elements of Winograd's tiles transformed in registers
+_REGISTERED = 3.5e9  # elements of tiles of F(4x4, 3x3) transformed in registers
 _STREAMED = 8.0e9  # elements of a weight that is read: transformed, and itself, to be told from others
 _FAR = 10.0e9  # of those, where they are more than a processor's last cache holds
 _BESIDE = 7.0e9  # of those, while vectors that are not wide are multiplied
@@ -103,11 +103,15 @@ def _expected_fastest(
 def _worth(spec: ConvSpec, compiled: Compiled) -> float:
     """The share of the time of another method that one which rounds may take.
 
-    F(2x2, 3x3) rounds 9e-7 of 512 channels, their sums 5e-7. On two cores of an Emerald Rapids, by it and directly,
-    N=1: 3x3 512@7 1.13 and 1.53 ms, 512@6 0.91 and 1.19, 512@5 0.85 and 0.78.
+    F(2x2, 3x3) rounds 9e-7 of 512 channels, their sums 5e-7, and at stride 2 5e-7 of 128, whose sums round 9e-7. On
+    two cores of an Emerald Rapids, by it and directly, N=1: 3x3 512@7 1.13 and 1.53 ms, 512@6 0.91 and 1.19, 512@5
+    0.85 and 0.78; of stride 2, N=8: 128@56 5.4 and 6.8 ms.
     """
-    small = compiled.wide and kernel_for(spec, "winograd", compiled) and winograd.compiled_for(spec) is winograd.F2
-    return WORTH_IT if small else WORTH
+    if not kernel_for(spec, "winograd", compiled):
+        return WORTH
+    transform = winograd.compiled_for(spec)
+    exact = transform is winograd.F2_STRIDED or (transform is winograd.F2 and compiled.wide)
+    return WORTH_IT if exact else WORTH
 
 
 def _spectral_seconds(spec: ConvSpec, limit: int) -> float:
@@ -185,9 +189,9 @@ def _no_winograd(spec: ConvSpec, spectral: bool) -> str:
     if not spectral:
         return "method='winograd' computes with fractions, which integers cannot hold; take method='gemm'"
     return (
-        "method='winograd' takes windows of 3 by 3 on the last two axes, or of at least 3 on a single one, at stride 1 "
-        f"without groups; got window "
-        f"{spec.window}, stride {spec.stride}, groups={spec.groups}: take method='auto'"
+        "method='winograd' takes windows of 3 by 3 on the last two axes, or of at least 3 on a single one, at stride "
+        "1, and of 3 by 3 on two axes at stride 2 without dilation, all without groups; got window "
+        f"{spec.window}, stride {spec.stride}, dilation {spec.dilation}, groups={spec.groups}: take method='auto'"
     )
 
 
@@ -312,7 +316,8 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int, wide: bool) -> flo
     weight = (transform.points * terms + math.prod(spec.window)) * spec.channels * spec.filters
     maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
-    transforms = (1 if transform.squared else 1 / 2) * transformed / _REGISTERED  # which are told for two axes
+    share = 1 / 3 if transform.stride > 1 else 1 if transform.squared else 1 / 2  # of the additions of F(4x4, 3x3)
+    transforms = share * transformed / _REGISTERED
     multiplied, is_near = products / spec.filters * computed / _COMPILED, weight <= _NEAR_ELEMENTS
     if wide or is_near:
         multiplied += weight / (_STREAMED if is_near else _FAR) / (1 if wide else 2)  # in times of products

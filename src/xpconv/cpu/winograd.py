@@ -6,6 +6,9 @@ a block, with the Kronecker square of their matrix: one redundant product takes 
 
 Signals are images one element wide, whose tiles have one axis: 5 products make 3 results of 3 taps, or 25 products 9
 results of 9 taps. Longer windows are sums of windows of nine, which read one tile further each.
+
+At stride 2 the first and the last tap read every other element, as a window of two at stride 1, which F(2, 2) makes two
+results of by 3 products; the tap between them reads the others. So 5 products make 2 results of 3 taps, 25 make 2 x 2.
 """
 
 from __future__ import annotations
@@ -34,17 +37,20 @@ class Transform:
     rows of three taps are nine taps in a row, and three rows of three results nine results.
     """
 
-    def __init__(self, axes: int, filter_: Rows, input_: Rows, output: Rows, *, folded: bool = False) -> None:
+    def __init__(
+        self, axes: int, filter_: Rows, input_: Rows, output: Rows, *, folded: bool = False, stride: int = 1
+    ) -> None:
         self.filter, self.input, self.output = (np.array(matrix) for matrix in (filter_, input_, output))
-        results, edge = len(output), len(input_)  # m, m + 2
+        results, edge = len(output), len(input_)  # m, and the products of an axis: m + 2 at stride 1
         self.axes, self.squared = axes, folded or axes == SPACE
+        self.stride = stride  # of the windows, along the axes of a tile
         self.fold = results if folded else 0  # elements from one row of a folded signal to the next
         self.values = (edge, edge if self.squared else 1)  # rows and columns that are transformed
         self.points = math.prod(self.values)
         self.results, self.taps = (results**2, TAPS**2) if folded else (results, TAPS)  # of a tile, along an axis
         still = (1,) * (SPACE - axes)  # tiles of signals are one element wide
         self.tile = (self.results,) * axes + still  # rows and columns of results
-        self.edges = (self.results + self.taps - 1,) * axes + still  # and of what they are made from
+        self.edges = ((self.results - 1) * stride + self.taps,) * axes + still  # and of what they are made from
 
     def flattened(self, matrix: Array, dtype: np.dtype) -> Array:
         """For tiles whose axes are one."""
@@ -78,6 +84,13 @@ F2 = Transform(
     [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
     [[1, 1, 1, 0], [0, 1, -1, -1]],
 )
+F2_STRIDED = Transform(  # F(2, 2) of elements 0, 2 and 4, and elements 1 and 3 as they are
+    2,
+    [[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]],
+    [[1, 0, -1, 0, 0], [0, 0, 1, 0, 0], [0, 0, -1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 1, 0]],
+    [[1, 1, 0, 1, 0], [0, 1, 1, 0, 1]],
+    stride=2,
+)
 _OF_THREE: tuple[Rows, Rows, Rows] = (  # at 0, 1, -1, 2 and infinity
     [[1 / 2, 0, 0], [-1 / 2, -1 / 2, -1 / 2], [-1 / 6, 1 / 6, -1 / 6], [1 / 6, 1 / 3, 2 / 3], [0, 0, 1]],
     [[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]],
@@ -88,10 +101,17 @@ F9 = Transform(1, *_OF_THREE, folded=True)  # 25 products, where nine taps by F3
 
 
 def fits(spec: ConvSpec) -> bool:
-    """Whether windows are of three on the last two axes, or of at least three on the only one, at stride 1."""
-    plain = not spec.input_dilation and spec.groups == 1 and set(spec.stride) == {1}
+    """Whether windows are of three on the last two axes, or of at least three on the only one, at stride 1; or of three
+    by three of images at stride 2.
+    """
+    plain = not spec.input_dilation and spec.groups == 1 and (set(spec.stride) == {1} or is_strided(spec))
     long = spec.window[0] >= TAPS if spec.axes == 1 else spec.window[-SPACE:] == (TAPS, TAPS)
     return plain and long
+
+
+def is_strided(spec: ConvSpec) -> bool:
+    """Whether windows of images are two elements apart, and their own elements side by side."""
+    return (spec.axes, spec.stride, spec.dilation) == (SPACE, (2, 2), (1, 1))
 
 
 def as_images(spec: ConvSpec) -> ConvSpec:
@@ -106,10 +126,12 @@ def as_images(spec: ConvSpec) -> ConvSpec:
 def transform_for(spec: ConvSpec) -> Transform:
     """Of signals F(3, 3), folded where there are more taps; of images F(4x4, 3x3), or F(2x2, 3x3).
 
-    That is for maps so small that most of a larger tile would be cut off.
+    That is for maps so small that most of a larger tile would be cut off, and for stride 2.
     """
     if spec.axes == 1:
         return F3 if spec.window[0] <= TAPS else F9
+    if is_strided(spec):
+        return F2_STRIDED
     across = (-(-n // d) for n, d in zip(spec.out_size[-SPACE:], spec.dilation[-SPACE:], strict=True))
     return F2 if min(across) <= F2.results else F4
 
@@ -121,7 +143,7 @@ def compiled_for(spec: ConvSpec) -> Transform:
     Where so few tiles share a weight that reading it takes longer than to multiply it, F(2x2, 3x3), whose transformed
     weight is less than half as large.
     """
-    if spec.axes == 1:
+    if spec.axes == 1 or is_strided(spec):
         return transform_for(spec)
     weight = F4.points * F4.terms(spec.window) * spec.channels * spec.filters
     products, _ = operations(spec, F4)

@@ -130,8 +130,9 @@ def _reading(plan: Plan, piece: Piece, block: Block, cut: Array, one: Array) -> 
     images, down, across = piece.shape
     sources, _ = plan.slices(block)
     further = (sources - 1) * plan.transform.results if plan.run else 0  # of signals, whose slices are tiles
-    counts = (down - 1) * plan.step + further + tall, (across - 1) * plan.transform.tile[1] + wide
-    starts = piece.rows.start * plan.step, 0
+    step, step_across = plan.steps
+    counts = (down - 1) * step + further + tall, (across - 1) * step_across + wide
+    starts = piece.rows.start * step, 0
     (to_rows, from_rows), (to_columns, from_columns) = (
         _inside(*axis)
         for axis in zip(piece.phases, starts, counts, spec.size[-SPACE:], spec.dilation[-SPACE:], strict=True)
@@ -191,8 +192,8 @@ def _tiles(whole: Array, plan: Plan, shape: Sizes) -> View:
     """Overlapping tiles (*edges, images, rows, columns, slices, C)."""
     image, vertical, horizontal, slice_, channel = whole.strides
     further = vertical * plan.transform.results if plan.run else slice_
-    across = horizontal * plan.transform.tile[1]
-    return View(shape, 0, (vertical, horizontal, image, vertical * plan.step, across, further, channel))
+    down, across = plan.steps
+    return View(shape, 0, (vertical, horizontal, image, vertical * down, horizontal * across, further, channel))
 
 
 def _windows(points: int, step: int, slice_: int, slices: int, terms: int, made: int, item: int) -> View:

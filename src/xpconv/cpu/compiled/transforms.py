@@ -1,4 +1,6 @@
-"""Winograd's transforms in registers: of tiles of images, F(4x4, 3x3) and F(2x2, 3x3), and of signals, F(3, 3)."""
+"""Winograd's transforms in registers: of tiles of images, F(4x4, 3x3) and F(2x2, 3x3), also of stride 2, and of
+signals, F(3, 3).
+"""
 
 from __future__ import annotations
 
@@ -265,6 +267,16 @@ def _small_back(_: Kernel, m: Sequence[Value]) -> list[Value]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
+def _strided_forward(_: Kernel, d: Sequence[Value]) -> list[Value]:
+    """``B^T d`` for five values of which windows two apart read three."""
+    return [d[0] - d[2], d[2], d[4] - d[2], d[1], d[3]]
+
+
+def _strided_back(_: Kernel, m: Sequence[Value]) -> list[Value]:
+    """``A^T m`` for five values."""
+    return [m[0] + m[1] + m[3], m[1] + m[2] + m[4]]
+
+
 def _signals_forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:
     """``B^T d`` for five values."""
     odd = d[3] - d[1]
@@ -287,6 +299,7 @@ def _times(kernel: Kernel, a: Value, factor: float, b: Value) -> Value:
 
 IMAGES = Form("images", winograd.F4, _images_forward, _images_back)
 SMALL_IMAGES = Form("small-images", winograd.F2, _small_forward, _small_back)
+STRIDED = Form("strided-images", winograd.F2_STRIDED, _strided_forward, _strided_back)
 SIGNALS = Form("signals", winograd.F3, _signals_forward, _signals_back)
 LONG_SIGNALS = Form("long-signals", winograd.F9, _signals_forward, _signals_back)
-FORMS = {form.matrices: form for form in (IMAGES, SMALL_IMAGES, SIGNALS, LONG_SIGNALS)}
+FORMS = {form.matrices: form for form in (IMAGES, SMALL_IMAGES, STRIDED, SIGNALS, LONG_SIGNALS)}

@@ -2,9 +2,9 @@
 
 A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each of which the register tile multiplies
 with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Where few tiles share a large
-weight, tiles of 4 x 4 inputs and 2 x 2 results read half as much of it. Tables say where tiles begin, so
-that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the first axis inside the product) are
-the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps.
+weight, tiles of 4 x 4 inputs and 2 x 2 results read half as much of it; at stride 2 tiles of 5 x 5 inputs make 2 x 2
+results of 25 products, where windows have 36. Tables say where tiles begin, so that dilation (tiles of interleaved
+images) and volumes (2-d tiles, the taps of the first axis inside the product) are the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps.
 Where there are more taps, it is folded to rows that begin three elements after each other: 25 products of a tile make 9
 results of 9 taps, and the sums of longer windows go on over the tiles that follow, which are transformed once for all
 of them. The transformed weight is kept as long as the weight stays as it is.
@@ -76,7 +76,7 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
     whole = whole_of(spec, form)
     rows, images = _shape(whole, form, team)
     tiles_in, tiles_out = tile_counts(whole, form, rows, images)
-    strip = ((rows - 1) + whole.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
+    strip = ((rows - 1) * whole.stride[0] + whole.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
     results = rows * math.prod(spec.out_size[1:]) * spec.filters * images
     size = np.dtype(dtype).itemsize
     planes = plane_bytes(tiles_in, spec.channels, size) + plane_bytes(tiles_out, spec.filters, size)

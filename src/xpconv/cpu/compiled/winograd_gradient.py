@@ -73,7 +73,8 @@ class _Job:
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     """Whether the gradient is computed here, by sums for two threads at least."""
-    if spec.axes != 2 or not transforms.fits(spec) or 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
+    plain = spec.axes == 2 and transforms.fits(spec) and not transforms.is_strided(spec)
+    if not plain or 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
         return False
     if _chunks(spec, np.dtype(dtype).itemsize, limit) < 2 or min(spec.channels, spec.filters) < lanes_of(dtype):
         return False

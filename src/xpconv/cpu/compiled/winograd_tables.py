@@ -17,9 +17,10 @@ def whole_of(spec: ConvSpec, form: Form) -> ConvSpec:
     """The convolution with whole windows of three, and as much more padding at the end as they and whole tiles need."""
     lead, window, padding = spec.axes - 2, list(spec.window), list(spec.padding)
     for axis, (results, edge) in enumerate(zip(form.matrices.tile, form.matrices.edges, strict=True), start=lead):
-        missing, dilation, (before, after) = -window[axis] % (edge - results + 1), spec.dilation[axis], padding[axis]
+        stride, dilation, (before, after) = spec.stride[axis], spec.dilation[axis], padding[axis]
+        missing = -window[axis] % (edge - (results - 1) * stride)
         window[axis] += missing
-        padding[axis] = before, after + missing * dilation + -spec.out_size[axis] % (results * dilation)
+        padding[axis] = before, after + missing * dilation + -spec.out_size[axis] % (results * dilation) * stride
     return replace(spec, window=tuple(window), padding=tuple(padding))
 
 

@@ -142,20 +142,21 @@ class Forward:
             target = spectra + tile.number * (given.channels * self._size), given.spectra_plane, given.channels
             plane = kernel.load(given.plane_places + tile.unit * given.plane_step)
             image = source + tile.image * given.in_item + plane
-            place = image + tile.row * given.in_row + tile.column * given.in_column - given.before
+            row, column = tile.row * given.stride, tile.column * given.stride  # of the input, with what is around it
+            place = image + row * given.in_row + column * given.in_column - given.before
             if self._placed is None:
                 kernel.call(self._inside, place, given.tile_row, given.tile_pixel, *target)
                 return
-            rows = (tile.row >= given.first_row) & (tile.row <= given.last_row_inside)
-            columns = (tile.column >= given.first_column) & (tile.column <= given.last_column_inside)
+            rows = (row >= given.first_row) & (row <= given.last_row_inside)
+            columns = (column >= given.first_column) & (column <= given.last_column_inside)
             is_there = plane > OUTSIDE // 2
             with kernel.either(rows & columns & is_there) as (inside, other):
                 with inside:
                     kernel.call(self._inside, place, given.tile_row, given.tile_pixel, *target)
                 with other:
-                    row = is_there.where(given.row_places + tile.row * 8, given.nowhere)
+                    first = is_there.where(given.row_places + row * 8, given.nowhere)
                     down = is_there.where(given.down * 8, kernel.constant(0))
-                    column = given.column_places + tile.column * 8
                     kernel.call(
-                        self._placed, image, row, down, column, given.across * 8, given.outside, *target
+                        self._placed, image, first, down, given.column_places + column * 8, given.across * 8,
+                        given.outside, *target,
                     )  # fmt: skip
