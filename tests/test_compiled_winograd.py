@@ -234,6 +234,25 @@ def test_the_plan_of_stride_two_weighs_the_transforms(batch, size, channels, met
     assert conv_plan(spec, 4, True, "auto", DEFAULT_LIMIT, Compiled(filters=channels, winograd=True)).method == method
 
 
+def test_what_rounds_like_sums_has_to_save_a_tenth():
+    x, w = np.empty((8, 14, 14, 512), "f"), np.empty((3, 3, 512, 512), "f")
+    spec = xpconv.corr2d.request(x, w, stride=2, padding=1).spec
+    plan = conv_plan(spec, 4, True, "auto", DEFAULT_LIMIT, Compiled(filters=512, winograd=True))
+    assert plan.method == "direct"
+    assert dict(plan.rejected)["winograd"].endswith("it has to save 10%")
+
+
+def test_a_long_signal_needs_no_table_of_its_samples():
+    x, w = np.ones((1, 400_001, 8), "f"), np.ones((3, 8, 8), "f")
+    tracemalloc.start()
+    try:
+        y = compiled(xpconv.corr1d, x, w)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most - y.nbytes < 6 << 20  # transformed tiles; places of samples would take 12 MB more
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize(("size", "padding"), [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xpconv.cpu import costs, image_spectra, overlap, pieces, strips, tiled_spectra, winograd, winograd_blocks
-from xpconv.cpu.choice import ROUNDING, WORTH, WORTH_IT, chosen, rejections
+from xpconv.cpu.choice import ROUNDING, WORTH, WORTH_OF_SUMS, chosen, rejections
 from xpconv.plan import Plan, conv_operations
 from xpconv.spec import ConvSpec, PoolSpec
 
@@ -100,18 +100,20 @@ def _expected_fastest(
     return method, reason, seconds[method], (*rejections(method, seconds, spectral, worth), *large)
 
 
-def _worth(spec: ConvSpec, compiled: Compiled) -> float:
-    """The share of the time of another method that one which rounds may take.
+def _worth(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
+    """The share of the time of a method that does not round which one that does may take.
 
-    F(2x2, 3x3) rounds 9e-7 of 512 channels, their sums 5e-7, and at stride 2 5e-7 of 128, whose sums round 9e-7. On
-    two cores of an Emerald Rapids, by it and directly, N=1: 3x3 512@7 1.13 and 1.53 ms, 512@6 0.91 and 1.19, 512@5
-    0.85 and 0.78; of stride 2, N=8: 128@56 5.4 and 6.8 ms.
+    With 512 channels F(2x2, 3x3) errs by 9e-7 of the largest result, and sums by 5e-7; at stride 2 it errs by 5e-7 with
+    128, and sums by 9e-7. On two cores of an Emerald Rapids, by it and directly, N=1: 3x3 512@7 1.13 and 1.53 ms, 512@6
+    0.91 and 1.19, 512@5 0.85 and 0.78; of stride 2, N=8: 128@56 5.4 and 6.8 ms. Where vectors are multiplied in halves
+    the former was not measured.
     """
-    if not kernel_for(spec, "winograd", compiled):
-        return WORTH
-    transform = winograd.compiled_for(spec)
-    exact = transform is winograd.F2_STRIDED or (transform is winograd.F2 and compiled.wide)
-    return WORTH_IT if exact else WORTH
+    worth = dict.fromkeys(ROUNDING, WORTH)
+    if kernel_for(spec, "winograd", compiled):
+        transform = winograd.compiled_for(spec)
+        if transform is winograd.F2_STRIDED or (transform is winograd.F2 and compiled.wide):
+            worth["winograd"] = WORTH_OF_SUMS
+    return worth
 
 
 def _spectral_seconds(spec: ConvSpec, limit: int) -> float:

@@ -34,7 +34,7 @@ FIELDS = (
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Blocks of `rows` rows of `images` items, and the tables that their input is found with."""
+    """Blocks of at most `rows` rows of `images` items, and the tables that their input is found with."""
 
     images: int
     rows: int
@@ -43,7 +43,7 @@ class Blocks:
     line: int  # results in a row
     strip: int  # bytes that one image's share of a block takes when gathered; 0 where it is read in place
     steps: Sizes  # bytes from one position to the next on each axis of what a block reads, then between images
-    placed: bool  # whether a block reads all of its images, and tables tell where each position lies
+    placed: bool  # whether its input is all of its images, in which tables tell where each position lies
     tables: dict[str, Array]  # kept alive here: kernels know addresses
     numbers: dict[str, int]
 
@@ -114,9 +114,9 @@ def blocks_of(
 ) -> Blocks:  # fmt: skip
     """Blocks for channels-last `strides`, at least one for each of a team; or those of a `shape`, rows and images.
 
-    Where rows come in units, the blocks of a single image are as many for each thread, and differ by a unit at most,
-    the longer ones first: 3x3 256@56, N=1 on two threads with blocks of 7 times 2 units 4.10 ms, of 6 times 2 and 2
-    times 1 3.85, 64@56 with 4, 4, 4 and 2 units 0.356, with 4, 4, 3 and 3 0.326.
+    Where rows come in units (0 for none) and images are not as many for each thread, blocks are, and differ by a unit
+    at most, the longer ones first. N=1 on two threads: 3x3 256@56 with 7 blocks of 2 units 4.10 ms, with 6 of 2 and 2
+    of 1 3.85; 64@56 with 4, 4, 4 and 2 units 0.356, with 4, 4, 3 and 3 0.326.
 
     What one gathers stays below `limit` bytes, unless a single window's rows do not. With a `gap` all input is
     gathered, with so many bytes between positions. What is `placed` is read by tables of places from wherever channels

@@ -7,6 +7,7 @@ Gathering took a third of the time of 3x3 windows, and a fifth of 5x5 ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,6 +31,17 @@ def line(elements: int) -> int:
     return -(-elements // lanes) * lanes
 
 
+def places_of(sources: Sequence[Array], steps: Sizes) -> list[Array]:
+    """Where the elements of each axis lie, in bytes, of which `sources` tell the numbers; OUTSIDE where nothing is."""
+    return [np.where(source < 0, OUTSIDE, source * step) for source, step in zip(sources, steps, strict=True)]
+
+
+def outside_of(channels: int, fill: float, dtype: str) -> Array:
+    """What is read there: whole vectors of it."""
+    lanes = lanes_of(dtype)
+    return np.full(-(-channels // lanes) * lanes, fill, dtype)
+
+
 def tables_of(
     spec: ConvSpec | PoolSpec, cut: Blocks, x_strides: Sizes, dtype: str, sources: Sources, fill: float, run: int
 ) -> tuple[dict[str, int], dict[str, Array]]:
@@ -39,12 +51,8 @@ def tables_of(
             np.arange(n, dtype=np.int64) * step for n, step in zip(spec.padded_size, cut.steps[:2], strict=True)
         )
     else:
-        rows, columns = (
-            np.where(source < 0, OUTSIDE, source * step)
-            for source, step in zip(sources(spec), x_strides[1:-1], strict=True)
-        )
-    lanes = lanes_of(dtype)
-    outside = np.full(-(-spec.channels // lanes) * lanes, fill, dtype)
+        rows, columns = places_of(sources(spec), x_strides[1:-1])
+    outside = outside_of(spec.channels, fill, dtype)
     grid = [spec.window[0], 8 * spec.dilation[0], spec.window[1] // run, outside.ctypes.data]
     tables = {
         "row_places": rows,

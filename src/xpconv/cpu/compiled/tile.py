@@ -1,4 +1,4 @@
-"""The register tile: some pixels times one or two vectors of filters, summed over taps and channels.
+"""The register tile: some pixels times one, two or four vectors of filters, summed over taps and channels.
 
 ``y[p, f] = phi(bias[f] + sum over t, c of  x[pixel[p] + tap[t] + c] w[t, c, f])``, with the byte offsets of pixels,
 taps and results in tables, so that any number of axes, stride and dilation, forward or backward, share one kernel.

@@ -4,10 +4,11 @@ A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each 
 with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Where few tiles share a large
 weight, tiles of 4 x 4 inputs and 2 x 2 results read half as much of it; at stride 2 tiles of 5 x 5 inputs make 2 x 2
 results of 25 products, where windows have 36. Tables say where tiles begin, so that dilation (tiles of interleaved
-images) and volumes (2-d tiles, the taps of the first axis inside the product) are the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps.
-Where there are more taps, it is folded to rows that begin three elements after each other: 25 products of a tile make 9
-results of 9 taps, and the sums of longer windows go on over the tiles that follow, which are transformed once for all
-of them. The transformed weight is kept as long as the weight stays as it is.
+images) and volumes (2-d tiles, the taps of the first axis inside the product) are the same kernels. A signal is an
+image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps. Where there are more taps, it is
+folded to rows that begin three elements after each other: 25 products of a tile make 9 results of 9 taps, and the sums
+of longer windows go on over the tiles that follow, which are transformed once for all of them. The transformed weight
+is kept as long as the weight stays as it is.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Winograd:
         sources = partial(sources_of, spec=spec, sources=call.sources)
         cut = blocks_of(
             whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team),
-            placed=not form.matrices.fold, unit=unit_of(whole, form),
+            placed=form.matrices.axes == 2, unit=unit_of(whole, form),
         )  # fmt: skip
         panels = -(-spec.filters // self._shape.filters)
         parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(panels, call.team)
@@ -223,7 +224,7 @@ def _library(dtype: str, shape: Shape, form: Form) -> Library | None:
 
 
 def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[str, ...]:
-    """The task: a block's input gathered and transformed, its products, its results, for all filters or a part."""
+    """The task: a block's input, read or gathered, transformed, its products, its results, of all filters or a part."""
     tiles = tile_kernels(module, dtype, shape, shape.every_height, foresees=True)
     transpose = transpose_kernel(module, dtype)
     gather = gather_kernel(module, dtype, transpose)

@@ -128,7 +128,7 @@ def _chunks(spec: ConvSpec, size: int, limit: int) -> int:
 
 
 def _scratch(spec: ConvSpec, dtype: str) -> int:
-    """Bytes of a thread: gathered rows, transformed tiles of both, and a tile that is not whole."""
+    """Bytes of a thread: rows that are gathered, transformed tiles of both, and a tile that is not whole."""
     whole, width = whole_of(spec, IMAGES), shape_for(spec.filters, dtype).filters
     rows, images = _rows_and_images(whole)
     tiles, _ = tile_counts(whole, IMAGES, rows, images)

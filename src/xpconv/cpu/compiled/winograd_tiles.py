@@ -15,15 +15,17 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
+from xpconv.cpu.compiled import placed
 from xpconv.cpu.compiled.blocks import Block, Blocks, Sources
 from xpconv.cpu.compiled.ir import Kernel
-from xpconv.cpu.compiled.moves import OUTSIDE, lanes_of
+from xpconv.cpu.compiled.moves import OUTSIDE
 from xpconv.cpu.compiled.transforms import Form, forward_kernel, placed_forward_kernel
 from xpconv.cpu.compiled.values import Value
 from xpconv.cpu.compiled.winograd_tables import in_tile, plane_bytes, tile_counts, tiles_of, unit_of
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _AXES = ("item", "plane", "row", "column")
+_FAR = 1 << 40  # more rows than there are
 
 
 def fields_of(name: str) -> tuple[str, ...]:
@@ -61,8 +63,8 @@ def input_of(
 ) -> tuple[dict[str, int], dict[str, Array]]:
     """How a block's input lies, gathered or not, and the planes of its transformed tiles.
 
-    Tables of all that is padded tell where its planes, rows and columns lie; a tile is inside an image from the first
-    row and column of it to the last that leave room for a tile. Of what was gathered all tiles are inside.
+    Tables tell where each plane, row and column of the padded image lies. A tile is inside the image from its first row
+    and column on, up to the last that leave room for a tile; of what was gathered all tiles are inside.
     """
     size = np.dtype(dtype).itemsize
     read, (tiles, _) = cut.strides(size), tile_counts(whole, form, cut.rows, cut.images)
@@ -75,11 +77,8 @@ def input_of(
     if not cut.placed:
         planes = np.arange(whole.padded_size[0] if spec.axes == 3 else 1, dtype=np.int64) * numbers["in_plane"]
         return numbers | {"last_row_inside": _FAR, "last_column_inside": _FAR}, {"plane_places": planes}
-    *lead, rows, columns = (
-        np.where(source < 0, OUTSIDE, source * step)
-        for source, step in zip(sources(whole), read[1:-1], strict=True)
-    )  # fmt: skip
-    lanes, ((top, _), (left, _)) = lanes_of(dtype), whole.padding[-2:]
+    *lead, rows, columns = placed.places_of(sources(whole), read[1:-1])
+    (top, _), (left, _) = whole.padding[-2:]
     down, across = ((n - 1) * d for n, d in zip(form.matrices.edges, whole.dilation[-2:], strict=True))
     numbers |= {
         "first_row": top, "last_row_inside": top + spec.size[-2] - 1 - down, "first_column": left,
@@ -88,11 +87,8 @@ def input_of(
     }  # fmt: skip
     return numbers, {
         "plane_places": lead[0] if lead else np.zeros(1, np.int64), "row_places": rows, "column_places": columns,
-        "outside": np.full(-(-spec.channels // lanes) * lanes, fill, dtype), "nowhere": np.array([OUTSIDE]),
+        "outside": placed.outside_of(spec.channels, fill, dtype), "nowhere": np.array([OUTSIDE]),
     }  # fmt: skip
-
-
-_FAR = 1 << 40  # more rows than there are
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class Forward:
 
     def __init__(self, module: ir.Module, dtype: str, form: Form) -> None:
         self._size, self._inside = np.dtype(dtype).itemsize, forward_kernel(module, dtype, form)
-        self._placed = None if form.matrices.fold else placed_forward_kernel(module, dtype, form)
+        self._placed = placed_forward_kernel(module, dtype, form) if form.matrices.axes == 2 else None
 
     def __call__(
         self, kernel: Kernel, given: SimpleNamespace, block: Block, source: Value, units: Value, spectra: Value
@@ -144,19 +140,22 @@ class Forward:
             image = source + tile.image * given.in_item + plane
             row, column = tile.row * given.stride, tile.column * given.stride  # of the input, with what is around it
             place = image + row * given.in_row + column * given.in_column - given.before
+            whole = place, given.tile_row, given.tile_pixel, *target
             if self._placed is None:
-                kernel.call(self._inside, place, given.tile_row, given.tile_pixel, *target)
-                return
-            rows = (row >= given.first_row) & (row <= given.last_row_inside)
-            columns = (column >= given.first_column) & (column <= given.last_column_inside)
-            is_there = plane > OUTSIDE // 2
-            with kernel.either(rows & columns & is_there) as (inside, other):
-                with inside:
-                    kernel.call(self._inside, place, given.tile_row, given.tile_pixel, *target)
-                with other:
-                    first = is_there.where(given.row_places + row * 8, given.nowhere)
-                    down = is_there.where(given.down * 8, kernel.constant(0))
-                    kernel.call(
-                        self._placed, image, first, down, given.column_places + column * 8, given.across * 8,
-                        given.outside, *target,
-                    )  # fmt: skip
+                kernel.call(self._inside, *whole)
+            else:
+                is_there = plane > OUTSIDE // 2
+                with kernel.either(is_there & _is_inside(given, row, column)) as (inside, other):
+                    with inside:
+                        kernel.call(self._inside, *whole)
+                    with other:
+                        first = is_there.where(given.row_places + row * 8, given.nowhere)
+                        down = is_there.where(given.down * 8, kernel.constant(0))
+                        columns = given.column_places + column * 8, given.across * 8
+                        kernel.call(self._placed, image, first, down, *columns, given.outside, *target)
+
+
+def _is_inside(given: SimpleNamespace, row: Value, column: Value) -> Value:
+    """Whether all elements of the tile that begins there are of an image."""
+    rows = (row >= given.first_row) & (row <= given.last_row_inside)
+    return rows & (column >= given.first_column) & (column <= given.last_column_inside)
