@@ -50,6 +50,7 @@ class Transform:
         self.results, self.taps = (results**2, TAPS**2) if folded else (results, TAPS)  # of a tile, along an axis
         still = (1,) * (SPACE - axes)  # tiles of signals are one element wide
         self.tile = (self.results,) * axes + still  # rows and columns of results
+        self.apart = tuple(stride * n for n in self.tile)  # rows and columns of the input from one tile to the next
         self.edges = ((self.results - 1) * stride + self.taps,) * axes + still  # and of what they are made from
 
     def flattened(self, matrix: Array, dtype: np.dtype) -> Array:

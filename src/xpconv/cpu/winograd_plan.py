@@ -83,7 +83,8 @@ class Plan:
     @property
     def steps(self) -> tuple[int, int]:
         """Elements of the input from one row of tiles to the next, and from one column to the next."""
-        return self.step * self.transform.stride, self.transform.tile[1] * self.transform.stride
+        down, across = self.transform.apart
+        return down * max(self.run, 1), across
 
     def slices(self, block: Block) -> tuple[int, int]:
         """As `_slices`, of a block."""
@@ -132,7 +133,7 @@ def _row_elements(spec: ConvSpec, transform: Transform, slices: tuple[int, int],
     """Elements of the memory that a row of tiles takes: what is cut, and two arrays that all steps take in turn."""
     sources, made = slices
     height = transform.edges[0] + (sources - 1) * transform.results * bool(run)
-    width = (across - 1) * transform.tile[1] * transform.stride + transform.edges[1]
+    width = (across - 1) * transform.apart[1] + transform.edges[1]
     whole = height * width * (1 if run else sources) * spec.channels
     cut, results = math.prod(transform.edges) * sources * spec.channels, math.prod(transform.tile) * made * spec.filters
     spectrum, total = transform.points * sources * spec.channels, transform.points * made * spec.filters

@@ -114,7 +114,7 @@ class Tile:
 
 @contextmanager
 def each(
-    kernel: Kernel, given: SimpleNamespace, images: Value, units: Value, first: Value | int = 0
+    kernel: Kernel, given: SimpleNamespace, images: Value, units: Value, first: Value
 ) -> Iterator[Tile]:  # fmt: skip
     """Every tile of so many images and units, from the first unit on."""
     with kernel.loop(images) as image, kernel.loop(units) as unit, kernel.loop(given.band) as place:
