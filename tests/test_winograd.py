@@ -244,8 +244,19 @@ def test_the_workspace_of_a_block_keeps_to_the_limit(limit):
     spec = xpconv.corr.request(np.ones((8, 56, 56, 16)), np.ones((3, 3, 16, 8))).spec
     weight = 2 * 36 * 16 * 8 * 8
     ends = 36 * 64  # of rows that begin at an odd number of cache lines
-    row = (14 * 36 * 2 * 16 + 6 * 58 * 16) * 8 + 4 * ends  # tiles, before and after, and what they are cut from
-    assert winograd_blocks.workspace(spec, 8, limit) - weight - 2 * ends <= max(limit, row)
+    tile = (36 * 2 * 16 + 36 * 16) * 8 + 4 * ends  # before and after, and what it is cut from
+    assert winograd_blocks.workspace(spec, 8, limit) - weight - 2 * ends <= max(limit, tile)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_long_row_of_tiles_is_cut_in_even_parts():
+    spec = xpconv.corr.request(np.broadcast_to(0.0, (1, 8, 5000, 16)), np.empty((3, 3, 16, 8)), padding=1).spec
+    plan = winograd_plan.plan_of(spec, 2**26, 8, 2)
+    counts = [piece.shape[2] for block in plan.blocks for piece in block.pieces if piece.rows.start == 0]
+    assert len(counts) > 3
+    assert max(counts) - min(counts) <= len(counts)
+    assert sum(counts) == 1250
+    assert plan.block_bytes < 5 << 20
 
 
 @pytest.mark.usefixtures("alone")

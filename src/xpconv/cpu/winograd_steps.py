@@ -132,7 +132,7 @@ def _reading(plan: Plan, piece: Piece, block: Block, cut: Array, one: Array) -> 
     further = (sources - 1) * plan.transform.results if plan.run else 0  # of signals, whose slices are tiles
     step, step_across = plan.steps
     counts = (down - 1) * step + further + tall, (across - 1) * step_across + wide
-    starts = piece.rows.start * step, 0
+    starts = piece.rows.start * step, piece.columns.start * step_across
     (to_rows, from_rows), (to_columns, from_columns) = (
         _inside(*axis)
         for axis in zip(piece.phases, starts, counts, spec.size[-SPACE:], spec.dilation[-SPACE:], strict=True)
@@ -217,7 +217,8 @@ def _results(parts: Array, memory: Array, plan: Plan, piece: Piece, block: Block
     space = (slice(place, None, d) for place, d in zip(piece.places, spec.dilation[-SPACE:], strict=True))
     first, last = block.results[0], block.results[-1]
     lead = (*first[:-1], slice(first[-1], last[-1] + 1)) if first else (np.newaxis,)
-    y = whole[(piece.images, *lead, *space)][:, :, piece.rows.start * plan.step : piece.rows.stop * plan.step]
+    steps = zip((piece.rows, piece.columns), (plan.step, wide), strict=True)
+    y = whole[(piece.images, *lead, *space)][:, :, *(slice(of.start * step, of.stop * step) for of, step in steps)]
     parts = parts.reshape(tall, wide, *piece.shape, *parts.shape[2:])[..., np.newaxis, :]
     slices, following = (6, 5) if plan.run else (5, 6)  # a signal's slices are tiles that follow each other
     parts = parts.transpose(2, slices, 3, following, 0, 4, 1, 7)[:, : y.shape[1]]
