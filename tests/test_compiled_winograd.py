@@ -303,11 +303,12 @@ def test_other_windows_are_not_taken(window):
     assert not winograd.takes("float32", spec_of((9,) * len(window), window), 1 << 28)
 
 
-@pytest.mark.parametrize(("size", "window"), [((40, 40), (3, 3)), ((900,), (10,))])
+@pytest.mark.parametrize(("size", "window"), [((4, 4), (3, 3)), ((900,), (10,)), ((6, 4, 4), (3, 3, 3))])
 def test_a_call_is_not_taken_where_memory_is_short(size, window):
-    spec = spec_of(size, window, channels=64)
-    assert winograd.takes("float32", spec, winograd.workspace("float32", spec))
-    assert not winograd.takes("float32", spec, winograd.workspace("float32", spec) - 1)
+    spec = spec_of(size, window, channels=64, padding=1)
+    needed = winograd.workspace("float32", transforms.as_images(spec), winograd.FORMS[transforms.compiled_for(spec)])
+    assert winograd.takes("float32", spec, needed)
+    assert not winograd.takes("float32", spec, needed - 1)
 
 
 # --- Values that are not finite ---------------------------------------------------------------------------------------

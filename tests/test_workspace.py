@@ -75,6 +75,18 @@ CONVOLUTIONS |= {
     "planes of a volume": partial(xpconv.signal.convolve, array(30, 512, 512), array(1, 5, 5), mode="same"),
     "volumes": partial(same, VOLUME, array(3, 3, 3, 32, 32), padding_mode="reflect"),
 }
+CONVOLUTIONS |= {
+    f"{name}, {method}, {layout}": partial(
+        same, *((x, w) if layout == "channels_last" else (first(x), np.moveaxis(w, (-1, -2), (0, 1)))), method=method,
+        layout=layout,
+    )
+    for name, x, w in (
+        ("long rows", array(1, 16, 3000, 32), array(3, 3, 32, 32)),
+        ("large planes", array(1, 6, 200, 200, 32), array(3, 3, 3, 32, 32)),
+    )
+    for method in ("auto", "winograd", "direct")
+    for layout in ("channels_last", "channels_first")
+}  # fmt: skip
 
 input_gradient = partial(xpconv.corr_grad_input, size=SIZE)
 weight_gradient = partial(xpconv.corr_grad_weight, X, window=(3, 3), padding="same")

@@ -45,10 +45,15 @@ class Told:
     def __init__(self, arrays: int, numbers: Sequence[int] | bytes) -> None:
         self._pack, self._objects = words_of(1 + arrays).pack, arrays * _IS_KNOWN
         self._numbers = numbers if isinstance(numbers, bytes) else words_of(len(numbers)).pack(*numbers)
+        self._pack_places = words_of(arrays).pack
 
     def of(self, *arrays: Array) -> bytes:
         """The words for one call on these arrays, which the caller keeps alive; what runs the call writes to them."""
         return self._pack(self._objects, *map(_place_of, arrays)) + self._numbers
+
+    def at(self, *places: int) -> bytes:
+        """The words of a task that another one calls, whose arrays lie at these addresses."""
+        return self._pack_places(*places) + self._numbers
 
 
 @cache

@@ -123,7 +123,7 @@ def blocks_of(
     are last, padded or not, and a block's input is then all of its images'.
     """
     size, first = np.dtype(dtype).itemsize, spec.out_size[0]
-    gathered = gap > 0 or (strides[-1] != size if placed else not _in_place(spec, strides, size))
+    gathered = gap > 0 or (strides[-1] != size if placed else not in_place(spec, strides, size))
     positions, position = math.prod(spec.padded_size[1:]), spec.channels * size + gap
     row_bytes = positions * position
     rows, images = shape or _shape(spec, row_bytes, team, min(limit, BLOCK_BYTES), size)
@@ -151,7 +151,7 @@ def blocks_of(
     )  # fmt: skip
 
 
-def _in_place(spec: ConvSpec | PoolSpec, strides: Sizes, size: int) -> bool:
+def in_place(spec: ConvSpec | PoolSpec, strides: Sizes, size: int) -> bool:
     """Whether windows can be read from where the input lies: neither padded nor in another order."""
     padded = any(pads != (0, 0) for pads in spec.padding) or bool(getattr(spec, "input_dilation", ()))
     dense = strides[-1] == size and strides[-2] == size * spec.channels and min(strides) >= 0

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 from llvmlite import ir
 
-from xpconv.cpu.compiled import ahead, blocks, placed, threads
+from xpconv.cpu.compiled import ahead, blocks, placed, threads, turned_blocks
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, in_lines, storing, storing_now
@@ -23,6 +23,7 @@ from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.processor import asks_ahead
 from xpconv.cpu.compiled.tile import each_tile, finishing
+from xpconv.cpu.compiled.turned_blocks import turn_back
 from xpconv.cpu.compiled.values import Operand, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.cpu.plan import READ_SINGLE
@@ -30,10 +31,10 @@ from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _ARRAYS = ("x", "y", "w", "bias")
 _OWN = (
-    "pixels", "results", "taps", "tap_count", "step", "segment", "channels", "w_step", "finish", "divisor", "y_item",
-    "y_row", "turned", "plane", "streams", "alone",
+    "pixels", "results", "taps", "tap_count", "step", "segment", "channels", "w_step", "finish", "divisor", "streams",
+    "alone",
 )  # fmt: skip
-FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN, *placed.FIELDS, *ahead.FIELDS)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *turned_blocks.FIELDS, *_OWN, *placed.FIELDS, *ahead.FIELDS)
 
 
 class Depthwise:
@@ -96,10 +97,9 @@ def _job(
         (*spec.window[:-1], spec.window[-1] // taps.run), (*spec.dilation[:-1], spec.dilation[-1] * taps.run)
     )
     far = asks_ahead() and _bytes(spec, size) >= _ASKED[operation]
-    numbers = {
+    numbers = turned_blocks.numbers_of(spec, y_strides, size) | {
         "tap_count": len(places), "step": cut.steps[spec.axes - 1], "channels": spec.channels,
         "segment": spec.out_size[-1] if spec.axes > 1 else 0, "w_step": -(-spec.channels // lanes) * lanes * size,
-        "y_item": y_strides[0], "y_row": y_strides[1], "turned": int(turned), "plane": y_strides[-1],
         "streams": storing(streams=_is_streamed(spec, y_strides, size), far=far),
         "alone": int(go_alone(spec, operation, dtype)),
     }  # fmt: skip
@@ -183,13 +183,9 @@ def _make(module: ir.Module, *, dtype: str, operation: str, taps: Taps) -> tuple
                 all_results(far=False)
             with beyond:
                 all_results(far=True)
-    with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
-        step = given.channels * np.dtype(dtype).itemsize
-        kernel.call(
-            transpose, y + image * block.pixels * step, step,
-            given.y + (block.first + image) * given.y_item + block.row * given.y_row, given.plane, block.pixels,
-            given.channels,
-        )  # fmt: skip
+    with kernel.when(given.turned > 0):
+        size = np.dtype(dtype).itemsize
+        turn_back(kernel, given, block, transpose, y, given.channels * size, kernel.constant(0), given.channels, size)
     with kernel.when(stream > 0):
         kernel.fence()
     kernel.finish()

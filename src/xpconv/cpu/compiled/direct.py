@@ -10,18 +10,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import processors
-from xpconv.cpu.compiled import blocks, deep, threads
-from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, blocks_of
+from xpconv.cpu.compiled import blocks, deep, threads, turned_blocks
+from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Blocks, blocks_of, in_place
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, storing, storing_now
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.job import Job, Jobs
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
+from xpconv.cpu.compiled.stripes import WHOLE, Places, Stripe, narrowed, stripes_of, widest
 from xpconv.cpu.compiled.tile import (
     SUMMED,
     Shape,
@@ -32,6 +33,7 @@ from xpconv.cpu.compiled.tile import (
     shape_for,
     tile_kernels,
 )
+from xpconv.cpu.compiled.turned_blocks import turn_back
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.weights import PackedBias, Packing, pack_kernel, taps_order
 from xpconv.cpu.lines import LINE
@@ -39,11 +41,10 @@ from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = ("x", "w", "y", "bias")
 _OWN = (
-    "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "x_group", "y_item",
-    "y_row", "turned", "filters", "plane", "packing", "packs", "panel_bytes", "own", "streams", "w_start", "w_step",
-    "chunks", "chunk", "near",
+    "pixels", "results", "taps", "tap_count", "run", "groups", "maps", "panels", "parts", "finish", "x_group",
+    "filters", "packing", "packs", "panel_bytes", "own", "streams", "w_start", "w_step", "chunks", "chunk", "near",
 )  # fmt: skip
-FIELDS = (*_ARRAYS, *blocks.FIELDS, *_OWN)
+FIELDS = (*_ARRAYS, *blocks.FIELDS, *turned_blocks.FIELDS, *_OWN)
 
 
 class Direct:
@@ -51,39 +52,52 @@ class Direct:
 
     def __init__(self, call: Call) -> None:
         spec, size, shape, self._call = call.spec, call.itemsize, _shape(call.spec, call.dtype), call
-        groups = spec.groups // shape.groups  # of which each fills up vectors
-        group = replace(spec, channels=spec.channels // groups, filters=spec.filters // groups, groups=1)
-        maps = group.filters
-        panels, held = -(-maps // shape.filters), call.limit // (2 * call.team)
-        turned, gap, backwards = call.y_strides[-1] != size, _gap(group, size), _is_backwards(spec)
-        order = taps_order(replace(spec, flip=spec.flip and not backwards), call.w_strides)
-        step = _step(order, maps, shape, call)
-        may_be_deep = step > 0 and not turned and spec.groups == 1 and deep.is_for(shape)
-        is_deep = may_be_deep and _is_for_all(call, panels, min(len(processors.allowed()), _MANY), chunked=True)
-        together = is_deep or _is_for_all(call, groups * panels, call.team)
-        most = min(held, BLOCK_BYTES) // groups if turned else held  # then all groups' results are held too
-        whole = (spec.out_size[0], spec.batch) if together else None
-        cut = blocks_of(group, call.x_strides, call.dtype, call.team, call.sources, call.fill, most, whole, gap)
-        parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(groups * panels, call.team)
-        windows, run_elements = _taps(group, apart=gap > 0 or backwards)
-        places = cut.places(windows, spec.dilation)[:: -1 if backwards else 1]
-        whole_run, most_run = run_elements // shape.groups, deep.ROWS if is_deep else 2 * SUMMED
-        run = even_run(whole_run, most_run)
-        runs = np.arange(0, whole_run, run)
+        group, groups = _group(spec, shape), spec.groups // shape.groups
+        maps, self._shape, self._backwards = group.filters, shape, _is_backwards(spec)
+        panels, turned = -(-maps // shape.filters), call.y_strides[-1] != size
+        order = taps_order(replace(spec, flip=spec.flip and not self._backwards), call.w_strides)
         self._pack = Packing(call.dtype, groups, maps, shape.filters, order, call.w_strides[-1])
         self._bias = PackedBias(call.dtype, groups, maps, shape.filters)
-        self._items, self._packs = cut.count * parts, cut.count <= call.team
-        tap_count, panel_bytes = math.prod(windows) * (whole_run // run), len(order) * shape.filters * size
-        chunk = max(deep.ROWS // run, 1)
-        scratch = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
-        own_bytes = chunk * run * deep.PANELS * shape.filters * size if is_deep else panel_bytes
-        self._scratch = scratch + int(self._packs) * own_bytes
-        numbers = {
-            "tap_count": tap_count, "run": run, "groups": groups, "maps": maps,
-            "panels": panels, "parts": parts, "x_group": group.channels * call.x_strides[-1],
-            "y_item": call.y_strides[0], "y_row": call.y_strides[1], "turned": int(turned), "filters": spec.filters,
-            "plane": call.y_strides[-1], "panel_bytes": panel_bytes, "packs": int(self._packs), "own": scratch,
-            "streams": storing(streams=call.is_streamed, far=call.is_far), "w_start": order[0], "w_step": step,
+        self._rows = order[0], _step(order, maps, shape, call), len(order) * shape.filters * size
+        may_be_deep = self._rows[1] > 0 and not turned and spec.groups == 1 and deep.is_for(shape)
+        self._is_deep = may_be_deep and _is_for_all(call, panels, min(len(processors.allowed()), _MANY), chunked=True)
+        together = self._is_deep or _is_for_all(call, groups * panels, call.team)
+        places = WHOLE if together else _places(call.dtype, spec, call.limit, call.x_strides, call.y_strides)
+        stripes = list(stripes_of(spec, call.sources, places))
+        cuts = [self._cut(stripe, together=together) for stripe in stripes]
+        count = sum(cut.count for cut in cuts)
+        self._packs = count <= call.team
+        parts = 1 if count >= 4 * call.team or count % call.team == 0 else min(groups * panels, call.team)
+        jobs = [self._job_of(stripe.spec, cut, parts) for stripe, cut in zip(stripes, cuts, strict=True)]
+        begins = [stripe.begins(call.x_strides, call.y_strides) for stripe in stripes]
+        self._job = jobs[0] if len(jobs) == 1 else Jobs(jobs, [(x, 0, y, 0) for x, y in begins])
+
+    def _cut(self, stripe: Stripe, *, together: bool) -> Blocks:
+        """A stripe in blocks, of which all of a team may read all that there is."""
+        call, group, size = self._call, _group(stripe.spec, self._shape), self._call.itemsize
+        most, gap = call.limit // (2 * call.team), _gap(group, size)
+        if call.y_strides[-1] != size:  # then all groups' results are held too
+            most = min(most, BLOCK_BYTES) // (stripe.spec.groups // self._shape.groups)
+        whole = (stripe.spec.out_size[0], stripe.spec.batch) if together else None
+        return blocks_of(group, call.x_strides, call.dtype, call.team, stripe.sources, call.fill, most, whole, gap)
+
+    def _job_of(self, spec: ConvSpec, cut: Blocks, parts: int) -> Job:
+        """What computes a stripe, the filters of a block in so many parts."""
+        call, shape, size, group = self._call, self._shape, self._call.itemsize, _group(spec, self._shape)
+        groups, maps, turned = spec.groups // shape.groups, group.filters, call.y_strides[-1] != size
+        first, step, panel_bytes = self._rows
+        windows, run_elements = _taps(group, apart=_gap(group, size) > 0 or self._backwards)
+        places = cut.places(windows, spec.dilation)[:: -1 if self._backwards else 1]
+        whole_run = run_elements // shape.groups
+        run = even_run(whole_run, deep.ROWS if self._is_deep else 2 * SUMMED)
+        runs, tap_count, chunk = np.arange(0, whole_run, run), math.prod(windows) * (whole_run // run), _chunk(run)
+        own = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
+        own_bytes = chunk * run * deep.PANELS * shape.filters * size if self._is_deep else panel_bytes
+        numbers = turned_blocks.numbers_of(spec, call.y_strides, size) | {
+            "tap_count": tap_count, "run": run, "groups": groups, "maps": maps, "panels": -(-maps // shape.filters),
+            "parts": parts, "x_group": group.channels * call.x_strides[-1], "filters": spec.filters,
+            "panel_bytes": panel_bytes, "packs": int(self._packs), "own": own,
+            "streams": storing(streams=call.is_streamed, far=call.is_far), "w_start": first, "w_step": step,
             "chunk": chunk, "chunks": -(-tap_count // chunk),
             "near": 0 if self._packs or cut.strip else _near(spec, size, panel_bytes, shape),
         }  # fmt: skip
@@ -95,19 +109,28 @@ class Direct:
         }
         if call.activation is not None:
             tables["finish"] = finishing(call.activation, call.dtype, call.leak)
-        self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
         compiled = _library(call.dtype, shape)
         assert compiled is not None
-        self._address = compiled.address("deep" if is_deep else "conv")
+        address, arguments = compiled.address("deep" if self._is_deep else "conv"), (numbers, tables, cut)
+        scratch = own + int(self._packs) * own_bytes
+        return Job(address, Arguments(FIELDS, len(_ARRAYS), *arguments), cut.count * parts, scratch, call.team)
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`, where no value reaches further than its windows."""
-        team = self._call.team
-        weight = w if self._packs else self._pack(w, team)
-        biases = self._bias(bias)
-        arguments = self._arguments.of(x, weight, y, biases)
-        threads.run(self._address, arguments, self._items, self._scratch, team)
+        weight = w if self._packs else self._pack(w, self._call.team)
+        self._job(x, weight, y, self._bias(bias))
         return True
+
+
+def _group(spec: ConvSpec, shape: Shape) -> ConvSpec:
+    """One of the groups that fill up vectors."""
+    groups = spec.groups // shape.groups
+    return replace(spec, channels=spec.channels // groups, filters=spec.filters // groups, groups=1)
+
+
+def _chunk(run: int) -> int:
+    """Taps of a chunk, of such runs."""
+    return max(deep.ROWS // run, 1)
 
 
 def _near(spec: ConvSpec, size: int, panel_bytes: int, shape: Shape) -> int:
@@ -205,7 +228,7 @@ def computed(dtype: str, spec: ConvSpec, limit: int) -> int:
     if 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
         return 0
     shape = _shape(spec, dtype)
-    if workspace(dtype, spec) > limit:
+    if workspace(dtype, widest(spec, _places(dtype, spec, limit))) > limit:
         return 0
     groups = spec.groups // shape.groups
     return groups * -(-spec.filters // groups // shape.filters) * shape.filters
@@ -215,6 +238,25 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
     """The least bytes that all threads together take: the rows of one window, and a row of results, twice."""
     rows = spec.reach[0] * math.prod(spec.padded_size[1:]) * spec.channels
     return 2 * threads.thread_count() * (rows + math.prod(spec.out_size[1:]) * spec.filters) * np.dtype(dtype).itemsize
+
+
+def _places(dtype: str, spec: ConvSpec, limit: int, x_strides: Sizes = (), y_strides: Sizes = ()) -> list[Places]:
+    """The stripes of rows that are so long that caches would not hold what is gathered of them, or memory fall short.
+
+    Without strides of arrays all may have to be gathered, and turned. Milliseconds on two cores of an Emerald Rapids,
+    uncut and since: 3x3x3 1->16@64x512x512 260 and 103, 8->8@16x512x512 296 and 140, 64->64@8x256x256 608 and 494
+    (which did not keep to the limit, and were NumPy's), 32->32@16x128x128 with channels first 71 and 55.
+    """
+    size, lanes, row = np.dtype(dtype).itemsize, lanes_of(dtype), math.prod(spec.out_size[1:])
+    gathered = not x_strides or not in_place(_group(spec, _shape(spec, dtype)), x_strides, size)
+    channels = spec.channels // spec.groups * math.prod(spec.stride[1:]) * spec.reach[0] if gathered else 0
+    filters = spec.filters if not y_strides or y_strides[-1] != size else 0
+    held = (_WINDOWS * channels + filters) * size
+    units = [lanes if axis == spec.axes - 1 else 1 for axis in range(1, spec.axes)]
+    return narrowed(spec, _ROWS_BYTES // held if held else row, units, partial(workspace, dtype), limit)
+
+
+_WINDOWS, _ROWS_BYTES = 3, 1 << 19  # so many rows of windows, of so many bytes
 
 
 def is_ready(dtype: str, spec: ConvSpec) -> bool:
@@ -280,7 +322,8 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
             with last:
                 each_tile(kernel, tiles, end, arguments_of, done.get())
     with kernel.when(given.turned > 0):
-        _turn_back(kernel, given, block, y, (start, stop), transpose, shape.filters, size)
+        first, last = ((p // given.panels) * given.maps + (p % given.panels) * shape.filters for p in (start, stop))
+        turn_back(kernel, given, block, transpose, y, given.filters * size, first, last - first, size)
     with kernel.when(stream > 0):
         kernel.fence()
     kernel.finish()
@@ -288,21 +331,6 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
         deep.make(module, dtype, shape, FIELDS, gather)
         return ("conv", "deep")
     return ("conv",)
-
-
-def _turn_back(
-    kernel: Kernel, given: SimpleNamespace, block: blocks.Block, y: Value, panels: tuple[Value, Value],
-    transpose: Kernel, width: int, size: int,
-) -> None:  # fmt: skip
-    """Results of some panels, with the channels last in memory of the thread's own, to where theirs lie first."""
-    first, last = ((p // given.panels) * given.maps + (p % given.panels) * width for p in panels)
-    step = given.filters * size
-    with kernel.loop(block.images) as image:
-        item_y = given.y + (block.first + image) * given.y_item + block.row * given.y_row
-        kernel.call(
-            transpose, y + image * block.pixels * step + first * size, step, item_y + first * given.plane, given.plane,
-            block.pixels, last - first,
-        )  # fmt: skip
 
 
 def _take_turns(kernel: Kernel, source: Value, count: Value, dtype: str, shape: Shape) -> None:

@@ -15,6 +15,7 @@ from xpconv.cpu.compiled import (
     finite,
     gradients,
     indexed,
+    job,
     kept,
     plane,
     plane_pooling,
@@ -33,7 +34,6 @@ from xpconv.cpu.compiled.blocks import Sources, strides_of
 from xpconv.cpu.compiled.build import any_fails, machine
 from xpconv.cpu.compiled.build import settled as settled
 from xpconv.cpu.compiled.call import Call, Prepared
-from xpconv.cpu.compiled.job import Job
 from xpconv.cpu.compiled.moves import name_of
 from xpconv.cpu.compiled.values import FLOATS
 from xpconv.cpu.plan import Compiled, is_banded
@@ -91,8 +91,10 @@ def are_shared_ready(dtype: str) -> bool:
     """Whether those are there that all kernels of a dtype need."""
     if not _here(dtype):
         return False
-    if dtype not in _shared and all([threads.is_ready(), kept.is_ready(), *(part.is_ready(dtype) for part in _SHARED)]):
-        _shared.add(dtype)
+    if dtype not in _shared:
+        ready = [part.is_ready() for part in (threads, kept, job)] + [part.is_ready(dtype) for part in _SHARED]
+        if all(ready):
+            _shared.add(dtype)
     return dtype in _shared
 
 
@@ -202,9 +204,9 @@ def prepared_spread(gy: Array, spec: PoolSpec, divisor: float) -> Callable[[Arra
 
 
 @lru_cache(maxsize=128)
-def _prepared_spread(spec: PoolSpec, *geometry: Any) -> Job:
-    job: Job = _SPREADS[spec.layout].spread(spec, *geometry)
-    return job
+def _prepared_spread(spec: PoolSpec, *geometry: Any) -> job.Job:
+    spreading: job.Job = _SPREADS[spec.layout].spread(spec, *geometry)
+    return spreading
 
 
 def pools_indexed(dtype: np.dtype, spec: PoolSpec, limit: int) -> bool:

@@ -22,15 +22,18 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import winograd
-from xpconv.cpu.compiled import blocks, threads, winograd_tiles
+from xpconv.cpu.compiled import blocks, threads, turned_blocks, winograd_tiles
 from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import Call, storing_now
 from xpconv.cpu.compiled.ir import Kernel
+from xpconv.cpu.compiled.job import Job, Jobs
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
+from xpconv.cpu.compiled.stripes import Places, Stripe, narrowed, stripes_of, widest
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
 from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel
+from xpconv.cpu.compiled.turned_blocks import turn_back
 from xpconv.cpu.compiled.values import Operand, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.cpu.compiled.winograd_tables import (
@@ -51,12 +54,15 @@ from xpconv.spec import Array, ConvSpec
 _ARRAYS = ("x", "w", "y", "bias", "found")
 _OWN = (
     "pixels", "rows_out", "taps", "tap_count", "extra", "filters", "panels", "parts", "finish", "zeros", "results_row",
-    "results_pixel", "products_plane", "turned", "y_item", "y_row", "plane", "out_line", "last_row", "streams",
+    "results_pixel", "products_plane", "out_line", "last_row", "streams",
 )  # fmt: skip
-FIELDS = (*_ARRAYS, *blocks.FIELDS, *winograd_tiles.FIELDS, *winograd_tiles.fields_of("out"), *_OWN)
+FIELDS = (
+    *_ARRAYS, *blocks.FIELDS, *turned_blocks.FIELDS, *winograd_tiles.FIELDS, *winograd_tiles.fields_of("out"), *_OWN,
+)  # fmt: skip
 _TILE_BYTES = 1 << 20  # of transformed inputs and products that a block takes, about: they should stay in the cache
 _STREAMED = 1 << 21  # elements of a transformed weight that no core's cache holds
 _MOST = 112  # tiles of a block: more fall out of the cache
+_PLANES = 4  # of a volume in a block, about
 
 _FOUND_BYTES = 64  # of each item, for itself
 
@@ -68,13 +74,13 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
     if empty or spec.axes > 3 or not winograd.fits(spec):
         return False
-    return workspace(dtype, spec) <= limit
+    spec, form = winograd.as_images(spec), _form_of(spec)
+    return workspace(dtype, widest(spec, _places(dtype, spec, form, limit)), form) <= limit
 
 
-def workspace(dtype: str, spec: ConvSpec) -> int:
-    """Bytes that the scratch memory of all threads takes."""
-    team, form, spec = threads.thread_count(), _form_of(spec), winograd.as_images(spec)
-    whole = whole_of(spec, form)
+def workspace(dtype: str, spec: ConvSpec, form: Form) -> int:
+    """Bytes that the scratch memory of all threads takes, of images or volumes, whose rows may have to be gathered."""
+    team, whole = threads.thread_count(), whole_of(spec, form)
     rows, images = _shape(whole, form, team)
     tiles_in, tiles_out = tile_counts(whole, form, rows, images)
     strip = ((rows - 1) * whole.stride[0] + whole.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
@@ -93,16 +99,30 @@ class Winograd:
 
     def __init__(self, call: Call) -> None:
         self._form, self._call = _form_of(call.spec), _of_images(call)
-        call, form = self._call, self._form
-        spec, dtype, size = call.spec, call.dtype, call.itemsize
-        self._shape, whole = shape_for(spec.filters, dtype), whole_of(spec, form)
-        sources = partial(sources_of, spec=spec, sources=call.sources)
+        call, spec, dtype = self._call, self._call.spec, self._call.dtype
+        self._shape = shape_for(spec.filters, dtype)
+        stripes = list(stripes_of(spec, call.sources, _places(dtype, spec, self._form, call.limit)))
+        jobs = [self._job_of(stripe, len(stripes)) for stripe in stripes]
+        begins, first = [], 0
+        for stripe, job in zip(stripes, jobs, strict=True):
+            x, y = stripe.begins(call.x_strides, call.y_strides)
+            begins.append((x, 0, y, 0, first * _FOUND_BYTES))
+            first += job.items
+        self._job = jobs[0] if len(jobs) == 1 else Jobs(jobs, begins)
+        width = -(-spec.filters // lanes_of(dtype)) * lanes_of(dtype)
+        self._bias = PackedBias(dtype, 1, spec.filters, width)
+
+    def _job_of(self, stripe: Stripe, stripes: int) -> Job:
+        """What computes one of so many stripes."""
+        call, form, spec = self._call, self._form, stripe.spec
+        dtype, size, whole = call.dtype, call.itemsize, whole_of(spec, form)
+        sources = partial(sources_of, spec=spec, sources=stripe.sources)
         cut = blocks_of(
             whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team),
-            placed=form.matrices.axes == 2, unit=unit_of(whole, form),
+            placed=form.matrices.axes == 2, unit=unit_of(whole, form) if stripes == 1 else 0,
         )  # fmt: skip
-        panels = -(-spec.filters // self._shape.filters)
-        parts = 1 if cut.count >= 4 * call.team or cut.count % call.team == 0 else min(panels, call.team)
+        panels, count = -(-spec.filters // self._shape.filters), cut.count * stripes
+        parts = 1 if count >= 4 * call.team or count % call.team == 0 else min(panels, call.team)
         turned = call.y_strides[-1] != size
         _, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
         block = block_strides(spec, call.y_strides, size, turned)
@@ -111,35 +131,31 @@ class Winograd:
         numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, form)
         of_input, places = winograd_tiles.input_of(spec, whole, form, cut, dtype, sources, call.fill)
         tables |= places
-        numbers |= of_input | winograd_tiles.steps_of(block, "out") | {
+        numbers |= of_input | winograd_tiles.steps_of(block, "out")
+        numbers |= turned_blocks.numbers_of(spec, call.y_strides, size) | {
             "tap_count": len(terms), "extra": int(terms[-1]), "filters": spec.filters, "panels": panels, "parts": parts,
             "results_row": results_row, "results_pixel": results_pixel,
-            "products_plane": plane_bytes(tiles_out, spec.filters, size), "turned": int(turned),
-            "y_item": call.y_strides[0], "y_row": call.y_strides[1], "plane": call.y_strides[-1], "out_line": line,
+            "products_plane": plane_bytes(tiles_out, spec.filters, size), "out_line": line,
             "last_row": spec.out_size[0], "streams": int(call.is_streamed and _stores_lines(dtype)),
         }  # fmt: skip
         tables |= products_of(spec, cut, whole, form, size)
         tables["zeros"] = np.zeros(self._shape.filters, dtype)
         if call.activation is not None:
             tables["finish"] = finishing(call.activation, dtype, call.leak)
-        self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
         results = cut.images * cut.rows * line * spec.filters * size if turned else 0
         tiles = form.points * (numbers["spectra_plane"] + numbers["products_plane"])
-        self._items, self._scratch = cut.count * parts, cut.images * cut.strip + tiles + results
-        width = -(-spec.filters // lanes_of(dtype)) * lanes_of(dtype)
-        self._bias = PackedBias(dtype, 1, spec.filters, width)
+        scratch = cut.images * cut.strip + tiles + results
         compiled = _library(dtype, self._shape, form)
         assert compiled is not None
-        self._address = compiled.address("conv")
+        arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
+        return Job(compiled.address("conv"), arguments, cut.count * parts, scratch, call.team)
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`; whether all of it is finite: what is not has spread over its tiles."""
         spec = self._call.spec
         weight = _weights.of(w, (spec.flip, spec.axes, self._form.name), self._transformed)
-        biases = self._bias(bias)
-        found = np.zeros((self._items, _FOUND_BYTES // self._call.itemsize), self._call.dtype)
-        arguments = self._arguments.of(x, weight, y, biases, found)
-        threads.run(self._address, arguments, self._items, self._scratch, self._call.team)
+        found = np.zeros((self._job.items, _FOUND_BYTES // self._call.itemsize), self._call.dtype)
+        self._job(x, weight, y, self._bias(bias), found)
         return not found.any()
 
     def _transformed(self, w: Array) -> Array:
@@ -194,10 +210,32 @@ def _most_shared(team: int) -> int:
     return _MOST if here.registers == 32 else min(team * _fewest() - 1, _MOST)
 
 
+def _tiles(spec: ConvSpec, form: Form) -> int:
+    """Tiles of a block, about."""
+    return min(max(_TILE_BYTES // (form.points * (spec.channels + spec.filters) * 4), _fewest()), _MOST)
+
+
+def _places(dtype: str, spec: ConvSpec, form: Form, limit: int) -> list[Places]:
+    """The stripes that images or volumes are cut in, so narrow that they keep to a limit of scratch memory.
+
+    The tiles of an image's row are those of a block at most. Those of a volume's plane are fewer: planes that blocks
+    share are transformed for each of them, so that blocks should be of several.
+
+    Milliseconds on two cores of an Emerald Rapids, uncut and since: as many filters as channels, 64@64x8192 368 and 49,
+    128@256x4096 1620 and 400, 32@2048x2048 215 and 156; volumes, 32@64x64x64 26 and 17, and, which did not keep to the
+    limit and were NumPy's, 32@8x256x256 129 and 38, 64@8x256x256 376 and 122.
+    """
+    lead, area = spec.axes - 2, math.prod(form.matrices.tile)
+    units = [n * d for n, d in zip(form.matrices.tile, spec.dilation[lead:], strict=True)][1 - lead :]
+    tiles = max(_tiles(spec, form) // (_PLANES if lead else 1), 1)
+    return narrowed(
+        spec, tiles * area // unit_of(spec, form), units, lambda stripe: workspace(dtype, stripe, form), limit
+    )  # fmt: skip
+
+
 def _shape(whole: ConvSpec, form: Form, team: int) -> tuple[int, int]:
     """Rows and images of a block."""
-    tile_bytes = form.points * (whole.channels + whole.filters) * 4
-    tiles = min(max(_TILE_BYTES // tile_bytes, _fewest()), _MOST)
+    tiles = _tiles(whole, form)
     unit, band = unit_of(whole, form), band_of(whole, form)
     units = whole.out_size[0] // unit
     image_tiles, weight = units * band, form.points * len(terms_of(whole, form)) * whole.channels * whole.filters
@@ -255,14 +293,10 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape, form: Form) -> tuple[s
             *tile.left(given), given.finish, given.bias + first * size, given.found + item * _FOUND_BYTES,
             stream,
         )  # fmt: skip
-    with kernel.when(given.turned > 0), kernel.loop(block.images) as image:
+    with kernel.when(given.turned > 0):
         rows = kernel.minimum(given.last_row - block.row, block.rows)
-        step, pixels = given.filters * size, given.out_line * rows
-        kernel.call(
-            transpose, results + image * given.out_line * given.last_row * step + first * size, step,
-            given.y + (block.first + image) * given.y_item + block.row * given.y_row + first * given.plane,
-            given.plane, pixels, width,
-        )  # fmt: skip
+        filled = replace(block, rows=rows, pixels=rows * given.out_line)
+        turn_back(kernel, given, filled, transpose, results, given.filters * size, first, width, size)
     with kernel.when(stream > 0):
         kernel.fence()
     kernel.finish()
