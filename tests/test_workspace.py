@@ -105,6 +105,13 @@ GRADIENTS = {
     "weight, reflected": partial(weight_gradient, X, padding_mode="reflect"),
     "weight, depthwise": partial(weight_gradient, X, groups=48),
     "weight, groups": partial(weight_gradient, X, groups=6),
+    "weight, channels first": partial(
+        xpconv.corr_grad_weight, first(X), first(X), window=(3, 3), padding="same", **FIRST
+    ),
+    "weight, volumes": partial(xpconv.corr_grad_weight, VOLUME, VOLUME, window=(3, 3, 3), padding="same"),
+    "weight, volumes, channels first": partial(
+        xpconv.corr_grad_weight, first(VOLUME), first(VOLUME), window=(3, 3, 3), padding="same", **FIRST
+    ),
 }
 GRADIENTS |= {
     f"input, {mode}": partial(input_gradient, X, W, padding="same", padding_mode=mode)

@@ -13,6 +13,7 @@ import numpy as np
 
 from xpconv.activations import LEAK
 from xpconv.cpu import planes, separable, winograd
+from xpconv.cpu.gradient_parts import Part, parts_of
 from xpconv.cpu.plan import READ_SINGLE, SINGLE, Compiled, kernel_for, passes_pay, winograd_gradient_pays
 from xpconv.cpu.results import new
 from xpconv.engines.agnostic import as_layout, channels_last, padding_source
@@ -208,19 +209,38 @@ def takes_gradient(dtype: Any, spec: ConvSpec) -> bool:
 def fits_gradient(dtype: Any, spec: ConvSpec) -> bool:
     """Whether it is, once they are there."""
     present, large = kernels(), conv_operations(spec) > _LARGE_GRADIENT
-    return large and present is not None and present.takes_weight_gradient(_summed_in(dtype), spec, current_limit())
+    if not large or present is None or 0 in spec.out_size:
+        return False
+    return present.takes_weight_gradient(_summed_in(dtype), _parts_of(dtype, spec)[0].spec, current_limit())
 
 
 def takes_winograd_gradient(dtype: Any, spec: ConvSpec) -> bool:
-    """Whether the gradient of the weight is summed in Winograd's domain."""
+    """Whether the gradient of the weight is summed in Winograd's domain, most often part by part."""
+    part = _parts_of(dtype, spec)[0].spec
     present, name = kernels(), _summed_in(dtype)
-    if present is None or not winograd.fits(spec) or not winograd_gradient_pays(spec):
+    if present is None or not winograd.fits(part) or not winograd_gradient_pays(part):
         return False
-    return present.takes_winograd_gradient(name, spec, current_limit()) and is_ready("winograd gradient", dtype, spec)
+    return present.takes_winograd_gradient(name, part, current_limit()) and is_ready("winograd gradient", dtype, part)
 
 
 def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """The gradient of the weight by offset of the window, (*window, C / groups, F), of channels-last arrays."""
+    parts = _parts_of(x.dtype, spec)
+    if len(parts) == 1:
+        return _grad_weight(x, gy, spec)
+    gw = np.zeros((*spec.window, spec.channels // spec.groups, spec.filters), x.dtype)
+    for part in parts:
+        gw[part.taps] += _grad_weight(x[part.x], gy[part.gy], part.spec)
+    return gw
+
+
+def _parts_of(dtype: Any, spec: ConvSpec) -> list[Part]:
+    """Whose gradients are added up."""
+    return parts_of(spec, current_limit() // 4, np.dtype(_summed_in(dtype)).itemsize)
+
+
+def _grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
+    """Of one part."""
     present = found()
     to_turn = 0 if gy.strides[-1] == gy.itemsize else gy.nbytes
     if takes_winograd_gradient(x.dtype, spec) and to_turn <= current_limit() // 4:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from types import SimpleNamespace
 from typing import TypeAlias
 
@@ -107,7 +106,6 @@ def grid(counts: Sizes, steps: list[int]) -> Array:
     return places
 
 
-@lru_cache(maxsize=128)
 def blocks_of(
     spec: ConvSpec | PoolSpec, strides: Sizes, dtype: str, team: int, sources: Sources, fill: float, limit: int,
     shape: tuple[int, int] | None = None, gap: int = 0, placed: bool = False, unit: int = 0,

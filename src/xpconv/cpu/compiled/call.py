@@ -16,6 +16,7 @@ from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.values import Value
 from xpconv.cpu.lines import LINE
 from xpconv.cpu.plan import SINGLE
+from xpconv.cpu.stripes import Stripe
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 Prepared: TypeAlias = Callable[[Array, Array, Array | None, Array], bool]
@@ -62,6 +63,10 @@ class Call:
     def team(self) -> int:
         """Threads that it is worth."""
         return self.threads if self.products > SINGLE else 1
+
+    def sources_of(self, stripe: Stripe) -> Sources:
+        """Those of a stripe's padded input."""
+        return lambda _: stripe.of(self.sources(self.spec))
 
     @property
     def is_streamed(self) -> bool:

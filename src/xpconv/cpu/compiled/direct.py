@@ -22,7 +22,6 @@ from xpconv.cpu.compiled.call import Call, storing, storing_now
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.job import Job, Jobs
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
-from xpconv.cpu.compiled.stripes import WHOLE, Places, Stripe, narrowed, stripes_of, widest
 from xpconv.cpu.compiled.tile import (
     SUMMED,
     Shape,
@@ -37,6 +36,7 @@ from xpconv.cpu.compiled.turned_blocks import turn_back
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.weights import PackedBias, Packing, pack_kernel, taps_order
 from xpconv.cpu.lines import LINE
+from xpconv.cpu.stripes import Stripe, narrowed, stripe_of
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = ("x", "w", "y", "bias")
@@ -62,8 +62,8 @@ class Direct:
         may_be_deep = self._rows[1] > 0 and not turned and spec.groups == 1 and deep.is_for(shape)
         self._is_deep = may_be_deep and _is_for_all(call, panels, min(len(processors.allowed()), _MANY), chunked=True)
         together = self._is_deep or _is_for_all(call, groups * panels, call.team)
-        places = WHOLE if together else _places(call.dtype, spec, call.limit, call.x_strides, call.y_strides)
-        stripes = list(stripes_of(spec, call.sources, places))
+        one = [stripe_of(spec, tuple(slice(0, n) for n in spec.out_size))]
+        stripes = one if together else _stripes(call.dtype, spec, call.limit, call.x_strides, call.y_strides)
         cuts = [self._cut(stripe, together=together) for stripe in stripes]
         count = sum(cut.count for cut in cuts)
         self._packs = count <= call.team
@@ -79,7 +79,8 @@ class Direct:
         if call.y_strides[-1] != size:  # then all groups' results are held too
             most = min(most, BLOCK_BYTES) // (stripe.spec.groups // self._shape.groups)
         whole = (stripe.spec.out_size[0], stripe.spec.batch) if together else None
-        return blocks_of(group, call.x_strides, call.dtype, call.team, stripe.sources, call.fill, most, whole, gap)
+        sources = call.sources_of(stripe)
+        return blocks_of(group, call.x_strides, call.dtype, call.team, sources, call.fill, most, whole, gap)
 
     def _job_of(self, spec: ConvSpec, cut: Blocks, parts: int) -> Job:
         """What computes a stripe, the filters of a block in so many parts."""
@@ -228,7 +229,7 @@ def computed(dtype: str, spec: ConvSpec, limit: int) -> int:
     if 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
         return 0
     shape = _shape(spec, dtype)
-    if workspace(dtype, widest(spec, _places(dtype, spec, limit))) > limit:
+    if workspace(dtype, _stripes(dtype, spec, limit)[0].spec) > limit:
         return 0
     groups = spec.groups // shape.groups
     return groups * -(-spec.filters // groups // shape.filters) * shape.filters
@@ -240,7 +241,7 @@ def workspace(dtype: str, spec: ConvSpec) -> int:
     return 2 * threads.thread_count() * (rows + math.prod(spec.out_size[1:]) * spec.filters) * np.dtype(dtype).itemsize
 
 
-def _places(dtype: str, spec: ConvSpec, limit: int, x_strides: Sizes = (), y_strides: Sizes = ()) -> list[Places]:
+def _stripes(dtype: str, spec: ConvSpec, limit: int, x_strides: Sizes = (), y_strides: Sizes = ()) -> list[Stripe]:
     """The stripes of rows that are so long that caches would not hold what is gathered of them, or memory fall short.
 
     Without strides of arrays all may have to be gathered, and turned. Milliseconds on two cores of an Emerald Rapids,

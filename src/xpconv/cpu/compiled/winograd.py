@@ -30,7 +30,6 @@ from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.job import Job, Jobs
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
-from xpconv.cpu.compiled.stripes import Places, Stripe, narrowed, stripes_of, widest
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
 from xpconv.cpu.compiled.transforms import FORMS, Form, back_kernel
 from xpconv.cpu.compiled.turned_blocks import turn_back
@@ -49,6 +48,7 @@ from xpconv.cpu.compiled.winograd_tables import (
     whole_of,
 )  # fmt: skip
 from xpconv.cpu.lines import LINE
+from xpconv.cpu.stripes import Stripe, narrowed
 from xpconv.spec import Array, ConvSpec
 
 _ARRAYS = ("x", "w", "y", "bias", "found")
@@ -75,7 +75,7 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
     if empty or spec.axes > 3 or not winograd.fits(spec):
         return False
     spec, form = winograd.as_images(spec), _form_of(spec)
-    return workspace(dtype, widest(spec, _places(dtype, spec, form, limit)), form) <= limit
+    return workspace(dtype, _stripes(dtype, spec, form, limit)[0].spec, form) <= limit
 
 
 def workspace(dtype: str, spec: ConvSpec, form: Form) -> int:
@@ -101,7 +101,7 @@ class Winograd:
         self._form, self._call = _form_of(call.spec), _of_images(call)
         call, spec, dtype = self._call, self._call.spec, self._call.dtype
         self._shape = shape_for(spec.filters, dtype)
-        stripes = list(stripes_of(spec, call.sources, _places(dtype, spec, self._form, call.limit)))
+        stripes = _stripes(dtype, spec, self._form, call.limit)
         jobs = [self._job_of(stripe, len(stripes)) for stripe in stripes]
         begins, first = [], 0
         for stripe, job in zip(stripes, jobs, strict=True):
@@ -116,7 +116,7 @@ class Winograd:
         """What computes one of so many stripes."""
         call, form, spec = self._call, self._form, stripe.spec
         dtype, size, whole = call.dtype, call.itemsize, whole_of(spec, form)
-        sources = partial(sources_of, spec=spec, sources=stripe.sources)
+        sources = partial(sources_of, spec=spec, sources=call.sources_of(stripe))
         cut = blocks_of(
             whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team),
             placed=form.matrices.axes == 2, unit=unit_of(whole, form) if stripes == 1 else 0,
@@ -215,7 +215,7 @@ def _tiles(spec: ConvSpec, form: Form) -> int:
     return min(max(_TILE_BYTES // (form.points * (spec.channels + spec.filters) * 4), _fewest()), _MOST)
 
 
-def _places(dtype: str, spec: ConvSpec, form: Form, limit: int) -> list[Places]:
+def _stripes(dtype: str, spec: ConvSpec, form: Form, limit: int) -> list[Stripe]:
     """The stripes that images or volumes are cut in, so narrow that they keep to a limit of scratch memory.
 
     The tiles of an image's row are those of a block at most. Those of a volume's plane are fewer: planes that blocks
