@@ -113,7 +113,7 @@ def test_kernels_compile_for_an_arm(dtype, tmp_path):
         pytest.skip("this LLVM knows no AArch64")
     made = in_a_new_process(COMPILE, dtype, tmp_path).split()
     kinds = {name.partition("-")[0] for name in made}
-    assert kinds == {"threads", "weights", "finite", "kept", "turn", *FAMILIES}
+    assert kinds == {"threads", "jobs", "weights", "finite", "kept", "turn", *FAMILIES}
     assert f"winograd-gradient-{dtype}" in {name.rpartition("-")[0] for name in made}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from xpconv.bench.cases import Case
 from xpconv.layers import POOLING_GRADIENTS, Layer
 
-GROUPS = ("conv", "lenet", "pool", "filter", "grad", "float64", "overhead")
+GROUPS = ("conv", "lenet", "large", "pool", "filter", "grad", "float64", "overhead")
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,18 @@ class Cell:
 def cells(groups: tuple[str, ...] = GROUPS, substring: str = "") -> list[Cell]:
     """Those of the groups whose key holds the words."""
     made = {"conv": _conv, "lenet": _lenet, "pool": _pool, "filter": _filter, "grad": _grad, "float64": _float64}
-    made["overhead"] = _overhead
+    made |= {"large": _large, "overhead": _overhead}
     return [cell for group in groups if group in made for cell in made[group]() if substring in cell.key]
 
 
 def _layer(name: str, size: int, channels: int, filters: int, window: int, *, axes: int = 2, **options: int) -> Layer:
     """With as much padding on both sides as "same" has at a stride of 1."""
+    return _layer_of(name, (size,) * axes, channels, filters, window, **options)
+
+
+def _layer_of(name: str, size: tuple[int, ...], channels: int, filters: int, window: int, **options: int) -> Layer:
     padding = options.pop("padding", (window - 1) * options.get("dilation", 1) // 2)
-    return Layer("", name, (size,) * axes, channels, filters, window, padding=padding, **options)
+    return Layer("", name, size, channels, filters, window, padding=padding, **options)
 
 
 NOT_DENSE = ("depthwise", "grouped")  # convolutions of which matrix products are not the most
@@ -83,6 +87,27 @@ def _lenet() -> Iterator[Cell]:
     for layer in (_layer("5x5 1->6@28", 28, 1, 6, 5), _layer("5x5 6->16@14", 14, 6, 16, 5, padding=0)):
         for batch in (1, 8, 32):
             yield Cell("lenet", "lenet", layer, batch)
+
+
+LARGE = ("long rows", "volumes", "gradients of large arrays")
+
+
+def _large() -> Iterator[Cell]:
+    """Images of slides and from the air, and volumes of scanners and microscopes: a row of them fills the caches."""
+    rows, volumes, gradients = LARGE
+    layers = (
+        (rows, _layer_of("3x3 64@64x4096", (64, 4096), 64, 64, 3)),
+        (rows, _layer_of("3x3 16@2048x2048", (2048, 2048), 16, 16, 3)),
+        (rows, _layer_of("5x5 3->16@2048x2048", (2048, 2048), 3, 16, 5)),
+        (volumes, _layer_of("3x3x3 1->16@32x256x256", (32, 256, 256), 1, 16, 3)),
+        (volumes, _layer_of("3x3x3 32@16x128x128", (16, 128, 128), 32, 32, 3)),
+        (volumes, _layer_of("3x3x3 64@8x256x256", (8, 256, 256), 64, 64, 3)),
+    )
+    for kind, layer in layers:
+        yield Cell("large", kind, layer, 1)
+    for layer in (layers[0][1], layers[4][1]):
+        named = replace(layer, name=f"weight gradient {layer.name}")
+        yield Cell("large", gradients, named, 1, "weight gradient", peers=("torch",))
 
 
 def _pool() -> Iterator[Cell]:
