@@ -24,7 +24,7 @@ from xpconv.cpu.compiled import call, threads, tile
 from xpconv.cpu.compiled.build import library, machine
 from xpconv.cpu.compiled.finite import finite
 from xpconv.cpu.compiled.ir import Kernel
-from xpconv.cpu.compiled.turn import turned
+from xpconv.cpu.compiled.turn import channels_last, turned
 from xpconv.cpu.compiled.weights import PackedBias, Packing
 from xpconv.engines import compiled as compiled_calls
 from xpconv.engines import pooled
@@ -526,3 +526,15 @@ def test_runs_of_rows_that_fill_no_square_are_packed_row_by_row(dtype, gap):
     order = np.array([row for row in range(70) if row % gap != gap - 1])  # rows side by side, but for some
     packed = Packing(dtype, 1, 40, 16, order * w.strides[0], w.strides[1])(w)
     np.testing.assert_array_equal(np.moveaxis(packed, 1, 0).reshape(len(order), -1)[:, :40], w[order])
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 7, 5, 3), (1, 300, 17, 40), (3, 9, 20), (1, 1, 1, 1), (2, 3, 4, 5, 6), (0, 4, 5, 2)]
+)
+@pytest.mark.parametrize("view", [lambda a: a[..., 1:-1], lambda a: a[:, :, ::-1], lambda a: a[:, ::2, ..., ::2]])
+def test_maps_of_any_strides_get_their_channels_last(shape, view):
+    first = view(np.moveaxis(np.arange(np.prod(shape), dtype="f").reshape(shape), -1, 1).copy())
+    maps = np.moveaxis(first, 1, -1)
+    made = channels_last(maps)
+    assert made.flags.c_contiguous
+    np.testing.assert_array_equal(made, maps)

@@ -88,6 +88,10 @@ CONVOLUTIONS |= {
     for layout in ("channels_last", "channels_first")
 }  # fmt: skip
 
+CONVOLUTIONS["large planes, depthwise"] = partial(
+    same, array(1, 6, 200, 200, 32), array(3, 3, 3, 1, 32), groups=32
+)  # fmt: skip
+
 input_gradient = partial(xpconv.corr_grad_input, size=SIZE)
 weight_gradient = partial(xpconv.corr_grad_weight, X, window=(3, 3), padding="same")
 GRADIENTS = {

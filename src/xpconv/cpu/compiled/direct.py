@@ -58,8 +58,8 @@ class Direct:
         order = taps_order(replace(spec, flip=spec.flip and not self._backwards), call.w_strides)
         self._pack = Packing(call.dtype, groups, maps, shape.filters, order, call.w_strides[-1])
         self._bias = PackedBias(call.dtype, groups, maps, shape.filters)
-        self._rows = order[0], _step(order, maps, shape, call), len(order) * shape.filters * size
-        may_be_deep = self._rows[1] > 0 and not turned and spec.groups == 1 and deep.is_for(shape)
+        self._panels = order[0], _step(order, maps, shape, call), len(order) * shape.filters * size
+        may_be_deep = self._panels[1] > 0 and not turned and spec.groups == 1 and deep.is_for(shape)
         self._is_deep = may_be_deep and _is_for_all(call, panels, min(len(processors.allowed()), _MANY), chunked=True)
         together = self._is_deep or _is_for_all(call, groups * panels, call.team)
         one = [stripe_of(spec, tuple(slice(0, n) for n in spec.out_size))]
@@ -86,7 +86,7 @@ class Direct:
         """What computes a stripe, the filters of a block in so many parts."""
         call, shape, size, group = self._call, self._shape, self._call.itemsize, _group(spec, self._shape)
         groups, maps, turned = spec.groups // shape.groups, group.filters, call.y_strides[-1] != size
-        first, step, panel_bytes = self._rows
+        first, step, panel_bytes = self._panels
         windows, run_elements = _taps(group, apart=_gap(group, size) > 0 or self._backwards)
         places = cut.places(windows, spec.dilation)[:: -1 if self._backwards else 1]
         whole_run = run_elements // shape.groups

@@ -16,7 +16,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.address import Told
-from xpconv.cpu.compiled import blocks, threads
+from xpconv.cpu.compiled import blocks, threads, turn
 from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.gradient_tiles import heights, pack_kernel, sums_tile
@@ -94,7 +94,7 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     """
     dtype = name_of(x.dtype)
     if strides_of(gy)[-1] != gy.itemsize and not _has_planes(gy):
-        gy = np.ascontiguousarray(gy)
+        gy = turn.channels_last(gy)
     job = _job(spec, strides_of(x), strides_of(gy), dtype, threads.thread_count(), sources, limit)
     compiled = _library(dtype, job.shape)
     assert compiled is not None

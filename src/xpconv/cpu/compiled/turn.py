@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -17,19 +18,35 @@ from xpconv.spec import Array
 
 _SIDE = 256  # rows and columns of a tile that is one item, about
 _SINGLE = 1 << 16  # elements that one thread turns sooner than it hands them over
-_ARGUMENTS = ("x", "y", "rows", "columns", "row_tiles", "column_tiles")
+_ARGUMENTS = ("x", "y", "rows", "columns", "row_tiles", "column_tiles", "lines", "image_step", "line_step", "row_step")
 
 
 def turned(x: Array) -> Array:
     """Contiguous matrices (count, rows, columns) as (count, columns, rows)."""
-    count, rows, columns = x.shape
+    y = new((len(x), *x.shape[:0:-1]), x.dtype)
+    _turn(x[:, np.newaxis], y)
+    return y
+
+
+def channels_last(maps: Array) -> Array:
+    """Maps (N, *size, C) in one piece of memory: by all threads where the positions of a row lie side by side."""
+    if maps.ndim > 4 or maps.strides[-2] != maps.itemsize:
+        return np.ascontiguousarray(maps)
+    batch, *lines, columns, channels = maps.shape
+    y = np.empty(maps.shape, maps.dtype)
+    _turn(maps.reshape(batch, math.prod(lines), columns, channels).swapaxes(2, 3), y)
+    return y
+
+
+def _turn(x: Array, y: Array) -> None:
+    """Matrices (images, lines, rows, columns), whose columns lie side by side, to contiguous ones."""
+    images, lines, rows, columns = x.shape
     compiled = _library(name_of(x.dtype))
     assert compiled is not None
-    y, tiles = new((count, columns, rows), x.dtype), (-(-rows // _SIDE), -(-columns // _SIDE))
-    arguments = Told(2, (rows, columns, *tiles)).of(x, y)
+    tiles = -(-rows // _SIDE), -(-columns // _SIDE)
+    arguments = Told(2, (rows, columns, *tiles, lines, *x.strides[:3])).of(x, y)
     team = threads.thread_count() if x.size > _SINGLE else 1
-    threads.run(compiled.address("turn"), arguments, count * tiles[0] * tiles[1], 0, team)
-    return y
+    threads.run(compiled.address("turn"), arguments, images * lines * tiles[0] * tiles[1], 0, team)
 
 
 def is_ready(dtype: str) -> bool:
@@ -49,10 +66,10 @@ def _make(module: ir.Module, *, dtype: str) -> tuple[str, ...]:
     given = kernel.given(arguments, _ARGUMENTS)
     column, rest = (item % given.column_tiles) * _SIDE, item // given.column_tiles
     row, matrix = (rest % given.row_tiles) * _SIDE, rest // given.row_tiles
-    begin = matrix * given.rows * given.columns
+    matrix_at = given.x + (matrix // given.lines) * given.image_step + (matrix % given.lines) * given.line_step
     kernel.call(
-        transpose, given.x + (begin + row * given.columns + column) * size, given.columns * size,
-        given.y + (begin + column * given.rows + row) * size, given.rows * size,
+        transpose, matrix_at + row * given.row_step + column * size, given.row_step,
+        given.y + ((matrix * given.columns + column) * given.rows + row) * size, given.rows * size,
         kernel.minimum(given.rows - row, _SIDE), kernel.minimum(given.columns - column, _SIDE),
     )  # fmt: skip
     kernel.finish()

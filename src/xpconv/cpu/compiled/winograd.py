@@ -221,9 +221,9 @@ def _stripes(dtype: str, spec: ConvSpec, form: Form, limit: int) -> list[Stripe]
     The tiles of an image's row are those of a block at most. Those of a volume's plane are fewer: planes that blocks
     share are transformed for each of them, so that blocks should be of several.
 
-    Milliseconds on two cores of an Emerald Rapids, uncut and since: as many filters as channels, 64@64x8192 368 and 49,
-    128@256x4096 1620 and 400, 32@2048x2048 215 and 156; volumes, 32@64x64x64 26 and 17, and, which did not keep to the
-    limit and were NumPy's, 32@8x256x256 129 and 38, 64@8x256x256 376 and 122.
+    Milliseconds on two cores of an Emerald Rapids, uncut and since, as many filters as channels: 64@64x4096 45 and 36,
+    32@2048x2048 215 and 156, volumes 32@64x64x64 26 and 17, 32@16x128x128 32 and 17. What did not keep to the limit was
+    NumPy's: 64@64x8192 368 and 49, 128@256x4096 1620 and 400, 64@8x256x256 376 and 122.
     """
     lead, area = spec.axes - 2, math.prod(form.matrices.tile)
     units = [n * d for n, d in zip(form.matrices.tile, spec.dilation[lead:], strict=True)][1 - lead :]

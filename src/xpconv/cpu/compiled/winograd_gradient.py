@@ -18,7 +18,7 @@ from llvmlite import ir
 
 from xpconv.cpu import winograd as transforms
 from xpconv.cpu.address import Told
-from xpconv.cpu.compiled import blocks, threads, winograd_tiles
+from xpconv.cpu.compiled import blocks, threads, turn, winograd_tiles
 from xpconv.cpu.compiled.blocks import Arguments, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.gradient_tiles import heights, sums_tile
@@ -34,7 +34,6 @@ from xpconv.cpu.compiled.moves import (
 )
 from xpconv.cpu.compiled.tile import Shape, each_tile, shape_for
 from xpconv.cpu.compiled.transforms import IMAGES, backward_kernel, weight_back
-from xpconv.cpu.compiled.turn import turned
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.winograd_tables import (
     band_of,
@@ -84,7 +83,7 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
 def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: int) -> Array:
     """As `gradients.grad_weight`; not to be used where it is not finite: what is not spreads over its tiles."""
     dtype = name_of(x.dtype)
-    gy = gy if strides_of(gy)[-1] == gy.itemsize else _channels_last(gy)
+    gy = gy if strides_of(gy)[-1] == gy.itemsize else turn.channels_last(gy)
     job = _job(spec, strides_of(x), strides_of(gy), dtype, threads.thread_count(), sources, limit)
     compiled = _library(dtype, job.shape)
     assert compiled is not None
@@ -95,14 +94,6 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     ends = Told(2, (job.chunks, size)).of(sums, gw)
     threads.run(compiled.address("total"), ends, -(-size // _SPAN), 0, job.team)
     return gw.reshape(*spec.window, spec.channels, spec.filters)
-
-
-def _channels_last(gy: Array) -> Array:
-    """`gy` (N, *out, F) of any strides, with its filters side by side."""
-    first = np.moveaxis(gy, -1, 1)
-    if not first.flags.c_contiguous:
-        return np.ascontiguousarray(gy)
-    return turned(first.reshape(*first.shape[:2], math.prod(first.shape[2:]))).reshape(gy.shape)
 
 
 # --- How it is cut ----------------------------------------------------------------------------------------------------
