@@ -283,3 +283,15 @@ def test_rows_are_asked_for_that_the_next_windows_read_first(window, stride):
         assert tables["asking"].tolist() == [len(soon - read), x.strides[1], x.strides[2]]
     for cut, far in ((SimpleNamespace(strip=0), False), (SimpleNamespace(strip=4096), True)):
         assert ahead.tables_of(spec, cut, x.strides, far=far)[1]["asking"][0] == 0
+
+
+def test_what_surrounds_gathered_rows_is_kept_as_long_as_the_call():
+    rng = np.random.default_rng(9)
+    x, w = np.moveaxis(rng.standard_normal((1, 16, 9, 8)), 1, -1), rng.standard_normal((3, 4, 1, 16))
+    options = {"padding": 3, "padding_mode": "constant", "fill_value": 2.0, "groups": 16}
+    expected = xpconv.corr(x, w, method="gemm", **options)
+    for _ in range(3):
+        made = by_kernels("depthwise", xpconv.corr, x, w, **options)
+        np.testing.assert_allclose(made, expected, rtol=1e-12, atol=1e-12)
+        others = [np.full(1, 7.0) for _ in range(5000)]  # where anything was that is kept no more
+        assert len(others) == 5000

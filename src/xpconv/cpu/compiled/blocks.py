@@ -88,7 +88,7 @@ class Arguments(Told):
         cut: Blocks | None = None,
     ) -> None:  # fmt: skip
         numbers, tables = (numbers, tables) if cut is None else (cut.numbers | numbers, cut.tables | tables)
-        self._kept = tables  # kernels know addresses only
+        self._kept = tables, cut  # kernels know addresses only, and tables hold some, even of those with another's name
         values = {**numbers, **{name: table.ctypes.data for name, table in tables.items()}}
         super().__init__(arrays, [values.get(name, 0) for name in names[arrays:]])
 
