@@ -51,10 +51,15 @@ def narrowed(
     row = math.prod(spec.out_size[1:])
     most = min(most, row)
     while True:
-        stripes = [stripe_of(spec, places) for places in places_of(spec.out_size, most, units)]
-        if most <= math.prod(units) or needs(stripes[0].spec) <= limit:
-            return stripes
+        cut = places_of(spec.out_size, most, units)
+        if most <= math.prod(units) or needs(stripe_of(spec, cut[0]).spec) <= limit:
+            return [stripe_of(spec, places) for places in cut]
         most //= 2
+
+
+def vector_units(spec: ConvSpec, lanes: int) -> list[int]:
+    """Units of single places, and along the last axis of so many as a vector has lanes."""
+    return [lanes if axis == spec.axes - 1 else 1 for axis in range(1, spec.axes)]
 
 
 def places_of(out_size: Sizes, most: int, units: Sequence[int]) -> list[Places]:

@@ -216,11 +216,15 @@ def fits_gradient(dtype: Any, spec: ConvSpec) -> bool:
 
 def takes_winograd_gradient(dtype: Any, spec: ConvSpec) -> bool:
     """Whether the gradient of the weight is summed in Winograd's domain, most often part by part."""
-    part = _parts_of(dtype, spec)[0].spec
+    return _takes_winograd_part(dtype, _parts_of(dtype, spec)[0].spec)
+
+
+def _takes_winograd_part(dtype: Any, spec: ConvSpec) -> bool:
+    """The same of one part."""
     present, name = kernels(), _summed_in(dtype)
-    if present is None or not winograd.fits(part) or not winograd_gradient_pays(part):
+    if present is None or not winograd.fits(spec) or not winograd_gradient_pays(spec):
         return False
-    return present.takes_winograd_gradient(name, part, current_limit()) and is_ready("winograd gradient", dtype, part)
+    return present.takes_winograd_gradient(name, spec, current_limit()) and is_ready("winograd gradient", dtype, spec)
 
 
 def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
@@ -243,7 +247,7 @@ def _grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """Of one part."""
     present = found()
     to_turn = 0 if gy.strides[-1] == gy.itemsize else gy.nbytes
-    if takes_winograd_gradient(x.dtype, spec) and to_turn <= current_limit() // 4:
+    if _takes_winograd_part(x.dtype, spec) and to_turn <= current_limit() // 4:
         gw = present.winograd_grad_weight(x, gy, spec, sources, current_limit())
         if finite(gw):
             return gw

@@ -19,7 +19,7 @@ from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, in_lines, storing, storing_now
 from xpconv.cpu.compiled.channelwise_tiles import Taps, go_alone, heights, shapes, taps_of, tiles
 from xpconv.cpu.compiled.ir import Kernel
-from xpconv.cpu.compiled.job import Job, Jobs
+from xpconv.cpu.compiled.job import Job, as_one
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.processor import asks_ahead
 from xpconv.cpu.compiled.tile import each_tile, finishing
@@ -27,7 +27,7 @@ from xpconv.cpu.compiled.turned_blocks import turn_back
 from xpconv.cpu.compiled.values import Operand, Value
 from xpconv.cpu.compiled.weights import PackedBias, Packing, taps_order
 from xpconv.cpu.plan import READ_SINGLE
-from xpconv.cpu.stripes import Stripe, narrowed
+from xpconv.cpu.stripes import Stripe, narrowed, vector_units
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
 
 _ARRAYS = ("x", "y", "w", "bias")
@@ -58,7 +58,7 @@ class Depthwise:
             for stripe in stripes
         ]  # fmt: skip
         begins = [(x, y, 0, 0) for x, y in (stripe.begins(*strides) for stripe in stripes)]
-        self._job = jobs[0] if len(jobs) == 1 else Jobs(jobs, begins)
+        self._job = as_one(jobs, begins)
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`, where no value reaches further than its windows."""
@@ -98,10 +98,9 @@ def _stripes(dtype: str, spec: ConvSpec, limit: int) -> list[Stripe]:
 
     32 channels@8x512x512 on two cores of an Emerald Rapids, which did not keep to the limit: 398 ms by NumPy, 65 since.
     """
-    lanes, row = lanes_of(dtype), math.prod(spec.out_size[1:])
     held = spec.reach[0] * math.prod(spec.stride[1:]) * spec.channels * np.dtype(dtype).itemsize
-    units = [lanes if axis == spec.axes - 1 else 1 for axis in range(1, spec.axes)]
-    return narrowed(spec, _PLANES_BYTES // held if spec.axes == 3 else row, units, partial(workspace, dtype), limit)
+    most = _PLANES_BYTES // held if spec.axes == 3 else math.prod(spec.out_size[1:])
+    return narrowed(spec, most, vector_units(spec, lanes_of(dtype)), partial(workspace, dtype), limit)
 
 
 _PLANES_BYTES = 1 << 19  # of input, that the windows of a row read

@@ -20,7 +20,7 @@ from xpconv.cpu.compiled.blocks import BLOCK_BYTES, Arguments, Blocks, blocks_of
 from xpconv.cpu.compiled.build import Library, library
 from xpconv.cpu.compiled.call import Call, storing, storing_now
 from xpconv.cpu.compiled.ir import Kernel
-from xpconv.cpu.compiled.job import Job, Jobs
+from xpconv.cpu.compiled.job import Job, as_one
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import (
     SUMMED,
@@ -36,7 +36,7 @@ from xpconv.cpu.compiled.turned_blocks import turn_back
 from xpconv.cpu.compiled.values import FLOATS, Operand, Value, vector
 from xpconv.cpu.compiled.weights import PackedBias, Packing, pack_kernel, taps_order
 from xpconv.cpu.lines import LINE
-from xpconv.cpu.stripes import Stripe, narrowed, stripe_of
+from xpconv.cpu.stripes import Stripe, narrowed, stripe_of, vector_units
 from xpconv.spec import Array, ConvSpec, Sizes
 
 _ARRAYS = ("x", "w", "y", "bias")
@@ -70,7 +70,7 @@ class Direct:
         parts = 1 if count >= 4 * call.team or count % call.team == 0 else min(groups * panels, call.team)
         jobs = [self._job_of(stripe.spec, cut, parts) for stripe, cut in zip(stripes, cuts, strict=True)]
         begins = [stripe.begins(call.x_strides, call.y_strides) for stripe in stripes]
-        self._job = jobs[0] if len(jobs) == 1 else Jobs(jobs, [(x, 0, y, 0) for x, y in begins])
+        self._job = as_one(jobs, [(x, 0, y, 0) for x, y in begins])
 
     def _cut(self, stripe: Stripe, *, together: bool) -> Blocks:
         """A stripe in blocks, of which all of a team may read all that there is."""
@@ -91,7 +91,8 @@ class Direct:
         places = cut.places(windows, spec.dilation)[:: -1 if self._backwards else 1]
         whole_run = run_elements // shape.groups
         run = even_run(whole_run, deep.ROWS if self._is_deep else 2 * SUMMED)
-        runs, tap_count, chunk = np.arange(0, whole_run, run), math.prod(windows) * (whole_run // run), _chunk(run)
+        runs, tap_count = np.arange(0, whole_run, run), math.prod(windows) * (whole_run // run)
+        chunk = max(deep.ROWS // run, 1)
         own = cut.images * cut.strip + int(turned) * cut.pixels * spec.filters * size
         own_bytes = chunk * run * deep.PANELS * shape.filters * size if self._is_deep else panel_bytes
         numbers = turned_blocks.numbers_of(spec, call.y_strides, size) | {
@@ -127,11 +128,6 @@ def _group(spec: ConvSpec, shape: Shape) -> ConvSpec:
     """One of the groups that fill up vectors."""
     groups = spec.groups // shape.groups
     return replace(spec, channels=spec.channels // groups, filters=spec.filters // groups, groups=1)
-
-
-def _chunk(run: int) -> int:
-    """Taps of a chunk, of such runs."""
-    return max(deep.ROWS // run, 1)
 
 
 def _near(spec: ConvSpec, size: int, panel_bytes: int, shape: Shape) -> int:
@@ -251,13 +247,13 @@ def _stripes(dtype: str, spec: ConvSpec, limit: int, x_strides: Sizes = (), y_st
     uncut and since: 3x3x3 1->16@64x512x512 260 and 103, 8->8@16x512x512 296 and 140, 64->64@8x256x256 608 and 494
     (which did not keep to the limit, and were NumPy's), 32->32@16x128x128 with channels first 71 and 55.
     """
-    size, lanes, row = np.dtype(dtype).itemsize, lanes_of(dtype), math.prod(spec.out_size[1:])
+    size, row = np.dtype(dtype).itemsize, math.prod(spec.out_size[1:])
     gathered = not x_strides or not in_place(_group(spec, _shape(spec, dtype)), x_strides, size)
     channels = spec.channels // spec.groups * math.prod(spec.stride[1:]) * spec.reach[0] if gathered else 0
     filters = spec.filters if not y_strides or y_strides[-1] != size else 0
     held = (_WINDOWS * channels + filters) * size
-    units = [lanes if axis == spec.axes - 1 else 1 for axis in range(1, spec.axes)]
-    return narrowed(spec, _ROWS_BYTES // held if held else row, units, partial(workspace, dtype), limit)
+    most, units = _ROWS_BYTES // held if held else row, vector_units(spec, lanes_of(dtype))
+    return narrowed(spec, most, units, partial(workspace, dtype), limit)
 
 
 _WINDOWS, _ROWS_BYTES = 3, 1 << 19  # so many rows of windows, of so many bytes

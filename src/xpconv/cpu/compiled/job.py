@@ -62,6 +62,11 @@ class Jobs:
         threads.run(self._address, self._told + b"".join(parts), self.items, self._scratch, self._team)
 
 
+def as_one(jobs: Sequence[Job], places: Places) -> Job | Jobs:
+    """Jobs on parts of the same arrays as one; a single one is on all of them."""
+    return jobs[0] if len(jobs) == 1 else Jobs(jobs, places)
+
+
 _ENTRY = words_of(4)  # of a job: the item after its last, its first item, its task, and where its words begin
 
 

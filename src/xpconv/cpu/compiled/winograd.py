@@ -27,7 +27,7 @@ from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import Call, storing_now
 from xpconv.cpu.compiled.ir import Kernel
-from xpconv.cpu.compiled.job import Job, Jobs
+from xpconv.cpu.compiled.job import Job, as_one
 from xpconv.cpu.compiled.kept import Kept
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, transpose_kernel
 from xpconv.cpu.compiled.tile import Shape, evenly, finishing, shape_for, tile_kernels
@@ -108,7 +108,7 @@ class Winograd:
             x, y = stripe.begins(call.x_strides, call.y_strides)
             begins.append((x, 0, y, 0, first * _FOUND_BYTES))
             first += job.items
-        self._job = jobs[0] if len(jobs) == 1 else Jobs(jobs, begins)
+        self._job = as_one(jobs, begins)
         width = -(-spec.filters // lanes_of(dtype)) * lanes_of(dtype)
         self._bias = PackedBias(dtype, 1, spec.filters, width)
 
