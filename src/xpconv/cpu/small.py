@@ -5,6 +5,7 @@ What is prepared is a function of x and w, whatever axes of one element they hav
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ MOST_CHANNELWISE = 1 << 16  # products of single channels that are all made befo
 _COPIED = 4_000  # elements of a signal that are copied in less time than its taps are looked at
 _MOST_SUMS = 1 << 20  # of a plane that is small
 _MOST_SIGNAL = 1 << 17  # elements of a signal whose rows are multiplied at once
+_correlate = inspect.unwrap(np.correlate)  # without its look at whose arrays they are: in 0.9 us for 1.2
 _SHARED_BY_BLAS = 1 << 18  # multiplications of a product that OpenBLAS shares among threads, and waits for busy ones
 
 
@@ -59,20 +61,20 @@ def loop(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     """A function of x (n) and w (m): by NumPy's own loop, as `correlation` computes it, of any fill."""
     spec = replace(spec, layout="channels_first")  # (1, 1, n)
     (size,), (window,), flip = spec.size, spec.window, spec.flip
-    if spec.padding == ((0, 0),):
-        turn = slice(None, None, -1 if flip else 1)
-        return lambda x, w: np.correlate(x.reshape(size), w.reshape(window)[turn], "valid")
-    if is_uncopied(spec, fill):
+    if is_uncopied(spec, fill) and any(spec.padding[0]):
         return _uncopied(spec)
-    spares = rooms(spec, dtype, fill, lambda whole: whole.reshape(-1))
-    take, give = spares.take, spares.give
+    spares = None if spec.padding == ((0, 0),) else rooms(spec, dtype, fill, lambda whole: whole.reshape(-1))
 
     def filtered(x: Array, w: Array) -> Array:
-        inner, read = room = take()
-        inner[...] = x if x.ndim == 1 else x.reshape(size)
+        x = x if x.ndim == 1 else x.reshape(size)
         taps = w if w.ndim == 1 else w.reshape(window)
-        y = np.correlate(read, taps[::-1] if flip else taps)
-        give(room)
+        taps = taps[::-1] if flip else taps
+        if spares is None:
+            return _correlate(x, taps)
+        room = spares.take()
+        room.inner[...] = x
+        y = _correlate(room.read, taps)
+        spares.give(room)
         return y
 
     return filtered

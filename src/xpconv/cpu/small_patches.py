@@ -88,9 +88,10 @@ def of_patches(
     then: Callable[..., Array],
     seen: Callable[[Array], Any] = as_copied,
 ) -> Callable[..., Array]:
-    """A function of x and of what else `then` takes: `then` of a copy of its patches, which lie side by side.
+    """A function of x, and of another array if there is one: `then` of a copy of x's patches, which lie side by side.
 
-    `then` is given what `seen` makes of the copy, such as views of it, and returns memory of its own.
+    `then` is given what `seen` makes of the copy, such as views of it, and the other array, and returns memory of its
+    own.
     """
     shape, flat, x_shape, axes = patches.shape, patches.flat, spec.x_shape, spec.axes + 2
     padded, of_copy = rooms(spec, dtype, fill, patches.of), _of_copy(dtype, patches, then, seen)
@@ -102,23 +103,23 @@ def of_patches(
     both = Spares(made, padded.nbytes + math.prod(shape) * dtype.itemsize)
     take, give = both.take, both.give
 
-    def with_all_kept(x: Array, *others: Any) -> Array:
+    def with_all_kept(x: Array, other: Array | None = None) -> Array:
         inner, read, copy, views = memory = take()
         inner[...] = x if x.ndim == axes else x.reshape(x_shape)
         copy[...] = read
-        y = then(views, *others)
+        y = then(views) if other is None else then(views, other)
         give(memory)
         return y
 
-    def with_padding_kept(x: Array, *others: Any) -> Array:
+    def with_padding_kept(x: Array, other: Array | None = None) -> Array:
         room = padded.take()
         room.inner[...] = x if x.ndim == axes else x.reshape(x_shape)
-        y = of_copy(room.read, others)
+        y = of_copy(room.read, other)
         padded.give(room)
         return y
 
-    def where_it_lies(x: Array, *others: Any) -> Array:
-        return of_copy(patches.of(np.ascontiguousarray(x)), others)
+    def where_it_lies(x: Array, other: Array | None = None) -> Array:
+        return of_copy(patches.of(np.ascontiguousarray(x)), other)
 
     if both.are_kept:
         return with_all_kept
@@ -127,19 +128,20 @@ def of_patches(
 
 def _of_copy(
     dtype: np.dtype, patches: Patches, then: Callable[..., Array], seen: Callable[[Array], Any]
-) -> Callable[[Array, tuple[Any, ...]], Array]:
-    """A function of patches and what else `then` takes: `then` of their copy, in memory that is not a kind's own."""
+) -> Callable[[Array, Array | None], Array]:
+    """A function of patches and the other array: `then` of their copy, in memory that is not a kind's own."""
     shape, flat, nbytes = patches.shape, patches.flat, math.prod(patches.shape) * dtype.itemsize
 
-    def in_new(read: Array, others: tuple[Any, ...]) -> Array:
-        copy = np.empty(shape, dtype)
+    def of_copy(copy: Array, read: Array, other: Array | None) -> Array:
         copy[...] = read
-        return then(seen(copy.reshape(flat)), *others)
+        views = seen(copy.reshape(flat))
+        return then(views) if other is None else then(views, other)
 
-    def in_borrowed(read: Array, others: tuple[Any, ...]) -> Array:
+    def in_new(read: Array, other: Array | None) -> Array:
+        return of_copy(np.empty(shape, dtype), read, other)
+
+    def in_borrowed(read: Array, other: Array | None) -> Array:
         with borrowed("patches") as memory:
-            copy = memory.take("patches", shape, dtype)
-            copy[...] = read
-            return then(seen(copy.reshape(flat)), *others)
+            return of_copy(memory.take("patches", shape, dtype), read, other)
 
     return in_new if nbytes < _MAPPED else in_borrowed

@@ -133,6 +133,6 @@ def _multiply(spec: ConvSpec) -> Callable[[Array, Array], Array]:
             return lambda columns, w: np.matmul(w.reshape(shape), columns)
         return lambda columns, w: w.reshape(shape).dot(columns)
     shape = (length, spec.filters)
-    if spec.flip and not are_columns(spec):
+    if spec.flip and math.prod(spec.window) > 1 and not are_columns(spec):
         return lambda patches, w: patches.dot(w[turns].reshape(shape))
     return lambda patches, w: patches.dot(w.reshape(shape))
