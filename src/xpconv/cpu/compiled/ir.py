@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from xpconv.cpu.compiled.processor import machine
 from xpconv.cpu.compiled.values import BYTE, I32, I64, POINTER, VOID, Operand, Value, Variable, vector
 from xpconv.cpu.lines import LINE
 
@@ -198,12 +199,33 @@ class Kernel:
             self.builder.call(self._declared("llvm.x86.sse.sfence", ir.FunctionType(VOID, [])), [])
 
     def store_lanes(self, value: Value, address: Value, mask: Value, offset: Operand = 0) -> None:
-        """The lanes of the mask; nothing beyond them is written."""
-        kind, pointer = value.type, self._pointer(address, offset)
-        store = self._declared(
-            f"llvm.masked.store.{_suffix(kind)}.p0", ir.FunctionType(VOID, [kind, POINTER, mask.type])
-        )
-        self.builder.call(store, [value.raw, pointer, mask.raw])
+        """The lanes of the mask, which are the first ones; nothing beyond them is written."""
+        here = machine()
+        if here is None or here.stores_lanes:
+            kind, pointer = value.type, self._pointer(address, offset)
+            store = self._declared(
+                f"llvm.masked.store.{_suffix(kind)}.p0", ir.FunctionType(VOID, [kind, POINTER, mask.type])
+            )
+            self.builder.call(store, [value.raw, pointer, mask.raw])
+            return
+        lanes = value.type.count
+        bits = Value(self, self.builder.zext(self.same_bits(mask, ir.IntType(lanes)).raw, I64))
+        with self.either(bits.equals((1 << lanes) - 1)) as (all_of_them, some):
+            with all_of_them:
+                self.store(value, address, offset)
+            with some:
+                self._store_first(value, address + offset, bits)
+
+    def _store_first(self, value: Value, address: Value, bits: Value) -> None:
+        """The first lanes, as bits tell: half of a vector, then half of the half that is left over, and so on."""
+        half, size = value.type.count // 2, _size(value.type.element)
+        while half:
+            low, high = (self.shuffled(value, range(first, first + half)) for first in (0, half))
+            whole = (bits & (1 << (half - 1))) > 0
+            with self.when(whole):
+                self.store(low, address)
+            address = address + whole.where(self.constant(half * size), self.constant(0))
+            value, bits, half = whole.where(high, low), whole.where(bits >> half, bits), half // 2
 
     def prefetch(self, address: Value, *, level: int = 1, written: bool = False) -> None:
         """Ask for the cache line of an address, which need not be one, soon to be read or `written`: into the cache of
