@@ -1,10 +1,12 @@
 """The result's dtype, and the precision in which sums are kept."""
 
+import array_api_compat.numpy
 import ml_dtypes
 import numpy as np
 import pytest
 
 import xpconv
+from xpconv import dispatch
 
 NUMERIC = [
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
@@ -153,8 +155,19 @@ def test_dtype_takes_pythons_and_numpys_spellings(lib, dtype, name):
 def test_numpys_bfloat16_is_taken_as_dtype_and_as_input():
     x = np.ones(3, ml_dtypes.bfloat16)
     assert xpconv.conv1d(x, x[:1]).dtype == ml_dtypes.bfloat16
-    with pytest.raises(TypeError, match="have no common dtype; cast one of them"):
-        xpconv.conv1d(x, np.ones(1, np.float16))
+    assert xpconv.conv1d(x, np.ones(1, np.float32)).dtype == np.float32
+
+
+def test_floats_without_a_common_dtype_are_refused(monkeypatch):
+    """As NumPy's float16 and bfloat16 were before ml_dtypes 0.7."""
+
+    def none(*_):
+        raise TypeError("no common dtype")
+
+    dispatch._result_dtype.cache_clear()
+    monkeypatch.setattr(array_api_compat.numpy, "result_type", none)
+    with pytest.raises(TypeError, match="float16 and float32 have no common dtype; cast one of them"):
+        xpconv.conv1d(np.ones(3, np.float16), np.ones(1, np.float32))
 
 
 def test_the_fill_value_is_rounded_to_the_inputs_dtype(lib):
