@@ -109,6 +109,17 @@ def test_arrays_that_lie_otherwise_are_another_call():
                 np.testing.assert_array_equal(xpconv.conv2d(x, kernel), expected)
 
 
+def test_tiles_of_spectra_that_are_computed_again_have_the_weight_of_their_channel():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 2, 512, 512), np.float32), rng.standard_normal((2, 1, 31, 31), np.float32)
+    x[0, 1, 100, 100] = np.nan
+    options = {"groups": 2, "layout": "channels_first"}
+    expected = xpconv.corr2d(x, w, method="direct", **options)
+    for _ in range(3):
+        found = xpconv.corr2d(x, w, method="fft", **options)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.nanmax(np.abs(expected)))
+
+
 def test_a_value_that_is_not_finite_is_decided_anew():
     x, w = np.ones((2, 40, 40, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
     assert xpconv.explain(xpconv.conv2d, x, w).method == "winograd"
@@ -157,6 +168,16 @@ def test_addresses_are_those_that_numpy_tells():
     for view in views:
         assert address.address_of(view) == address._told_by_numpy(view) == view.ctypes.data
     assert address.address_of is address._read  # on CPython, which has NumPy's arrays in memory as C does
+
+
+@pytest.mark.parametrize("function", [xpconv.global_avg_pool, xpconv.global_max_pool])
+@pytest.mark.parametrize(("shape", "layout"), [((8, 64, 7, 7), "channels_first"), ((4, 40, 40, 1), "channels_last")])
+def test_whole_maps_that_lie_in_one_piece(shape, layout, function):
+    x = integers(np.random.default_rng(0), shape, "float32")
+    axes = (2, 3) if layout == "channels_first" else (1, 2)
+    expected = x.max(axes) if function is xpconv.global_max_pool else x.mean(axes)
+    for _ in range(3):
+        np.testing.assert_allclose(function(x, layout=layout), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

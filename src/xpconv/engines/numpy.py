@@ -342,7 +342,7 @@ def _pooled_whole(operation: str, x: Array, axes: Sizes, keepdims: bool) -> Any:
         return np.mean(x, axis=axes, dtype=np.float32, keepdims=keepdims).astype(x.dtype)  # summed without a copy
     if not kernel:
         return NotImplemented  # the agnostic engine's reduction is what NumPy would do
-    y = pooled.reduced(kernel, reduction, x, spec, math.prod(spec.size) if reduction == "added" else 1.0)
+    y = pooled.reduced(kernel, reduction, x, spec, pooled.divisor_of_maps(operation, spec))
     return y if keepdims else y.reshape(spec.batch, spec.channels)
 
 

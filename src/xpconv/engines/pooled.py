@@ -103,6 +103,11 @@ def whole_maps(shape: Sizes, axes: Sizes) -> PoolSpec:
     return PoolSpec(layout, shape[0], channels, size, window=size, stride=ones, dilation=ones, padding=none)
 
 
+def divisor_of_maps(operation: str, spec: PoolSpec) -> float:
+    """What a reduction of whole maps is divided by: a mean by their elements, a maximum by nothing."""
+    return math.prod(spec.size) if operation == "global_avg_pool" else 1.0
+
+
 def shared_divisor(spec: PoolSpec, count_include_pad: bool, divisor: float | None) -> float | None:
     """What the sums of all windows are divided by; None where some count fewer elements than others."""
     if divisor:

@@ -133,17 +133,18 @@ def _prepared_conv(x: Array, y: Array, request: Request) -> tuple[str, Callable[
     kernel = compiled.kernel_of(x.dtype, spec, planned(x, spec, options["method"]).method)
     if not kernel or (kernel == "plane" and passes_pay(spec)):  # which the values of the weight tell
         return None
-    careful = options["method"] == "auto"
     stored, finish = compiled.stored_and_left(options["activation"])
     x, y, w_last = (channels_last(x, spec.layout), channels_last(y, spec.layout), weight_last(w, spec.layout))
     w_index, order = request.lift[1], weight_order(spec)
     prepared = compiled.prepared(kernel, x, w_last, y, spec, options["fill_value"], stored)
 
-    def call(x: Array, w: Array, bias: Array | None, y: Array) -> bool:
-        return prepared(x, w[w_index].transpose(order), bias, y) or not careful
+    as_it_is = kernel == "winograd" and options["method"] != "auto"  # whatever is not finite: that was asked for
 
-    # all others know where the weight lies, and no shape, and their results can be used
-    return kernel, call if kernel == "winograd" else prepared, finish
+    def call(x: Array, w: Array, bias: Array | None, y: Array) -> bool:
+        return prepared(x, w[w_index].transpose(order), bias, y) or as_it_is
+
+    # all others know where the weight lies, and ask for no shape
+    return kernel, call if kernel in ("winograd", "spectra") else prepared, finish
 
 
 def _replay_by_numpy(x: Array, method: str, request: Request) -> Callable[..., Any] | None:
@@ -193,10 +194,10 @@ def _of_planes(spec: ConvSpec) -> Callable[[Array, Array], Array]:
 
 
 def _replay_pool(x: Array, request: Request) -> Callable[..., Any] | None:
-    spec, divisor, shape = _pooling(x, request)
-    kernel, reduction = pooled.by(request.operation, x, request.spec), pooled.REDUCTIONS[request.operation]
     if request.options.get("return_indices"):
         return None
+    spec, divisor, shape = _pooling(x, request)
+    kernel, reduction = pooled.by(request.operation, x, request.spec), pooled.REDUCTIONS[request.operation]
     if not kernel:
         return _replay_pool_by_numpy(x, shape, request)
     y = np.empty(spec.y_shape, x.dtype)
@@ -241,6 +242,7 @@ def _pooling(x: Array, request: Request) -> tuple[PoolSpec, float | None, Sizes]
     spec, options = request.spec, request.options
     if request.operation in ("global_max_pool", "global_avg_pool"):
         spec = pooled.whole_maps(tuple(x.shape), spec)
-        return spec, math.prod(spec.size), spec.y_shape if options["keepdims"] else (spec.batch, spec.channels)
+        shape = spec.y_shape if options["keepdims"] else (spec.batch, spec.channels)
+        return spec, pooled.divisor_of_maps(request.operation, spec), shape
     divisor = pooled.shared_divisor(spec, **options) if request.operation == "avg_pool" else 1.0
     return spec, divisor, _shape_of_result(x, request)
