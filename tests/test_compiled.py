@@ -252,6 +252,22 @@ def test_the_compiled_teams_compute_every_item_once():
     assert (counts == 200).all()
 
 
+def test_a_job_ends_before_what_interrupts_its_caller_goes_on(monkeypatch):
+    """Its arrays are let go then."""
+    task = library("counting", _counting).address("count")
+    team, counts = threads.Team(2), np.zeros(100_000, np.int64)
+
+    def publish(*job):
+        team._functions.was_published(*job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(team._functions, "was_published", team._functions.publish, raising=False)
+    monkeypatch.setattr(team._functions, "publish", publish)
+    with pytest.raises(KeyboardInterrupt):
+        team.run(task, Told(1, ()).of(counts), len(counts), 0, 0)
+    assert (counts == 1).all()
+
+
 def test_arrays_are_told_by_their_addresses_where_nobody_knows_what_is_in_an_object(monkeypatch):
     task, counts = library("counting", _counting).address("count"), np.zeros(8, np.int64)
     assert np.frombuffer(Told(1, (5,)).of(counts), np.int64).tolist() == [1, id(counts), 5]  # on CPython

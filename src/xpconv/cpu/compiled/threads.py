@@ -177,11 +177,13 @@ class Team:
         """Compute a job with everybody; the caller holds the lock."""
         self._job += 1
         self._keep_off(processors.now())
-        self._functions.publish(self._words, self._job, task, arguments, items, scratch, stride)
-        for helper in self._helpers:
-            if helper.asleep:
-                helper.wake.set()
-        self._functions.work(self._words, self._job)
+        try:
+            self._functions.publish(self._words, self._job, task, arguments, items, scratch, stride)
+            for helper in self._helpers:
+                if helper.asleep:
+                    helper.wake.set()
+        finally:  # whatever interrupts: helpers may be writing to arrays that are let go with this call
+            self._functions.work(self._words, self._job)
 
     def _keep_off(self, processor: int) -> None:
         """Leave the caller's processor to the caller, where it is another than the last time."""
@@ -191,7 +193,8 @@ class Team:
         with suppress(OSError):  # a sandbox may forbid it
             if others := os.sched_getaffinity(0) - {processor}:
                 for helper in self._helpers:
-                    os.sched_setaffinity(helper.native_id, others)
+                    if helper.native_id is not None:  # of this thread, 0 would say
+                        os.sched_setaffinity(helper.native_id, others)
 
 
 class _Helper:
@@ -202,7 +205,7 @@ class _Helper:
         self._functions, self._words, self._number = functions, words, number
         thread = Thread(target=self._serve, name=f"xpconv-{number}", daemon=True)
         thread.start()
-        self.native_id = thread.native_id or 0
+        self.native_id = thread.native_id
 
     def _serve(self) -> None:
         last = 0
