@@ -10,7 +10,10 @@ import xpconv.signal
 from cases import integers
 from single_planes import memory_beside_result
 from xpconv.cpu import memory
+from xpconv.dispatch import run
 from xpconv.engines import compiled
+from xpconv.engines import numpy as engine
+from xpconv.workspace import DEFAULT_LIMIT, current_limit
 
 LIMIT = 4 << 20
 OBJECTS = 1 << 16  # bytes of Python's own, which follow no array
@@ -152,3 +155,23 @@ CALLS = CONVOLUTIONS | GRADIENTS | POOLINGS
 def test_no_call_holds_more_than_the_limit(name):
     with xpconv.workspace_limit(LIMIT):
         assert memory_beside_result(CALLS[name]) <= LIMIT + OBJECTS
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_a_call_that_finds_no_memory_tries_the_smallest_tiles(into, monkeypatch):
+    convolved, limits = engine._convolved, []
+
+    def without_memory(*arguments, **options):
+        limits.append(current_limit())
+        if len(limits) == 1:
+            raise MemoryError
+        return convolved(*arguments, **options)
+
+    x, w = array(1, 40, 40, 8), array(3, 3, 8, 8)
+    expected = xpconv.corr(x, w)
+    out = np.zeros_like(expected) if into else None
+    monkeypatch.setattr(engine, "_convolved", without_memory)
+    found = run(xpconv.corr.request(x, w, out=out))
+    assert limits == [DEFAULT_LIMIT, 1]
+    assert found is out or not into
+    np.testing.assert_array_equal(found, expected)

@@ -28,7 +28,7 @@ from xpconv.workspace import workspace_limit
 _ENGINES = ("numpy", "cupy", "torch", "jax", "dask")  # every other library of the array API runs on the agnostic engine
 _SAME_LIBRARY = {"jaxlib": "jax", "ml_dtypes": "numpy"}
 _OPTIONAL = ("bias", "out")
-_TOO_LARGE = object()
+_TOO_LARGE, _WRITTEN = object(), object()
 
 
 def device_of(arguments: Iterable[Any]) -> AbstractContextManager[Any]:
@@ -43,8 +43,6 @@ def run(request: Request) -> Any:
     """Compute what the request describes."""
     engine = engine_of(request)
     arrays = arrays_for(engine, request)
-    if request.out is not None and (into := getattr(engine, "into", None)) is not None and into(request):
-        return request.out
     try:
         result = _computed(engine, request, arrays)
     except MemoryError:  # CuPy's is one too
@@ -52,6 +50,8 @@ def run(request: Request) -> Any:
     if result is _TOO_LARGE:
         with workspace_limit(1):  # the smallest tiles
             result = _computed(engine, request, arrays)
+    if result is _WRITTEN:
+        return request.out
     if isinstance(result, tuple):
         result = tuple(_as_asked(engine, part, request, arrays) for part in result)
     else:
@@ -76,7 +76,9 @@ def _as_asked(engine: ModuleType, result: Array, request: Request, arrays: Array
 
 
 def _computed(engine: ModuleType, request: Request, arrays: Arrays) -> Any:
-    """The engine's result, or the agnostic engine's where it declines."""
+    """The engine's result, or the agnostic engine's where it declines; `_WRITTEN` where it is in `out` already."""
+    if request.out is not None and (into := getattr(engine, "into", None)) is not None and into(request):
+        return _WRITTEN
     operation = getattr(engine, request.operation, None)
     result = NotImplemented if operation is None else operation(*arrays, request.spec, **request.options)
     if result is NotImplemented:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 from xpconv.spec import Array
 
@@ -34,6 +36,7 @@ class Entries(Generic[Entry]):
         self._most_bytes, self._most = most_bytes, most
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._lock = Lock()
+        _all.add(self)
 
     @property
     def nbytes(self) -> int:
@@ -55,3 +58,20 @@ class Entries(Generic[Entry]):
             self._entries.move_to_end(key)
             while self.nbytes > self._most_bytes or (self._most is not None and len(self._entries) > self._most):
                 self._entries.popitem(last=False)
+
+    def forget(self) -> None:
+        """Have none, and a lock that nobody holds."""
+        self._entries, self._lock = OrderedDict(), Lock()
+
+
+_all: WeakSet[Entries[Any]] = WeakSet()
+
+
+def _after_fork() -> None:
+    """A child process has none of its parent's threads, one of which may have held a lock and been half-way."""
+    for entries in _all:
+        entries.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -23,11 +23,11 @@ class Memory:
 
     def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         """An array of that shape, of what the last of that name had if that is enough."""
-        size = math.prod(shape)
+        nbytes = math.prod(shape) * dtype.itemsize
         held = self._arrays.get(name)
-        if held is None or held.nbytes < size * dtype.itemsize:
-            held = self._arrays[name] = np.empty(-(-size * dtype.itemsize // 16) * 2, np.uint64)  # items of any dtype
-        return held.view(dtype)[:size].reshape(shape)
+        if held is None or held.nbytes < nbytes:
+            held = self._arrays[name] = np.empty(-(-nbytes // 16) * 16, np.uint8)  # malloc's, for items of any dtype
+        return held[:nbytes].view(dtype).reshape(shape)
 
     @property
     def nbytes(self) -> int:

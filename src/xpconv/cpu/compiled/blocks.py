@@ -87,6 +87,8 @@ class Arguments(Told):
         self, names: tuple[str, ...], arrays: int, numbers: dict[str, int], tables: dict[str, Array],
         cut: Blocks | None = None,
     ) -> None:  # fmt: skip
+        unknown = numbers.keys() - set(names)  # tables may only be there for others, which hold their addresses
+        assert not unknown, f"the task is told no {unknown}"
         numbers, tables = (numbers, tables) if cut is None else (cut.numbers | numbers, cut.tables | tables)
         self._kept = tables, cut  # kernels know addresses only, and tables hold some, even of those with another's name
         values = {**numbers, **{name: table.ctypes.data for name, table in tables.items()}}

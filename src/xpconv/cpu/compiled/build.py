@@ -215,9 +215,9 @@ def _cached(name: str) -> Path:
 
 @cache
 def _fingerprint() -> str:
-    """Of the text that kernels are made from, of LLVM and of the processor."""
+    """Of the text that kernels and the tables they read are made from, of LLVM and of the processor."""
     here = machine()
     digest = hashlib.sha256(f"{llvmlite_version} {binding.llvm_version_info} {here} {os.name}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
