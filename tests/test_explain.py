@@ -131,3 +131,13 @@ def test_small_work_is_explained_as_one_threads():
     assert xpconv.explain(xpconv.max_pool2d, x[:1, :9, :9], 2).threads == 1
     assert xpconv.explain(xpconv.max_pool2d, np.concatenate([x] * 9), 2).threads == many
     assert f"threads     {many}" in str(xpconv.explain(xpconv.conv2d, x, w))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_constant_around_the_input_changes_no_plan_of_its_gradient(stride):
+    gy, w = np.ones((2, 30 // stride, 30 // stride, 24), np.float32), np.ones((3, 3, 16, 24), np.float32)
+    options = {"size": 30, "padding": 1, "stride": stride}
+    zeros, constant = (
+        xpconv.explain(xpconv.corr_grad_input, gy, w, padding_mode=mode, **options) for mode in ("zeros", "constant")
+    )
+    assert (constant.method, constant.tile, constant.reason) == (zeros.method, zeros.tile, zeros.reason)

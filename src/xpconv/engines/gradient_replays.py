@@ -9,24 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import maker
 from xpconv.engines import compiled, small
 from xpconv.engines.agnostic import channels_last, exchanged, weight_as
 from xpconv.engines.gradient_pieces import of_input
-from xpconv.engines.methods import is_spectral, planned
+from xpconv.engines.methods import planned, spectral_gradient
 from xpconv.engines.plans import is_direct_adjoint
 from xpconv.plan import conv_operations
 from xpconv.request import WHOLE, Request
 from xpconv.spec import Array, ConvSpec, Sizes, in_layout
-from xpconv.workspace import current_limit
 
 
 def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
     """An input gradient as one convolution, or as one for each phase of the stride, all by kernels or all by NumPy."""
     spec, activation = request.spec, request.options.get("activation")
     strided = not is_direct_adjoint(spec)
-    if spec.padding_mode != "zeros" or (strided and spectra_plan(spec, "input", current_limit())):
+    if spec.padding_mode != "zeros" or (strided and spectral_gradient(gy, spec, "input")):
         return None
     if strided and of_input(spec, gy.itemsize):
         return None
@@ -121,7 +119,7 @@ def weight_order(spec: ConvSpec) -> Sizes:
 def weight_gradient(x: Array, request: Request) -> Callable[..., Any] | None:
     """A small gradient of a weight, by NumPy."""
     spec, drop = request.spec, request.drop
-    if compiled.takes_gradient(x.dtype, spec) or (is_spectral(x) and spectra_plan(spec, "weight", current_limit())):
+    if compiled.takes_gradient(x.dtype, spec) or spectral_gradient(x, spec, "weight"):
         return None
     computed = small.conv_grad_weight(x.dtype, spec)
     return None if computed is None else lambda x, gy: computed(x, gy)[drop]

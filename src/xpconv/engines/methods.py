@@ -10,7 +10,7 @@ import numpy as np
 from xpconv.cpu import image_spectra, overlap, separable, signals, small, strips, winograd_blocks
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
-from xpconv.cpu.plan import conv_plan, kernel_for, pads_in_blocks
+from xpconv.cpu.plan import conv_plan, kernel_for, pads_in_blocks, spectra_plan
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled
 from xpconv.engines.agnostic import tap
@@ -26,6 +26,11 @@ def planned(x: Array, spec: ConvSpec, method: str) -> Plan:
     if kernel_for(spec, plan.method, taken) and not compiled.kernel_of(x.dtype, spec, plan.method):
         return compiled.meanwhile(conv_plan(*arguments))
     return plan
+
+
+def spectral_gradient(x: Array, spec: ConvSpec, side: str) -> Plan | None:
+    """The plan of the "input" or the "weight" gradient by spectra; None where they take longer, or would round much."""
+    return spectra_plan(spec, side, current_limit()) if is_spectral(x) else None
 
 
 def is_spectral(x: Array) -> bool:

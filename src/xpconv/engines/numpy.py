@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import image_spectra, pieces, scattering, spreading, strips
-from xpconv.cpu.plan import spectra_plan
 from xpconv.cpu.results import new
 from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
@@ -30,10 +29,10 @@ from xpconv.engines.agnostic import (
 from xpconv.engines.finishing import finished
 from xpconv.engines.methods import (
     gemm,
-    is_spectral,
     itemsize,
     planned,
     products_of_planes,
+    spectral_gradient,
     summed,
     summed_if_finite,
 )
@@ -165,7 +164,7 @@ def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, 
     if spec.padding_mode != "zeros":
         return finished(_folded_adjoint(widened(gy), w, spec), bias, activation, spec.layout, dtype)
     is_empty = 0 in gy.shape
-    if is_empty or is_direct_adjoint(spec) or not (is_spectral(gy) and spectra_plan(spec, "input", current_limit())):
+    if is_empty or is_direct_adjoint(spec) or not spectral_gradient(gy, spec, "input"):
         return _adjoint(gy, w, bias, spec, activation)
     gx = _spectral_if_finite(widened(gy), w, spec.input_adjoint)
     return finished(gx, bias, activation, spec.layout, dtype)
@@ -210,7 +209,7 @@ def _by_phases(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activati
 def conv_grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """By spectra where the window is large, by the compiled kernels, or patches, transposed, times `gy`, in strips."""
     dtype = x.dtype
-    if is_spectral(x) and spectra_plan(spec, "weight", current_limit()):
+    if spectral_gradient(x, spec, "weight"):
         x, gy = channels_last(widened(x), spec.layout), channels_last(widened(gy), spec.layout)
         x, gy = agnostic.to_weight_adjoint(x, gy, spec)
         gw = _spectral_if_finite(x, gy, spec.weight_adjoint)

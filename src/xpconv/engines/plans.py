@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from xpconv.cpu import strips
-from xpconv.cpu.plan import spectra_plan
 from xpconv.engines import agnostic, compiled, numpy_pools, piecewise, pooled
-from xpconv.engines.methods import is_spectral, itemsize
+from xpconv.engines.methods import itemsize, spectral_gradient
 from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.spec import Array, ConvSpec
 from xpconv.workspace import current_limit
@@ -26,10 +26,12 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
     x = arrays[0]
     if operation == "conv":
         return piecewise.plan(x, spec, options["method"])
+    if operation == "conv_grad_input" and spec.padding_mode == "constant":  # what lies around x has no gradient
+        spec = replace(spec, padding_mode="zeros")
     if operation == "conv_grad_input" and spec.padding_mode == "zeros" and is_direct_adjoint(spec):
         return piecewise.plan(x, spec.input_adjoint, "auto")
     side = operation.removeprefix("conv_grad_")
-    if side != operation and is_spectral(x) and (spectra := spectra_plan(spec, side, current_limit())):
+    if side != operation and (spectra := spectral_gradient(x, spec, side)):
         return spectra
     if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
         if compiled.takes_winograd_gradient(x.dtype, spec):
@@ -55,7 +57,7 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
 def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]) -> bool:
     """Whether NumPy does what kernels will do once they are there; convolutions are planned so themselves."""
     if operation == "conv_grad_weight":
-        spectral = is_spectral(x) and spectra_plan(spec, "weight", current_limit())
+        spectral = spectral_gradient(x, spec, "weight")
         return not spectral and compiled.fits_gradient(x.dtype, spec) and not compiled.takes_gradient(x.dtype, spec)
     return pooled.is_awaited(operation, x, spec, indices=options.get("return_indices", False))
 
