@@ -175,3 +175,19 @@ def test_a_call_that_finds_no_memory_tries_the_smallest_tiles(into, monkeypatch)
     assert limits == [DEFAULT_LIMIT, 1]
     assert found is out or not into
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_a_weight_is_transformed_within_the_limit(layout, computed_by):
+    """Beside a copy of it, and what is kept of it for later calls."""
+    x, w = array(1, 14, 14, 256), array(3, 3, 256, 256)
+    if layout == "channels_first":
+        x, w = first(x), np.ascontiguousarray(w.transpose(3, 2, 0, 1))
+    convolve, kept = partial(xpconv.conv2d, x, w, padding=1, method="winograd", layout=layout), 36 * 256 * 256 * 4
+
+    def call():
+        w[..., 0] += 1
+        return convolve()
+
+    with xpconv.workspace_limit(LIMIT):
+        assert memory_beside_result(call) <= LIMIT + w.nbytes + kept + OBJECTS

@@ -56,9 +56,9 @@ class Packing:
         assert compiled is not None
         self._address = compiled.address("pack")
 
-    def __call__(self, w: Array, team: int = 1) -> Array:
-        """The weight at the address of `w`, packed by as many threads as are worth it."""
-        packed = lined(self._shape, self._dtype)
+    def __call__(self, w: Array, team: int = 1, out: Array | None = None) -> Array:
+        """The weight at the address of `w`, packed by as many threads as are worth it, to `out` where that is given."""
+        packed = lined(self._shape, self._dtype) if out is None else out
         threads.run(self._address, self._told.of(w, packed), self._items, 0, team if packed.size > _SINGLE else 1)
         return packed
 

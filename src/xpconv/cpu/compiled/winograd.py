@@ -47,7 +47,7 @@ from xpconv.cpu.compiled.winograd_tables import (
     unit_of,
     whole_of,
 )  # fmt: skip
-from xpconv.cpu.lines import LINE
+from xpconv.cpu.lines import LINE, lined
 from xpconv.cpu.stripes import Stripe, narrowed
 from xpconv.spec import Array, ConvSpec
 
@@ -159,14 +159,22 @@ class Winograd:
         return not found.any()
 
     def _transformed(self, w: Array) -> Array:
-        """The weight as (panels, points, taps C, filters of a tile)."""
-        spec = self._call.spec
+        """The weight as (panels, points, taps C, filters of a tile): as many panels at a time as the limit is enough for
+        two copies of, with room to spare.
+        """
+        spec, width, matrices = self._call.spec, self._shape.filters, self._form.matrices
         if spec.flip:
             w = np.flip(w, axis=tuple(range(w.ndim - 2)))
-        u = winograd.transformed_weight(w, self._form.matrices).reshape(-1, spec.filters)
-        order = np.arange(len(u), dtype=np.int64) * u.strides[0]
-        pack = Packing(self._call.dtype, 1, spec.filters, self._shape.filters, order, u.strides[-1])
-        return pack(u, self._call.team)
+        rows = matrices.points * matrices.terms(spec.window) * spec.channels
+        packed = lined((-(-spec.filters // width), rows, width), w.dtype)
+        each = max(self._call.limit // (4 * rows * width * w.itemsize), 1)
+        for first in range(0, len(packed), each):
+            some = packed[first : first + each]
+            part = w[..., first * width : (first + each) * width]
+            u = winograd.transformed_weight(part, matrices).reshape(rows, -1)
+            order = np.arange(rows, dtype=np.int64) * u.strides[0]
+            Packing(self._call.dtype, 1, u.shape[-1], width, order, u.strides[-1])(u, self._call.team, out=some)
+        return packed
 
 
 def _stores_lines(dtype: str) -> bool:
