@@ -191,3 +191,38 @@ def test_a_weight_is_transformed_within_the_limit(layout, computed_by):
 
     with xpconv.workspace_limit(LIMIT):
         assert memory_beside_result(call) <= LIMIT + w.nbytes + kept + OBJECTS
+
+
+PLANES, HALVES = first(array(2, 160, 160, 64)), first(array(2, 160, 160, 64).astype("float16"))
+APART = {  # what lies, or is wanted, in no way that it is computed in
+    "1x1, planes between others": partial(
+        xpconv.corr, PLANES[:, :, ::2, ::2], array(48, 64, 1, 1), method="gemm", **FIRST
+    ),
+    "1x1, planes of half precision": partial(
+        xpconv.corr, HALVES, array(48, 64, 1, 1).astype("float16"), method="gemm", **FIRST
+    ),
+    "gradient of means, stride 3": partial(
+        xpconv.avg_pool_grad, first(array(2, 40, 40, 48)), 3, stride=3, size=(120, 120), **FIRST
+    ),
+    "gradient of means, large stride": partial(
+        xpconv.avg_pool_grad, first(array(2, 80, 80, 48)), 4, stride=4, size=(320, 320), **FIRST
+    ),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_what_lies_apart_keeps_to_the_limit(case, computed_by):
+    with xpconv.workspace_limit(LIMIT):
+        assert memory_beside_result(APART[case]) <= LIMIT + OBJECTS
+
+
+def test_a_result_that_is_wanted_between_others_keeps_to_the_limit(computed_by):
+    out = np.zeros((*X.shape[:3], 96), np.float32)[..., ::2]
+
+    def call():
+        same(X, W, out=out)
+        return out[:0]  # which is not made
+
+    with xpconv.workspace_limit(LIMIT):
+        assert memory_beside_result(call) <= LIMIT + OBJECTS
+    np.testing.assert_allclose(out, same(X, W), atol=3e-5 * np.abs(out).max())

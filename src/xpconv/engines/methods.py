@@ -127,6 +127,16 @@ def _by_passes(spec: ConvSpec, dtype: np.dtype) -> bool:
     return spec.filters_planes and direct_by(spec) != "loop" and not _in_bands(spec, dtype)
 
 
+def is_product_of_planes(x: Array, spec: ConvSpec) -> bool:
+    """Whether channels-first planes are multiplied as they lie: the positions of each side by side, in single precision
+    or double.
+    """
+    if spec.layout != "channels_first" or not strips.is_product(spec) or itemsize(x) != x.itemsize:
+        return False
+    steps = [x.itemsize * math.prod(spec.size[axis + 1 :]) for axis in range(spec.axes)]
+    return all(n == 1 or step == dense for n, step, dense in zip(spec.size, x.strides[2:], steps, strict=True))
+
+
 def products_of_planes(x: Array, w: Array, spec: ConvSpec) -> Array:
     """A product of channels-first planes as they lie, without a transpose: (F, C) times (N, C, positions)."""
     planes = x.reshape(spec.batch, spec.channels, math.prod(spec.size))

@@ -29,6 +29,7 @@ from xpconv.engines.agnostic import (
 from xpconv.engines.finishing import finished
 from xpconv.engines.methods import (
     gemm,
+    is_product_of_planes,
     itemsize,
     planned,
     products_of_planes,
@@ -63,8 +64,8 @@ def conv(
     method: str,
 ) -> Array:
     """Patches times weights in tiles, products tap by tap, Winograd's tiles, or spectra, as the plan expects."""
-    if spec.layout == "channels_first" and strips.is_product(spec) and planned(x, spec, method).method == "gemm":
-        y = channels_last(products_of_planes(widened(x), widened(w), spec), spec.layout)
+    if is_product_of_planes(x, spec) and planned(x, spec, method).method == "gemm":
+        y = channels_last(products_of_planes(x, w, spec), spec.layout)
         return finished(y, bias, activation, spec.layout, x.dtype)
     return _convolved(
         channels_last(x, spec.layout), weight_last(widened(w), spec.layout), bias, spec,
@@ -101,7 +102,9 @@ def _convolved(
     if spec.padding_mode == "constant" and fill_value == 0:
         spec = replace(spec, padding_mode="zeros")
     chosen, careful, dtype = planned(x, spec, method).method, method == "auto", x.dtype
-    computed = piecewise.computation(x, spec, chosen, is_apart=out is not None)
+    kernel = compiled.kernel_of(dtype, spec, chosen)
+    is_apart = out is not None and not (kernel and compiled.is_written_by(kernel, out))
+    computed = piecewise.computation(x, spec, chosen, is_apart=is_apart)
     if found := computed.pieces():
         whole = out if out is not None else channels_last(new(spec.y_shape, dtype), spec.layout)
         for piece in found:
@@ -356,15 +359,31 @@ def adaptive_avg_pool(x: Array, spec: AdaptiveSpec) -> Array:
 
 
 def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor: float | None) -> Array:
-    """The gradients' shares, added to what their windows had: by the compiled kernels, or axis by axis."""
-    if not pooled.by("avg_pool_grad", gy, spec):
+    """The gradients' shares, added to what their windows had: by the compiled kernels, or axis by axis.
+
+    What kernels hold beside the result is an image's at least: where that is more than a share of the limit, NumPy does
+    it row by row.
+    """
+    shared, room = pooled.shared_divisor(spec, count_include_pad, divisor), pieces.share(current_limit())
+    by_kernels = pooled.by("avg_pool_grad", gy, spec)
+    held = (0 if shared else gy[:1].nbytes) + (pooled.turned_bytes(gy, spec) if by_kernels else 0)  # of an image
+    image = math.prod(spec.x_shape[1:]) * gy.itemsize
+    if not by_kernels or (held and held + image > room):
         summed = widened(gy[:0]).dtype
         by = numpy_pools.divisors(spec, summed, count_include_pad=count_include_pad, divisor=divisor)
         return spreading.spread(gy, spec, by, current_limit())
-    shared = pooled.shared_divisor(spec, count_include_pad, divisor)
-    if shared is None:
-        gy, shared = agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), 1.0
-    return pooled.shared_out(gy, spec, shared)
+
+    def shared_out(gy: Array, spec: PoolSpec) -> Array:
+        if shared:
+            return pooled.shared_out(gy, spec, shared)
+        return pooled.shared_out(agnostic.divided(gy, spec, count_include_pad, divisor, gy.dtype), spec, 1.0)
+
+    if spec.batch * held <= room:
+        return shared_out(gy, spec)
+    gx = new(spec.x_shape, gy.dtype)
+    for images in pieces.at_once(spec.batch, held + image):
+        gx[images] = shared_out(gy[images], replace(spec, batch=images.stop - images.start))
+    return gx
 
 
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:

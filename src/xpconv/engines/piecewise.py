@@ -46,7 +46,7 @@ class Computation:
         spec, made = self.spec, math.prod(self.spec.y_shape)
         nbytes = 0 if self.given == self.summed else (math.prod(spec.x_shape) + made) * self.summed
         if self.by_kernels:
-            return nbytes
+            return nbytes + (made * self.summed if self.is_apart else 0)
         if not pads_in_blocks(spec, self.method):
             nbytes += 2 * padded_bytes(spec, self.summed)  # axis after axis
         by_planes = self.method in ("direct", "fft") and spec.filters_planes
@@ -69,8 +69,8 @@ class Computation:
         return self.held
 
     def part(self, spec: ConvSpec) -> Computation:
-        """Of a piece, whose result is copied to its place."""
-        return replace(self, spec=spec, is_apart=True)
+        """Of a piece, whose result NumPy copies to its place."""
+        return replace(self, spec=spec, is_apart=self.is_apart or not self.by_kernels)
 
     def gathered(self, part: ConvSpec) -> int:
         """Bytes of what a piece reads with what is put around it, if anything is."""

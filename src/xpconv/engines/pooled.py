@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xpconv.cpu import pieces
 from xpconv.cpu.plan import READ_SINGLE, pool_is_compiled
 from xpconv.cpu.results import new
 from xpconv.engines import compiled
@@ -156,12 +157,13 @@ def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
     """Every element of `gy`, divided, added to all elements that its window had: sums over windows of `gy`, those of
     each phase of the stride by themselves, or row by row at once.
     """
-    strided, last, present = set(spec.stride) != {1}, channels_last(gy, spec.layout), compiled.found()
-    if present.spreads(last, spec, current_limit()) and compiled.is_ready("spread", gy.dtype, spec):
+    last, present = channels_last(gy, spec.layout), compiled.found()
+    if present.spreads(last, spec, current_limit()):
         gx = new(spec.x_shape, gy.dtype)
         present.prepared_spread(last, spec, divisor)(gy, gx)
         return gx
-    layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
+    is_turned = turned_bytes(gy, spec) > 0  # phases are stored between each other, then turned
+    layout = "channels_last" if is_turned else spec.layout
     gx, gy = new(in_layout(layout, spec.batch, spec.size, spec.channels), gy.dtype), last
     for phase in _phases(spec):
         here = channels_last(gx, layout)[(slice(None), *phase.places)]
@@ -169,7 +171,16 @@ def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
             _prepared("channelwise", "added", gy, here, phase.spec, divisor)(gy, here)
         else:
             here[...] = 0
-    return compiled.laid_out(gx, spec.layout) if strided else gx
+    return compiled.laid_out(gx, spec.layout) if is_turned else gx
+
+
+def turned_bytes(gy: Array, spec: PoolSpec) -> int:
+    """Bytes that `shared_out` holds beside an image of its result: the image with its channels last."""
+    if spec.layout == "channels_last" or set(spec.stride) == {1}:
+        return 0
+    if compiled.found().spreads(channels_last(gy, spec.layout), spec, current_limit()):
+        return 0
+    return math.prod(spec.size) * spec.channels * gy.itemsize
 
 
 @lru_cache(maxsize=128)
@@ -187,8 +198,11 @@ def _phases(spec: PoolSpec) -> tuple[Phase, ...]:
 def scattered(values: Array, indices: Array, spec: ScatterSpec) -> Array:
     """Values added at their flat indices in planes of zeros; an index outside raises."""
     planes = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), values.dtype)
-    shapes = ((spec.batch, math.prod(size), spec.channels) for size in (spec.out_size, spec.out_size, spec.size))
-    given = (channels_last(a, spec.layout) for a in (values, indices, planes))
-    if not compiled.found().scattered(*(a.reshape(shape) for a, shape in zip(given, shapes, strict=True))):
-        check_inside(indices, math.prod(spec.size), least=-1)
+    copied = sum(a[:1].nbytes for a in (values, indices) if not a.flags.c_contiguous)
+    for images in pieces.at_once(spec.batch, copied):
+        count = images.stop - images.start
+        shapes = ((count, math.prod(size), spec.channels) for size in (spec.out_size, spec.out_size, spec.size))
+        given = (channels_last(a[images], spec.layout) for a in (values, indices, planes))
+        if not compiled.found().scattered(*(a.reshape(shape) for a, shape in zip(given, shapes, strict=True))):
+            check_inside(indices, math.prod(spec.size), least=-1)
     return planes

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cpu import strips
 from xpconv.cpu.plan import passes_pay
 from xpconv.cpu.results import maker
 from xpconv.engines import averages, compiled, numpy_pools, piecewise, pooled, small
@@ -21,7 +20,7 @@ from xpconv.engines.agnostic import (
 )
 from xpconv.engines.finishing import finished
 from xpconv.engines.gradient_replays import input_gradient, weight_gradient, weight_order
-from xpconv.engines.methods import planned, products_of_planes, summed, summed_if_finite
+from xpconv.engines.methods import is_product_of_planes, planned, products_of_planes, summed, summed_if_finite
 from xpconv.plan import conv_operations, operations
 from xpconv.request import Request
 from xpconv.spec import Array, ConvSpec, PoolSpec, Sizes
@@ -167,7 +166,7 @@ def _large(whole: piecewise.Computation, request: Request, shape: Sizes) -> Call
     (x_index, w_index), spec, fill, method = request.lift, request.spec, request.options["fill_value"], whole.method
     layout, activation = spec.layout, request.options["activation"]
     sums: Callable[[Array, Array], Array | None]
-    if method == "gemm" and layout == "channels_first" and strips.is_product(spec):
+    if method == "gemm" and is_product_of_planes(request.arrays[0], spec):
         sums = _of_planes(spec)
     else:
         by = summed_if_finite if request.options["method"] == "auto" else summed

@@ -159,8 +159,8 @@ class Winograd:
         return not found.any()
 
     def _transformed(self, w: Array) -> Array:
-        """The weight as (panels, points, taps C, filters of a tile): as many panels at a time as the limit is enough for
-        two copies of, with room to spare.
+        """The weight as (panels, points, taps C, filters of a tile): some panels at a time, of which the limit has room
+        for two copies.
         """
         spec, width, matrices = self._call.spec, self._shape.filters, self._form.matrices
         if spec.flip:
