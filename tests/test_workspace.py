@@ -177,8 +177,9 @@ def test_a_call_that_finds_no_memory_tries_the_smallest_tiles(into, monkeypatch)
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.usefixtures("computed_by")
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
-def test_a_weight_is_transformed_within_the_limit(layout, computed_by):
+def test_a_weight_is_transformed_within_the_limit(layout):
     """Beside a copy of it, and what is kept of it for later calls."""
     x, w = array(1, 14, 14, 256), array(3, 3, 256, 256)
     if layout == "channels_first":
@@ -210,13 +211,15 @@ APART = {  # what lies, or is wanted, in no way that it is computed in
 }
 
 
+@pytest.mark.usefixtures("computed_by")
 @pytest.mark.parametrize("case", APART)
-def test_what_lies_apart_keeps_to_the_limit(case, computed_by):
+def test_what_lies_apart_keeps_to_the_limit(case):
     with xpconv.workspace_limit(LIMIT):
         assert memory_beside_result(APART[case]) <= LIMIT + OBJECTS
 
 
-def test_a_result_that_is_wanted_between_others_keeps_to_the_limit(computed_by):
+@pytest.mark.usefixtures("computed_by")
+def test_a_result_that_is_wanted_between_others_keeps_to_the_limit():
     out = np.zeros((*X.shape[:3], 96), np.float32)[..., ::2]
 
     def call():
