@@ -19,12 +19,13 @@ def workspace_limit(nbytes: int) -> Iterator[None]:
     The limit holds in the thread that sets it, for all that the NumPy engine holds beside a copy of the weight, and for
     the scratch memory of the CuPy engine's kernels. What would hold more is computed piece by piece. The default is
     64 MiB. It does not hold for arrays that are made before an engine computes, where dtypes are mixed, integers are
-    averaged or minima taken, nor for adaptive poolings and `fold` of a single image that is larger, and for input
-    gradients of half precision with a padding mode.
+    averaged or minima taken; nor for adaptive poolings, `fold`, and gradients of maxima that do not lie in one piece,
+    of a single image that is larger; nor for input gradients of half precision with a padding mode.
 
-    Beside it the NumPy engine keeps the memory of its last two results of more than 32 MiB, once nothing refers to
-    them and where each is at most four times the limit, for the next ones of their size. The system may take that
-    memory back at any time.
+    Between calls the NumPy engine keeps memory for the next ones: that of its last two results of more than 32 MiB,
+    once nothing refers to them and where each is at most four times the limit, which the system may take back at any
+    time; what calls computed in, of the kernels twice 32 MiB at most, of NumPy itself 12 MiB for each thread and
+    purpose; and transformed weights, 256 MiB by kernels and as much by NumPy itself.
 
     Parameters
     ----------

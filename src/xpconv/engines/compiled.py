@@ -131,6 +131,8 @@ def by_axes(
     products = separable.factors(w, spec)
     if products is None or not passes_pay(spec, len(products)):
         return None
+    if len(products) > 1 and held + math.prod(spec.y_shape) * x.itemsize > current_limit():  # a part of the sum
+        return None
     (bias_within, rest) = (bias, None) if len(products) == 1 else (None, bias)
     parts = (_two_passes(x, taps, bias_within, spec, out if k == 0 else None) for k, taps in enumerate(products))
     y = next(parts)

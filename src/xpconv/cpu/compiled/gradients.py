@@ -19,6 +19,7 @@ from xpconv.cpu.address import Told
 from xpconv.cpu.compiled import blocks, threads, turn
 from xpconv.cpu.compiled.blocks import Arguments, Block, Blocks, Sources, blocks_of, strides_of
 from xpconv.cpu.compiled.build import Library, library
+from xpconv.cpu.compiled.call import is_dense
 from xpconv.cpu.compiled.gradient_tiles import heights, pack_kernel, sums_tile
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import gather_kernel, lanes_of, name_of, transpose_kernel
@@ -93,7 +94,7 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     Both may lie in memory in any order, and the padding may be of any mode; a constant one counts as zeros.
     """
     dtype = name_of(x.dtype)
-    if strides_of(gy)[-1] != gy.itemsize and not _has_planes(gy):
+    if strides_of(gy)[-1] != gy.itemsize and not is_dense(gy.shape[1:-1], gy.strides, gy.itemsize):
         gy = turn.channels_last(gy)
     job = _job(spec, strides_of(x), strides_of(gy), dtype, threads.thread_count(), sources, limit)
     compiled = _library(dtype, job.shape)
@@ -142,14 +143,6 @@ def _job(
     }  # fmt: skip
     arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
     return _Job(shape, arguments, order, chunks, chunks * parts, scratch, team)
-
-
-def _has_planes(array: Array) -> bool:
-    """Whether the positions of each channel lie side by side, in order."""
-    steps = [array.itemsize]
-    for n in reversed(array.shape[2:-1]):
-        steps.insert(0, steps[0] * n)
-    return tuple(array.strides[1:-1]) == tuple(steps)
 
 
 def _shape(spec: ConvSpec, size: int, panel: int, limit: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 
 from xpconv.cpu.compiled.processor import machine
-from xpconv.cpu.compiled.values import BYTE, I32, I64, POINTER, VOID, Operand, Value, Variable, vector
+from xpconv.cpu.compiled.values import BYTE, I32, I64, POINTER, VOID, Operand, Value, Variable, size_of, vector
 from xpconv.cpu.lines import LINE
 
 
@@ -171,7 +171,7 @@ class Kernel:
     def load(self, address: Value, kind: ir.Type = I64, offset: Operand = 0) -> Value:
         """What lies there, of whatever alignment its elements have."""
         loaded = self.builder.load(self._pointer(address, offset), typ=kind)
-        loaded.align = _size(kind.element if isinstance(kind, ir.VectorType) else kind)
+        loaded.align = size_of(kind)
         return Value(self, loaded)
 
     def load_lanes(self, address: Value, kind: ir.Type, mask: Value, offset: Operand = 0) -> Value:
@@ -185,12 +185,12 @@ class Kernel:
     def store(self, value: Value, address: Value, offset: Operand = 0) -> None:
         """Put it there."""
         stored = self.builder.store(value.raw, self._pointer(address, offset))
-        stored.align = _size(value.type.element if isinstance(value.type, ir.VectorType) else value.type)
+        stored.align = size_of(value.type)
 
     def stream(self, value: Value, address: Value, offset: Operand = 0) -> None:
         """Store a vector past the caches, to an address that is a multiple of its size; see `fence`."""
         stored = self.builder.store(value.raw, self._pointer(address, offset))
-        stored.align = value.type.count * _size(value.type.element)
+        stored.align = value.type.count * size_of(value.type)
         stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(I32, 1)]))
 
     def fence(self) -> None:
@@ -218,7 +218,7 @@ class Kernel:
 
     def _store_first(self, value: Value, address: Value, bits: Value) -> None:
         """The first lanes, as bits tell: half of a vector, then half of the half that is left over, and so on."""
-        half, size = value.type.count // 2, _size(value.type.element)
+        half, size = value.type.count // 2, size_of(value.type)
         while half:
             low, high = (self.shuffled(value, range(first, first + half)) for first in (0, half))
             whole = (bits & (1 << (half - 1))) > 0
@@ -316,10 +316,6 @@ class Kernel:
 
 def _plain(number: float, kind: ir.Type) -> float:
     return int(number) if isinstance(kind, ir.IntType) else float(number)
-
-
-def _size(element: ir.Type) -> int:
-    return {"float": 4, "double": 8, "i64": 8, "i32": 4, "i8": 1}[str(element)]
 
 
 def _suffix(kind: ir.Type) -> str:

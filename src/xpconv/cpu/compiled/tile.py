@@ -19,7 +19,7 @@ from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of
 from xpconv.cpu.compiled.processor import asks_ahead
-from xpconv.cpu.compiled.values import FLOATS, Operand, Value, Variable, vector
+from xpconv.cpu.compiled.values import FLOATS, Operand, Value, Variable, size_of, vector
 from xpconv.cpu.lines import LINE
 
 _ARGUMENTS = (
@@ -238,7 +238,7 @@ class _Aside:
 
     def __init__(self, kernel: Kernel, sums: list[list[Variable]], kind: ir.Type) -> None:
         self._kernel, self._kind, self._sums = kernel, kind, [total for row in sums for total in row]
-        self._place, self._bytes = kernel.memory(kind, len(self._sums)), kind.count * _size(kind)
+        self._place, self._bytes = kernel.memory(kind, len(self._sums)), kind.count * size_of(kind)
         self._used = kernel.variable(0)
 
     def put(self) -> None:
@@ -264,15 +264,11 @@ class _Aside:
                 total.set(kernel.load(self._place, self._kind, i * self._bytes) + total.get())
 
 
-def _size(kind: ir.Type) -> int:
-    return 4 if isinstance(kind.element, ir.FloatType) else 8
-
-
 def _store(
     kernel: Kernel, given: SimpleNamespace, shape: Shape, targets: list[Value], results: list[list[Value]]
 ) -> None:
     """The results, of which the first `width` filters count."""
-    lane_bytes = shape.lanes * _size(results[0][0].type)
+    lane_bytes = shape.lanes * size_of(results[0][0].type)
     with kernel.either(given.width >= shape.filters) as (whole, part):
         with whole, kernel.either(given.stream > 0) as (streamed, kept):
             for where, store in ((streamed, kernel.stream), (kept, kernel.store)):
@@ -291,7 +287,7 @@ class Finish:
     """Bias and activation, on a vector of sums: below zero ``max(slope a, floor)``, else ``a``."""
 
     def __init__(self, kernel: Kernel, address: Value, element: ir.Type, lanes: int) -> None:
-        size = 4 if isinstance(element, ir.FloatType) else 8
+        size = size_of(element)
         self._slope = kernel.splat(kernel.load(address, element), lanes)
         self._floor = kernel.splat(kernel.load(address, element, size), lanes)
 

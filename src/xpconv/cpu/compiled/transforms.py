@@ -16,7 +16,7 @@ from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import OUTSIDE, in_vectors, lanes_of, put, take
 from xpconv.cpu.compiled.processor import asks_ahead
 from xpconv.cpu.compiled.tile import Finish
-from xpconv.cpu.compiled.values import FLOATS, I64, Operand, Value, vector
+from xpconv.cpu.compiled.values import FLOATS, I64, Operand, Value, size_of, vector
 
 Along: TypeAlias = Callable[[Kernel, Sequence[Value]], list[Value]]  # one axis of a tile
 
@@ -179,17 +179,13 @@ def backward_kernel(module: ir.Module, dtype: str, filters: int) -> Kernel:
     kernel = Kernel(module, "backward", ("gy", "row", "pixel", "to", "plane"))
     gy, row, pixel, to, plane = kernel.arguments
     kind, (tall, wide) = vector(FLOATS[dtype], min(lanes_of(dtype), filters)), winograd.F4.tile
-    for at in range(0, filters * _size(kind), kind.count * _size(kind)):
+    for at in range(0, filters * size_of(kind), kind.count * size_of(kind)):
         tile = [[kernel.load(gy + pixel * j + row * i, kind, at) for i in range(tall)] for j in range(wide)]
         for i, values in enumerate(_transformed(kernel, _gradients_forward, tile)):
             for j, value in enumerate(values):
                 kernel.store(value, to + plane * (winograd.F4.edges[1] * i + j), at)
     kernel.finish()
     return kernel
-
-
-def _size(kind: ir.Type) -> int:
-    return 4 if isinstance(kind.element, ir.FloatType) else 8
 
 
 def weight_back(kernel: Kernel, sums: Sequence[Value]) -> list[Value]:

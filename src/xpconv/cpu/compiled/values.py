@@ -26,6 +26,11 @@ def vector(element: ir.Type, lanes: int) -> ir.Type:
     return ir.VectorType(element, lanes) if lanes > 1 else element
 
 
+def size_of(kind: ir.Type) -> int:
+    """Bytes of an element of the type."""
+    return {"float": 4, "double": 8, "i64": 8, "i32": 4, "i8": 1}[str(getattr(kind, "element", kind))]
+
+
 class Value:
     """A number or a vector of them; Python's operators emit LLVM's."""
 
