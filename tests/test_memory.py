@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,6 +19,16 @@ def test_memory_is_used_again_by_arrays_of_any_dtype():
         assert again.dtype == dtype
         assert again.shape == (1,)
         assert np.shares_memory(first, again)
+
+
+def test_memory_is_let_go_before_more_is_taken():
+    memory = Memory()
+    tracemalloc.start()
+    for size in (1 << 20, 2 << 20, 1 << 20):
+        memory.take("one", (size,), np.dtype("uint8"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * 2**20
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")

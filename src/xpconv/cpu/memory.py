@@ -26,6 +26,8 @@ class Memory:
         nbytes = math.prod(shape) * dtype.itemsize
         held = self._arrays.get(name)
         if held is None or held.nbytes < nbytes:
+            held = None
+            self._arrays.pop(name, None)  # let go before a larger one is made
             held = self._arrays[name] = np.empty(-(-nbytes // 16) * 16, np.uint8)  # malloc's, for items of any dtype
         return held[:nbytes].view(dtype).reshape(shape)
 

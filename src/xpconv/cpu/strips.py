@@ -89,6 +89,7 @@ def _by_strips(x: Array, w: Array, spec: ConvSpec, limit: int, y: Array) -> None
             for strip in strips:
                 source = surrounded(x, spec, strip, memory)
                 filtered(source, y[strip.images, *strip.places], memory)
+                del source  # a larger one may be next
 
     team.share(work, strips, threads)
 
@@ -130,6 +131,7 @@ def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
                     patches = _side_by_side(windows(source, spec, there.shape[1:-1]), memory)
                     np.matmul(patches.reshape(-1, length).T, there.reshape(-1, filters), out=product)
                     sums[turn] += product
+                    del source, patches  # larger ones may be next
 
     team.share(work, range(threads), threads)
     gw = sums[0] if threads == 1 else np.add.reduce(sums)
