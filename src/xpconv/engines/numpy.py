@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -102,7 +103,7 @@ def _convolved(
     if spec.padding_mode == "constant" and fill_value == 0:
         spec = replace(spec, padding_mode="zeros")
     chosen, careful, dtype = planned(x, spec, method).method, method == "auto", x.dtype
-    kernel = compiled.kernel_of(dtype, spec, chosen)
+    kernel = "" if out is None else compiled.kernel_of(dtype, spec, chosen)
     is_apart = out is not None and not (kernel and compiled.is_written_by(kernel, out))
     computed = piecewise.computation(x, spec, chosen, is_apart=is_apart)
     if found := computed.pieces():
@@ -353,8 +354,14 @@ def adaptive_avg_pool(x: Array, spec: AdaptiveSpec) -> Array:
     y = new(in_layout(spec.layout, spec.batch, spec.out_size, spec.channels), x.dtype)
     means = spec.out_size[0] * math.prod(spec.size[1:]) * spec.channels
     whole = 0 if itemsize(x) == x.itemsize else math.prod(spec.size) * spec.channels
-    for images in pieces.at_once(spec.batch, (whole + 3 * means) * itemsize(x)):
-        y[images] = agnostic.adaptive_avg_pool(x[images], replace(spec, batch=images.stop - images.start))
+    held = (whole + 3 * means) * itemsize(x)
+    return _by_images(y, spec, held, lambda images, part: agnostic.adaptive_avg_pool(x[images], part))
+
+
+def _by_images(y: Array, spec: Any, held: int, computed: Callable[[slice, Any], Array]) -> Array:
+    """`y`, which is computed some images at a time, of a spec of their own; `held` bytes for each."""
+    for images in pieces.at_once(spec.batch, held):
+        y[images] = computed(images, replace(spec, batch=images.stop - images.start))
     return y
 
 
@@ -381,9 +388,7 @@ def avg_pool_grad(gy: Array, spec: PoolSpec, *, count_include_pad: bool, divisor
     if spec.batch * held <= room:
         return shared_out(gy, spec)
     gx = new(spec.x_shape, gy.dtype)
-    for images in pieces.at_once(spec.batch, held + image):
-        gx[images] = shared_out(gy[images], replace(spec, batch=images.stop - images.start))
-    return gx
+    return _by_images(gx, spec, held + image, lambda images, part: shared_out(gy[images], part))
 
 
 def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
@@ -391,10 +396,12 @@ def max_unpool(y: Array, indices: Array, spec: ScatterSpec) -> Array:
     if spec.layout == "channels_last":
         return _unpooled(y, indices, spec)
     x = new(in_layout(spec.layout, spec.batch, spec.size, spec.channels), y.dtype)
-    for images in pieces.at_once(spec.batch, y[:1].nbytes + indices[:1].nbytes + 2 * x[:1].nbytes):
+
+    def unpooled(images: slice, part: ScatterSpec) -> Array:
         there = channels_last(y[images], spec.layout), channels_last(indices[images], spec.layout)
-        x[images] = as_layout(_unpooled(*there, replace(spec, batch=images.stop - images.start)), spec.layout)
-    return x
+        return as_layout(_unpooled(*there, part), spec.layout)
+
+    return _by_images(x, spec, y[:1].nbytes + indices[:1].nbytes + 2 * x[:1].nbytes, unpooled)
 
 
 def _unpooled(y: Array, indices: Array, spec: ScatterSpec) -> Array:

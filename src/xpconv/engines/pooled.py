@@ -162,8 +162,7 @@ def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
         gx = new(spec.x_shape, gy.dtype)
         present.prepared_spread(last, spec, divisor)(gy, gx)
         return gx
-    is_turned = turned_bytes(gy, spec) > 0  # phases are stored between each other, then turned
-    layout = "channels_last" if is_turned else spec.layout
+    layout = "channels_last" if _is_turned(spec) else spec.layout
     gx, gy = new(in_layout(layout, spec.batch, spec.size, spec.channels), gy.dtype), last
     for phase in _phases(spec):
         here = channels_last(gx, layout)[(slice(None), *phase.places)]
@@ -171,16 +170,19 @@ def shared_out(gy: Array, spec: PoolSpec, divisor: float) -> Array:
             _prepared("channelwise", "added", gy, here, phase.spec, divisor)(gy, here)
         else:
             here[...] = 0
-    return compiled.laid_out(gx, spec.layout) if is_turned else gx
+    return compiled.laid_out(gx, spec.layout) if _is_turned(spec) else gx
 
 
 def turned_bytes(gy: Array, spec: PoolSpec) -> int:
     """Bytes that `shared_out` holds beside an image of its result: the image with its channels last."""
-    if spec.layout == "channels_last" or set(spec.stride) == {1}:
-        return 0
-    if compiled.found().spreads(channels_last(gy, spec.layout), spec, current_limit()):
+    if not _is_turned(spec) or compiled.found().spreads(channels_last(gy, spec.layout), spec, current_limit()):
         return 0
     return math.prod(spec.size) * spec.channels * gy.itemsize
+
+
+def _is_turned(spec: PoolSpec) -> bool:
+    """Whether the phases of a stride are stored between each other, and then turned."""
+    return spec.layout == "channels_first" and set(spec.stride) != {1}
 
 
 @lru_cache(maxsize=128)
