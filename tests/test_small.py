@@ -299,7 +299,7 @@ def test_patches_are_what_the_windows_read_in_whatever_memory(layout, window, pa
     xs = [np.random.default_rng(seed).standard_normal(shape) for seed in range(2)]
     spec = xpconv.sum_pool2d.request(xs[0], window, layout=layout, stride=1, padding=padding).spec
     patches = by_taps(spec, xs[0].dtype, spec.y_shape, (math.prod(spec.y_shape),))
-    read = of_patches(spec, xs[0].dtype, 7, patches, np.multiply, lambda copy: copy[::-1])
+    read = of_patches(spec, 7, patches, np.multiply, lambda copy: copy[::-1])
     found = [read(x, 2) for x in xs]
     for x, taps in zip(xs, found, strict=True):
         whole = np.pad(x.reshape(size, size), padding, constant_values=7)

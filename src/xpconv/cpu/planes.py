@@ -122,7 +122,7 @@ def _between_the_ends(spec: ConvSpec) -> list[tuple[int, int]]:
 
 def surrounded(planes: Array, spans: list[Span], memory: Memory) -> Array:
     """Elements of planes (N, C, *size) along every axis, with zeros beyond: rows one after another, for BLAS."""
-    return margins.surrounded(planes, spans, 2, memory, _is_for_blas)
+    return margins.surrounded(planes, margins.reading_of(spans, planes.shape[2:]), memory, _is_for_blas)
 
 
 def _is_for_blas(planes: Array) -> bool:

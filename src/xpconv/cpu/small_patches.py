@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpconv.cpu.memory import borrowed
+from xpconv.cpu.patches import Patches
 from xpconv.cpu.spares import Spares
 from xpconv.spec import Array, Sizes, Windows, in_layout
 
@@ -37,20 +37,6 @@ def rooms(spec: Windows, dtype: np.dtype, fill: complex, read: Callable[[Array],
     return Spares(made, math.prod(shape) * dtype.itemsize)
 
 
-@dataclass(frozen=True)
-class Patches:
-    """A view of all patches, and the shape of its copy: a matrix, or one for each image."""
-
-    shape: Sizes
-    strides: Sizes
-    offset: int
-    flat: Sizes
-
-    def of(self, x: Array) -> Array:
-        """The view of a padded input, in one piece of memory."""
-        return np.ndarray(self.shape, x.dtype, x, self.offset, self.strides)
-
-
 class Steps(NamedTuple):
     """Bytes from one image, window, tap or channel of a padded input to the next, those of windows and taps by axes."""
 
@@ -72,7 +58,7 @@ def by_taps(spec: Windows, dtype: np.dtype, shape: Sizes, flat: Sizes) -> Patche
     """For every tap what it reads for all results, which are of the shape."""
     batch, moves, taps, channel = steps_of(spec, dtype)
     strides = (*taps, *in_layout(spec.layout, batch, moves, channel))
-    return Patches((*spec.window, *shape), strides, 0, (math.prod(spec.window), *flat))
+    return Patches((*spec.window, *shape), strides, 0, (math.prod(spec.window), *flat), dtype)
 
 
 def as_copied(patches: Array) -> Array:
@@ -82,7 +68,6 @@ def as_copied(patches: Array) -> Array:
 
 def of_patches(
     spec: Windows,
-    dtype: np.dtype,
     fill: complex,
     patches: Patches,
     then: Callable[..., Array],
@@ -93,14 +78,14 @@ def of_patches(
     `then` is given what `seen` makes of the copy, such as views of it, and the other array, and returns memory of its
     own.
     """
-    shape, flat, x_shape, axes = patches.shape, patches.flat, spec.x_shape, spec.axes + 2
-    padded, of_copy = rooms(spec, dtype, fill, patches.of), _of_copy(dtype, patches, then, seen)
+    flat, dtype, x_shape, axes = patches.flat, patches.dtype, spec.x_shape, spec.axes + 2
+    padded, of_copy = rooms(spec, dtype, fill, patches.of), _of_copy(patches, then, seen)
 
     def made() -> tuple[Array, Any, Array, Any]:
-        (inner, read), copy = padded.make(), np.empty(shape, dtype)
-        return inner, read, copy, seen(copy.reshape(flat))
+        (inner, read), copy = padded.make(), np.empty(flat, dtype)
+        return inner, read, patches.within(copy), seen(copy)
 
-    both = Spares(made, padded.nbytes + math.prod(shape) * dtype.itemsize)
+    both = Spares(made, padded.nbytes + math.prod(flat) * dtype.itemsize)
     take, give = both.take, both.give
 
     def with_all_kept(x: Array, other: Array | None = None) -> Array:
@@ -127,21 +112,21 @@ def of_patches(
 
 
 def _of_copy(
-    dtype: np.dtype, patches: Patches, then: Callable[..., Array], seen: Callable[[Array], Any]
+    patches: Patches, then: Callable[..., Array], seen: Callable[[Array], Any]
 ) -> Callable[[Array, Array | None], Array]:
     """A function of patches and the other array: `then` of their copy, in memory that is not a kind's own."""
-    shape, flat, nbytes = patches.shape, patches.flat, math.prod(patches.shape) * dtype.itemsize
+    flat, dtype, nbytes = patches.flat, patches.dtype, math.prod(patches.flat) * patches.dtype.itemsize
 
     def of_copy(copy: Array, read: Array, other: Array | None) -> Array:
-        copy[...] = read
-        views = seen(copy.reshape(flat))
+        patches.within(copy)[...] = read
+        views = seen(copy)
         return then(views) if other is None else then(views, other)
 
     def in_new(read: Array, other: Array | None) -> Array:
-        return of_copy(np.empty(shape, dtype), read, other)
+        return of_copy(np.empty(flat, dtype), read, other)
 
     def in_borrowed(read: Array, other: Array | None) -> Array:
         with borrowed("patches") as memory:
-            return of_copy(memory.take("patches", shape, dtype), read, other)
+            return of_copy(memory.take("patches", flat, dtype), read, other)
 
     return in_new if nbytes < _MAPPED else in_borrowed

@@ -56,4 +56,4 @@ def _of_taps(
     spec: PoolSpec, dtype: np.dtype, fill: float, then: Callable[[Any], Array], seen: Callable[[Array], Any] = as_copied
 ) -> Callable[[Array], Array]:
     patches = by_taps(spec.reading, dtype, spec.y_shape, (math.prod(spec.y_shape),))
-    return of_patches(spec.reading, dtype, fill, patches, then, seen)
+    return of_patches(spec.reading, fill, patches, then, seen)

@@ -13,7 +13,8 @@ from operator import attrgetter
 import numpy as np
 
 from xpconv.cpu.blas import products_by_one
-from xpconv.cpu.small_patches import Patches, as_copied, by_taps, of_patches, steps_of
+from xpconv.cpu.patches import Patches
+from xpconv.cpu.small_patches import as_copied, by_taps, of_patches, steps_of
 from xpconv.cpu.strips import is_product
 from xpconv.plan import conv_operations
 from xpconv.spec import Array, ConvSpec
@@ -33,7 +34,7 @@ def product(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
     if is_product(spec):
         flat = patches.flat
         return lambda x, w: multiply(seen(x.reshape(flat)), w)
-    return of_patches(spec, dtype, fill, patches, _by_one(spec, multiply), seen)
+    return of_patches(spec, fill, patches, _by_one(spec, multiply), seen)
 
 
 def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
@@ -48,7 +49,7 @@ def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
     if not first:
         read, steps = (*read[1:], *read[:1]), (*steps[1:], *steps[:1])
     shape, strides = (spec.batch, *spec.out_size, *read), (batch, *moves, *steps)
-    patches = Patches(shape, strides, 0, (spec.batch * results, math.prod(read)))
+    patches = Patches(shape, strides, 0, (spec.batch * results, math.prod(read)), dtype)
     turns = ((slice(None),) * 2 if first else ()) + (slice(None, None, -1 if spec.flip else 1),) * spec.axes
 
     def summed(read: Array, gy: Array) -> Array:
@@ -58,7 +59,7 @@ def weight_gradient(spec: ConvSpec, dtype: np.dtype) -> Sums:
             gw = read.T.dot(gy.reshape(-1, filters))
         return np.ascontiguousarray(gw.reshape(w_shape)[turns])
 
-    return of_patches(spec, dtype, 0, patches, _by_one(spec, summed))
+    return of_patches(spec, 0, patches, _by_one(spec, summed))
 
 
 def channelwise(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
@@ -78,7 +79,7 @@ def channelwise(spec: ConvSpec, dtype: np.dtype, fill: complex) -> Sums:
             w = w.reshape(-1, *window)[(slice(None), *turns)].reshape(-1, taps).T[:, None, :, None]
         return np.add.reduce(read * w)
 
-    return of_patches(spec, dtype, fill, by_taps(spec, dtype, spec.y_shape, flat), summed)
+    return of_patches(spec, fill, by_taps(spec, dtype, spec.y_shape, flat), summed)
 
 
 def are_columns(spec: ConvSpec) -> bool:
@@ -92,16 +93,17 @@ def _patches(spec: ConvSpec, dtype: np.dtype) -> Patches:
     length, results = math.prod(spec.window) * spec.channels, math.prod(spec.out_size)
     if not are_columns(spec):
         shape, strides = (spec.batch, *spec.out_size, *spec.window, spec.channels), (batch, *moves, *taps, channel)
-        return Patches(shape, strides, 0, (spec.batch * results, length))
+        return Patches(shape, strides, 0, (spec.batch * results, length), dtype)
     offset = 0
     if spec.flip:
         offset = sum((m - 1) * tap for m, tap in zip(spec.window, taps, strict=True))
         taps = tuple(-tap for tap in taps)
     if spec.layout == "channels_last":
         shape, strides = (*spec.window, spec.batch, *spec.out_size), (*taps, batch, *moves)
-        return Patches(shape, strides, offset, (length, spec.batch * results))
+        return Patches(shape, strides, offset, (length, spec.batch * results), dtype)
     shape, strides = (spec.batch, spec.channels, *spec.window, *spec.out_size), (batch, channel, *taps, *moves)
-    return Patches(shape, strides, offset, (length, results) if spec.batch == 1 else (spec.batch, length, results))
+    flat = (length, results) if spec.batch == 1 else (spec.batch, length, results)
+    return Patches(shape, strides, offset, flat, dtype)
 
 
 def _seen(spec: ConvSpec) -> Callable[[Array], Array]:

@@ -8,7 +8,7 @@ filters rows of columns are multiplied and added at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -18,10 +18,11 @@ import numpy as np
 
 from xpconv.cpu import cuts, joined, margins, team
 from xpconv.cpu.memory import Memory, borrowed
+from xpconv.cpu.patches import Patches, of_input, viewed, windows
 from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
 from xpconv.plan import conv_operations
-from xpconv.spec import Array, ConvSpec, Sizes, Windows
+from xpconv.spec import Array, ConvSpec, Sizes
 
 _STRIP_BYTES = 1 << 21  # of a strip, its copies and its results: with a quarter, a fifth longer
 _TILED_BYTES = 1 << 19  # of a depthwise weight, repeated for the columns of a row
@@ -40,6 +41,7 @@ class Strip(NamedTuple):
 
     images: slice
     places: tuple[slice, ...]
+    reading: margins.Reading  # of the input (N, *size, C), or of the channels of each group
 
 
 def conv(x: Array, w: Array, spec: ConvSpec, limit: int) -> Array:
@@ -87,7 +89,7 @@ def _by_strips(x: Array, w: Array, spec: ConvSpec, limit: int, y: Array) -> None
     def work(strips: Iterator[Strip]) -> None:
         with borrowed("blocks") as memory:
             for strip in strips:
-                source = surrounded(x, spec, strip, memory)
+                source = margins.surrounded(x, strip.reading, memory, _lies_in_one_piece)
                 filtered(source, y[strip.images, *strip.places], memory)
                 del source  # a larger one may be next
 
@@ -119,7 +121,7 @@ def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
     if 0 in (*gy.shape, spec.channels):
         return np.zeros((*spec.window, spec.channels, filters), x.dtype)
     strips, threads = _of_gradient(spec, x.dtype.itemsize, limit)
-    sums = np.zeros((threads, length, filters), x.dtype)
+    side_by_side, sums = _side_by_side(spec, x.dtype), np.zeros((threads, length, filters), x.dtype)
 
     def work(turns: Iterator[int]) -> None:
         with borrowed("blocks") as memory:
@@ -127,9 +129,9 @@ def weight_gradient(x: Array, gy: Array, spec: ConvSpec, limit: int) -> Array:
             for turn in turns:
                 for strip in strips[turn::threads]:
                     there = gy[strip.images, *strip.places]
-                    source = surrounded(x, spec, strip, memory)
-                    patches = _side_by_side(windows(source, spec, there.shape[1:-1]), memory)
-                    np.matmul(patches.reshape(-1, length).T, there.reshape(-1, filters), out=product)
+                    source = margins.surrounded(x, strip.reading, memory, _lies_in_one_piece)
+                    patches = side_by_side(source, there.shape[1:-1], memory)
+                    np.matmul(patches.T, there.reshape(-1, filters), out=product)
                     sums[turn] += product
                     del source, patches  # larger ones may be next
 
@@ -180,7 +182,7 @@ def _largest(strips: list[Strip], spec: ConvSpec, itemsize: int) -> int:
     """Bytes of the largest strip."""
     if not strips:
         return 0
-    images, places = strips[0]
+    images, places, _ = strips[0]
     row, more = _row_bytes(spec, itemsize, len(places) - 1)
     return _count(images) * (_count(places[-1]) * row + more)
 
@@ -192,7 +194,7 @@ def _count(places: slice) -> int:
 def _in_words(strips: list[Strip], spec: ConvSpec) -> str:
     if not strips:
         return f"0 of {spec.batch} images"
-    images, places = strips[0]
+    images, places, _ = strips[0]
     return cuts.in_words((images, *places), spec.batch, spec.out_size)
 
 
@@ -226,7 +228,7 @@ def _row_bytes(spec: ConvSpec, itemsize: int, axis: int = 0) -> tuple[int, int]:
     return row * itemsize, read * (reach - step) * itemsize
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _strips(spec: ConvSpec, itemsize: int, limit: int, threads: int) -> tuple[list[Strip], int]:
     """Strips that stay close, as many for each thread, and how many threads the limit and the work are enough for.
 
@@ -244,26 +246,20 @@ def _strips(spec: ConvSpec, itemsize: int, limit: int, threads: int) -> tuple[li
     if rows >= height and axis == 0:
         each = max(1, min(rows // max(height, 1), close // max(row * height + more, 1)))
         some = (slice(n, min(n + each, spec.batch)) for n in range(0, spec.batch, each))
-        return [Strip(images, (slice(0, height),)) for images in some], threads
+        return [_strip(spec, images, (slice(0, height),)) for images in some], threads
     every = product(*(cuts.evenly(size, 1) for size in (spec.batch, *others)), cuts.evenly(height, rows))
-    return [Strip(image, tuple(places)) for image, *places in every], threads
+    return [_strip(spec, image, tuple(places)) for image, *places in every], threads
 
 
-def surrounded(x: Array, spec: ConvSpec, strip: Strip, memory: Memory) -> Array:
-    """What the strip reads, with zeros where that is beyond the images: (..., images, rows, *padded size, C).
-
-    Of `x` (..., N, *size, C), which may have an axis for blocks of channels.
-    """
-    images = x[..., strip.images, *(slice(None),) * (spec.axes + 1)]
-    spans = margins.read_by(spec, *((place.start, place.stop) for place in strip.places))
-    return margins.surrounded(images, spans, images.ndim - spec.axes - 1, memory, _in_order)
+def _strip(spec: ConvSpec, images: slice, places: tuple[slice, ...]) -> Strip:
+    channels = spec.channels if spec.filters_planes else spec.channels // spec.groups
+    spans = margins.read_by(spec, *((place.start, place.stop) for place in places))
+    spans = [(images.start, images.stop), *spans, (0, channels)]
+    return Strip(images, places, margins.reading_of(spans, (spec.batch, *spec.size, channels)))
 
 
-def _in_order(a: Array) -> bool:
-    """Whether the elements lie in memory as their indices tell, those of a row side by side, and nothing lies twice."""
-    steps = (a.itemsize, *(step * n for step, n in zip(a.strides[:0:-1], a.shape[:0:-1], strict=True)))
-    dense = a.strides[-2:] == steps[1::-1]
-    return dense and all(s >= least for s, least in zip(a.strides[::-1], steps, strict=True))
+def _lies_in_one_piece(a: Array) -> bool:
+    return a.flags.c_contiguous
 
 
 # --- One strip --------------------------------------------------------------------------------------------------------
@@ -272,25 +268,33 @@ Filtered = Callable[[Array, Array, Memory], None]  # of a strip, into its result
 
 
 def _multiplied(w: Array, spec: ConvSpec) -> Filtered:
-    """The patches, copied side by side unless they lie so, times the weight: those of every group times its own."""
-    length, filters = math.prod(spec.w_shape) // spec.filters, spec.filters // spec.groups
-    weights = np.moveaxis(w.reshape(length, spec.groups, filters), 1, 0)
+    """The patches times the weight: those of every group times its own."""
+    length, filters, groups = math.prod(spec.w_shape) // spec.filters, spec.filters // spec.groups, spec.groups
+    side_by_side, weights = _side_by_side(spec, w.dtype), w.reshape(length, groups, filters).swapaxes(0, 1)
 
     def filtered(source: Array, out: Array, memory: Memory) -> None:
-        patches = _side_by_side(windows(source, spec, out.shape[1:-1]), memory)
-        results = out.reshape(-1, spec.groups, filters).transpose(1, 0, 2)
-        np.matmul(patches.reshape(spec.groups, -1, length), weights, out=results)
+        patches = side_by_side(source, out.shape[1:-1], memory)
+        np.matmul(patches, weights, out=out.reshape(-1, groups, filters).swapaxes(0, 1))
 
     return filtered
 
 
-def _side_by_side(patches: Array, memory: Memory) -> Array:
-    """Patches as they lie, or copied so that they do."""
-    if patches.flags.c_contiguous:
-        return patches
-    copied = memory.take("patches", patches.shape, patches.dtype)
-    copied[...] = patches
-    return copied
+def _side_by_side(spec: ConvSpec, dtype: np.dtype) -> Callable[[Array, Sizes, Memory], Array]:
+    """A function of a strip, and of how many results read it: the patches as they lie, or copied so that they do."""
+
+    @lru_cache(maxsize=8)
+    def patches_of(shape: Sizes, counts: Sizes) -> Patches:
+        return of_input(spec, shape, dtype, counts)
+
+    def side_by_side(source: Array, counts: Sizes, memory: Memory) -> Array:
+        patches = patches_of(source.shape, counts)
+        if patches.are_the_input:
+            return source.reshape(patches.flat)
+        copy = memory.take("patches", patches.flat, dtype)
+        patches.within(copy)[...] = patches.of(source)
+        return copy
+
+    return side_by_side
 
 
 def _depthwise(w: Array, spec: ConvSpec, limit: int) -> Filtered:
@@ -308,30 +312,10 @@ def _depthwise(w: Array, spec: ConvSpec, limit: int) -> Filtered:
             out = out.reshape(*out.shape[:axes], -1)
             shape, steps = (*read.shape[:axes], *spec.window, out.shape[-1]), list(read.strides)
             del steps[axes]
-            read = _viewed(source, shape, steps)
+            read = viewed(source, shape, steps)
         for begin in range(0, out.shape[-1], wide):
             part = out[..., begin : begin + wide]
             several = read[..., begin : begin + wide], [*places, *taps, last], weight[..., : part.shape[-1]]
             np.einsum(*several, [*taps, last], [*places, last], out=part)
 
     return filtered
-
-
-def windows(x: Array, spec: Windows, counts: Sizes | None = None) -> Array:
-    """A view (..., *out, *window, C) of padded `x` (..., *size, C), or of a strip that so many results read."""
-    lead, steps = x.strides[: -spec.axes - 1], x.strides[-spec.axes - 1 : -1]
-    strides = (
-        *lead,
-        *(step * s for step, s in zip(steps, spec.stride, strict=True)),
-        *(step * d for step, d in zip(steps, spec.dilation, strict=True)),
-        x.strides[-1],
-    )
-    shape = (*x.shape[: len(lead)], *(counts or spec.out_size), *spec.window, x.shape[-1])
-    return _viewed(x, shape, strides)
-
-
-def _viewed(x: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
-    """A view of `x` from its first element on; that of `as_strided` takes five times as long to make."""
-    if x.flags.c_contiguous:
-        return np.ndarray(shape, x.dtype, x, 0, strides)
-    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpconv.cpu.copies import dense_strides, runs_of
 from xpconv.cpu.winograd import SPACE
 from xpconv.cpu.winograd_plan import Block, Phase, Piece, Place, Plan, apart
 from xpconv.spec import Array, Sizes
@@ -26,10 +27,12 @@ class View(NamedTuple):
     shape: Sizes
     offset: int
     strides: Sizes
+    item: np.dtype | None = None  # of several elements
 
     def of(self, memory: Array) -> Array:
         """The view; NumPy's `as_strided` takes longer."""
-        return np.ndarray(self.shape, memory.dtype, memory, self.offset, self.strides)
+        dtype = memory.dtype if self.item is None else self.item
+        return np.ndarray(self.shape, dtype, memory, self.offset, self.strides)
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,24 @@ def steps_of(plan: Plan, group: range) -> Steps:
 
 def _blank(shape: Sizes, itemsize: int) -> Array:
     """An array without memory: its views tell where elements lie."""
-    strides = tuple(accumulate(reversed((*shape[1:], itemsize)), lambda step, n: step * n))[::-1]
-    return np.lib.stride_tricks.as_strided(np.empty(1, f"V{itemsize}"), shape, strides)
+    return np.lib.stride_tricks.as_strided(np.empty(1, f"V{itemsize}"), shape, dense_strides(shape, itemsize))
 
 
 def _view(view: Array, whole: Array) -> View:
     offset = view.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
     return View(view.shape, offset, view.strides)
+
+
+def _in_items(itemsize: int, source: View, target: View) -> tuple[View, View]:
+    """Views of the same shape, one of which is copied to the other, with what lies side by side as one item."""
+    runs = runs_of(source.shape, itemsize, source.strides, target.strides)
+    if runs is None:
+        return source, target
+
+    def seen(view: View) -> View:
+        return View(view.shape[: runs.axes], view.offset, view.strides[: runs.axes], runs.item)
+
+    return seen(source), seen(target)
 
 
 def _rows(memory: Array, count: int, step: int) -> Array:
@@ -158,8 +172,7 @@ def _reading(plan: Plan, piece: Piece, block: Block, cut: Array, one: Array) -> 
         whole.size,
         [_view(margin, whole) for margin in margins if margin.size],
         [] if empty else read,
-        _tiles(whole, plan, shape),
-        _view(cut.reshape(shape), one),
+        *_in_items(plan.itemsize, _tiles(whole, plan, shape), _view(cut.reshape(shape), one)),
     )
 
 
@@ -227,7 +240,8 @@ def _results(parts: Array, memory: Array, plan: Plan, piece: Piece, block: Block
     for top, rows in _sections(y.shape[2], run, tall):
         for left, (columns, _, within) in _sections(y.shape[3], 1, wide):
             part = parts[(slice(None), slice(None), *rows, columns, within)]
-            yield _view(part, memory), _view(y[:, :, top:, left:], whole)._replace(shape=part.shape, strides=strides)
+            place = _view(y[:, :, top:, left:], whole)._replace(shape=part.shape, strides=strides)
+            yield _in_items(plan.itemsize, _view(part, memory), place)
 
 
 def _sections(count: int, run: int, each: int) -> Iterator[tuple[int, tuple[slice, slice, slice]]]:

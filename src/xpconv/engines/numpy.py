@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from xpconv.cpu import image_spectra, pieces, scattering, spreading, strips
+from xpconv.cpu.copies import copy
+from xpconv.cpu.patches import windows
 from xpconv.cpu.results import new
-from xpconv.cpu.strips import windows
 from xpconv.dtypes import widened
 from xpconv.engines import agnostic, averages, compiled, gradient_pieces, numpy_pools, piecewise, pooled, small
 from xpconv.engines.agnostic import (
@@ -253,11 +254,11 @@ def unfold(x: Array, spec: PoolSpec) -> Array:
     if spec.layout == "channels_first":
         last = patches.transpose(0, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2), 1)
     if is_close:
-        last[...] = windows(pad(x, spec), spec)
+        copy(windows(pad(x, spec), spec), last)
         return patches
     for offset in spec.taps:  # of the windows that have this one on the map
         inside = [_inside(spec, axis, at) for axis, at in enumerate(offset)]
-        last[:, *(results for results, _ in inside), *offset] = x[:, *(read for _, read in inside)]
+        copy(x[:, *(read for _, read in inside)], last[:, *(results for results, _ in inside), *offset])
     return patches
 
 
