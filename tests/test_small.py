@@ -10,7 +10,7 @@ from scipy import signal as scipy_signal
 
 import xpconv
 from cases import conv_cases, first, integers, weight_first
-from xpconv.cpu import costs, small, spectra
+from xpconv.cpu import costs, joined, small, spectra
 from xpconv.cpu.small_patches import by_taps, of_patches
 from xpconv.cpu.spares import KEPT_BYTES, Spares
 from xpconv.dispatch import run
@@ -72,7 +72,7 @@ LAYERS = {  # batch, size, channels, filters, window, options
     "one tap, padded": (1, (6, 5), 7, 4, (1, 1), {"padding": 1}),
     "one tap, strided": (2, (6, 5), 3, 1, (1, 1), {"stride": 2}),
     "one filter": (2, (8, 8), 3, 1, (3, 3), {"padding": "same"}),
-    "joined": (1, (28, 28), 3, 6, (5, 5), {"padding": 2}),
+    "joined": (1, (34, 36), 3, 6, (5, 5), {"padding": 2}),
     "channelwise": (2, (8, 7), 5, 5, (3, 2), {"padding": ((1, 0), (0, 2)), "stride": (1, 2), "groups": 5}),
     "signals": (2, (30,), 3, 4, (5,), {"padding": "full"}),
     "volume": (1, (5, 6, 4), 2, 3, (2, 3, 2), {"padding": 1}),
@@ -201,6 +201,12 @@ def test_smallest_elements_are_repeated():
             y, indices = xpconv.min_pool(x, 2, return_indices=True)
             assert (y[0, 0, 0, 1], indices[0, 0, 0, 1]) == (-128, 9)
         assert is_known(xpconv.min_pool, x, 2) == (dtype != "int8")
+
+
+@pytest.mark.parametrize(("pays", "size", "filters"), [(True, 34, 6), (False, 28, 6), (False, 34, 8), (False, 34, 40)])
+def test_results_are_joined_where_that_takes_less_than_it_saves(pays, size, filters):
+    x, w = np.ones((1, size, size, 3), np.float32), np.ones((3, 3, 3, filters), np.float32)
+    assert joined.pays_at_once(xpconv.corr.request(x, w, padding=1).spec) == pays
 
 
 @pytest.mark.filterwarnings("error")

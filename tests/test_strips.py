@@ -543,3 +543,9 @@ def test_a_large_product_of_few_channels_is_made_in_pieces(channels, filters, pi
     y = strips.conv(x, w, xpconv.corr2d.request(x, w).spec, 1 << 26)
     assert len(made) == pieces
     np.testing.assert_array_equal(y, x @ w[0, 0])
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(64, 3), (32, 3), (64, 1), (16, 1)])
+def test_few_filters_of_many_channels_take_patches_and_not_a_slow_product_for_each_tap(channels, filters):
+    x, w = np.zeros((1, 256, 256, channels), np.float32), np.zeros((3, 3, channels, filters), np.float32)
+    assert xpconv.explain(xpconv.corr2d, x, w, padding=1, layout="channels_last").method == "gemm"

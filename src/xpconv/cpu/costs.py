@@ -122,7 +122,8 @@ def _taps_seconds(spec: ConvSpec) -> float:
         return taps * (results * (1 + short) / (_SHARED_PASSES if shared else _PASSES) + _TAP) + planned
     turned = 3 if spec.groups > 1 else 1  # groups are brought together, and back
     passes = taps * (turned * results / _SUMS + _TAP + spec.groups * _TAP)
-    return passes + 2 * conv_operations(spec) / _PRODUCTS + planned
+    few = 1 + 8 * spec.groups / max(spec.filters, 1)  # columns of a product
+    return passes + 2 * few * conv_operations(spec) / _PRODUCTS + planned
 
 
 def _patches_seconds(spec: ConvSpec) -> float:

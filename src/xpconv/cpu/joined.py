@@ -19,6 +19,8 @@ from xpconv.workspace import DEFAULT_LIMIT
 
 _FILTERS = 32  # of all results that are joined: of 64->16 on 56x56, two took 0.84 of the time of one, four 0.94
 _OF_LIMIT = 32  # bytes of the workspace limit for each element of a weight, which is made for each call
+_FEW = 8  # filters fewer than which are joined where a call is small: of 3->8 on 28x28 all takes 28 us joined, and 18
+_MANY = 1 << 10  # their results, for which a weight that is made, and a look at the results, take 15 us
 _COPIES = 8  # elements of patches for each of the weight, at least: 6->16 on 14x14, N = 1, took twice as long joined
 
 
@@ -37,6 +39,12 @@ def results(spec: ConvSpec, limit: int = DEFAULT_LIMIT) -> int:
     counts = (n for n in range(most, 1, -1) if spec.out_size[-1] % n == 0 and row(n) * rows <= limit // _OF_LIMIT)
     count = next(counts, 1)
     return count if spec.batch * math.prod(spec.out_size) * spec.window[-1] > _COPIES * row(count) else 1
+
+
+def pays_at_once(spec: ConvSpec) -> bool:
+    """Whether results of a small call are better joined."""
+    is_large = spec.filters < _FEW and spec.batch * math.prod(spec.out_size) >= _MANY
+    return is_large and results(spec) > 1
 
 
 @lru_cache(maxsize=1024)

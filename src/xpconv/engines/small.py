@@ -74,9 +74,9 @@ def _sums(dtype: Any, method: str, spec: ConvSpec, fill: complex, limit: int) ->
         return small.loop(spec, dtype, fill)
     if method != "gemm" or not few or spec.groups > 1 or _copied(spec, dtype) > limit:
         return None
-    if small_products.are_columns(spec) or joined.results(spec) == 1:
-        return small_products.product(spec, dtype, fill)
-    return _joined(spec, small_products.product(joined.wide(spec), dtype, fill))
+    if joined.pays_at_once(spec) and not small_products.are_columns(spec):
+        return _joined(spec, small_products.product(joined.wide(spec), dtype, fill))
+    return small_products.product(spec, dtype, fill)
 
 
 def conv_grad_weight(dtype: Any, spec: ConvSpec) -> Sums | None:
