@@ -34,14 +34,12 @@ def copy(source: Array, target: Array) -> None:
 
 
 def runs_of(shape: Sizes, itemsize: int, *strides: Sizes) -> Runs | None:
-    """Those of arrays with these strides; None where no two elements lie side by side in all, or there are none."""
+    """Those of arrays with these strides; None where no two elements lie side by side in all, or very many do."""
     axes, nbytes = len(shape), itemsize
     while axes and (shape[axes - 1] == 1 or all(steps[axes - 1] == nbytes for steps in strides)):
-        if nbytes * shape[axes - 1] > _MOST_BYTES:
-            break
         axes -= 1
         nbytes *= shape[axes]
-    return None if nbytes in (0, itemsize) else Runs(axes, _item(nbytes))
+    return Runs(axes, _item(nbytes)) if itemsize < nbytes <= _MOST_BYTES else None
 
 
 def dense_strides(shape: Sizes, itemsize: int) -> Sizes:
