@@ -252,6 +252,15 @@ def test_the_compiled_teams_compute_every_item_once():
     assert (counts == 200).all()
 
 
+def test_only_members_of_a_team_compute_and_there_is_memory_for_no_others():
+    task, counts = library("placing", _placing).address("place"), np.zeros(400, np.int64)
+    arguments, stride = Told(1, ()).of(counts), 8192
+    for _ in range(20):
+        threads.run(task, arguments, len(counts), 4096, 4)  # after which all of them look for work
+        threads.run(task, arguments, len(counts), 4096, 4, 2)
+        assert set(counts - counts.min()) <= {0, stride}
+
+
 def test_a_job_ends_before_what_interrupts_its_caller_goes_on(monkeypatch):
     """Its arrays are let go then."""
     task = library("counting", _counting).address("count")
@@ -264,7 +273,7 @@ def test_a_job_ends_before_what_interrupts_its_caller_goes_on(monkeypatch):
     monkeypatch.setattr(team._functions, "was_published", team._functions.publish, raising=False)
     monkeypatch.setattr(team._functions, "publish", publish)
     with pytest.raises(KeyboardInterrupt):
-        team.run(task, Told(1, ()).of(counts), len(counts), 0, 0)
+        team.run(task, Told(1, ()).of(counts), len(counts), 0, 0, team.threads)
     assert (counts == 1).all()
 
 
@@ -289,6 +298,17 @@ def _counting(module):
     return ("count",)
 
 
+def _placing(module):
+    """Each item, which takes some microseconds, is told where the memory of its thread lies."""
+    kernel = Kernel(module, "place", ("arguments", "item", "scratch"))
+    arguments, item, scratch = kernel.arguments
+    with kernel.loop(200):
+        kernel.pause()
+    kernel.store(scratch, kernel.load(arguments) + item * 8)
+    kernel.finish()
+    return ("place",)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be placed on this system")
 @pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="a single processor")
 def test_helpers_leave_the_callers_processor_to_the_caller():
@@ -300,7 +320,7 @@ def test_helpers_leave_the_callers_processor_to_the_caller():
             os.sched_setaffinity(0, {processor})  # where the caller then is
         finally:
             os.sched_setaffinity(0, allowed)
-        team.run(task, Told(1, ()).of(counts), len(counts), 0, 0)
+        team.run(task, Told(1, ()).of(counts), len(counts), 0, 0, team.threads)
         assert all(os.sched_getaffinity(helper.native_id) == allowed - {team.processor} for helper in team._helpers)
         assert team.processor in allowed
 
@@ -318,7 +338,7 @@ def test_a_team_has_the_helpers_that_can_begin(monkeypatch):
     monkeypatch.setattr(threads.Thread, "start", start)
     team = threads.Team(3)
     assert len(team._helpers) == 1
-    team.run(task, Told(1, ()).of(counts), len(counts), 0, 0)
+    team.run(task, Told(1, ()).of(counts), len(counts), 0, 0, team.threads)
     assert (counts == 1).all()
 
 

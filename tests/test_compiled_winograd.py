@@ -285,30 +285,54 @@ def spec_of(size, window=(3, 3), channels=16, **options):
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"groups": 2}], ids=str)
 def test_strides_and_groups_of_signals_are_not_taken(options):
-    assert winograd.takes("float32", spec_of((20,), (9,)), 1 << 28)
-    assert not winograd.takes("float32", spec_of((20,), (9,), **options), 1 << 28)
+    assert winograd.members("float32", spec_of((20,), (9,)), 1 << 28, 2)
+    assert not winograd.members("float32", spec_of((20,), (9,), **options), 1 << 28, 2)
 
 
 @pytest.mark.parametrize(
     "options", [{"stride": 3}, {"stride": (1, 2)}, {"stride": 2, "dilation": (1, 2)}, {"groups": 2}], ids=str
 )
 def test_strides_and_groups_are_not_taken(options):
-    assert winograd.takes("float32", spec_of((20, 20)), 1 << 28)
-    assert not winograd.takes("float32", spec_of((20, 20), **options), 1 << 28)
+    assert winograd.members("float32", spec_of((20, 20)), 1 << 28, 2)
+    assert not winograd.members("float32", spec_of((20, 20), **options), 1 << 28, 2)
 
 
 @pytest.mark.parametrize("window", [(1,), (2,), (5, 3), (3, 1), (3, 3, 2), (1, 1, 3, 3)])
 def test_other_windows_are_not_taken(window):
-    assert winograd.takes("float32", spec_of((9, 9, 9), (2, 3, 3)), 1 << 28)
-    assert not winograd.takes("float32", spec_of((9,) * len(window), window), 1 << 28)
+    assert winograd.members("float32", spec_of((9, 9, 9), (2, 3, 3)), 1 << 28, 2)
+    assert not winograd.members("float32", spec_of((9,) * len(window), window), 1 << 28, 2)
 
 
 @pytest.mark.parametrize(("size", "window"), [((4, 4), (3, 3)), ((900,), (10,)), ((6, 4, 4), (3, 3, 3))])
-def test_a_call_is_not_taken_where_memory_is_short(size, window):
+def test_as_many_threads_take_part_as_there_is_memory_for(size, window):
     spec = spec_of(size, window, channels=64, padding=1)
-    needed = winograd.workspace("float32", transforms.as_images(spec), winograd.FORMS[transforms.compiled_for(spec)])
-    assert winograd.takes("float32", spec, needed)
-    assert not winograd.takes("float32", spec, needed - 1)
+    form = winograd.FORMS[transforms.compiled_for(spec)]
+    needed = [winograd.workspace("float32", transforms.as_images(spec), form, some) for some in (1, 2, 3)]
+    for count, nbytes in enumerate(needed, start=1):
+        assert winograd.members("float32", spec, nbytes, 3) == count
+        assert winograd.members("float32", spec, nbytes - 1, 3) == count - 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "window"), [
+    ((8, 7, 7, 256), (3, 3)), ((1, 56, 56, 64), (3, 3)), ((1, 4096, 64), (9,)), ((2, 8, 9, 10, 64), (3, 3, 3)),
+])  # fmt: skip
+def test_some_threads_of_a_team_compute_what_all_of_them_would(shape, window, layout, monkeypatch):
+    x, w = in_layout(layout, *normal(3, shape, (*window, shape[-1], shape[-1])))
+    options = {"padding": "same", "layout": layout, "method": "winograd"}
+    spec = xpconv.corr.request(x, w, **options).spec
+    monkeypatch.setattr(threads, "thread_count", lambda: 4)
+    everybody = xpconv.corr(x, w, **options)
+    taken, run = [], threads.run
+    monkeypatch.setattr(threads, "run", lambda *asked: (taken.append(asked[4:]), run(*asked)))
+    for limit in range(1 << 18, 1 << 23, 1 << 17):
+        if (members := winograd.members("float32", spec, limit, 4)) in (2, 3):
+            with xpconv.workspace_limit(limit):
+                assert xpconv.explain(xpconv.corr, x, w, **options).threads == members
+                some = xpconv.corr(x, w, **options)
+            assert taken[-1] == (4, members)
+            np.testing.assert_allclose(some, everybody, rtol=1e-4, atol=1e-3)
+    assert taken
 
 
 # --- Values that are not finite ---------------------------------------------------------------------------------------

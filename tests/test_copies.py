@@ -48,8 +48,8 @@ def test_an_item_is_what_lies_side_by_side_in_all(shape, strides, axes, nbytes):
     assert runs_of(shape, 4, strides, (*strides[:-1], 8)) is None
 
 
-@pytest.mark.parametrize(
-    ("shape", "strides"), [((5, 2000), (8000, 4)), ((5, 100, 8), (3200, 32, 4)), ((5, 6), (24, -4)), ((5, 0), (24, 4)), ((), ())]
-)
+@pytest.mark.parametrize(("shape", "strides"), [
+    ((5, 2000), (8000, 4)), ((5, 100, 8), (3200, 32, 4)), ((5, 6), (24, -4)), ((5, 0), (24, 4)), ((), ()),
+])  # fmt: skip
 def test_there_are_no_items_of_long_rows_of_single_elements_and_of_none(shape, strides):
     assert runs_of(shape, 4, strides) is None

@@ -41,7 +41,7 @@ class Compiled:
     filters: int = 0  # that the tiles compute, those that fill them up included; 0 where they do not take it
     depthwise: bool = False
     plane: bool = False
-    winograd: bool = False
+    winograd: float = 0  # the share of the threads that have room for what they transform
     spectra: bool = False  # of tiles of planes
     threads: int = 1  # that are free
     wide: bool = True  # 64 bytes at once, which multiply twice as much as 32 while as much is read
@@ -71,7 +71,8 @@ def conv_plan(
         weight = taps * spec.channels // spec.groups * compiled.filters * itemsize
         if kernel == "spectra":
             weight = 2 * math.prod(tiled_spectra.lengths(spec)) * spec.channels * itemsize
-        threads = _threads(spec, kernel, compiled.threads)
+        share = compiled.winograd if kernel == "winograd" else 1
+        threads = _threads(spec, kernel, round(share * compiled.threads))
         tile = _KERNELS["bands" if kernel == "plane" and is_banded(spec) else kernel]
         return Plan(method, reason, f"compiled: {tile}", weight, expected, rejected, threads)
     tile, workspace = _numpy_tile(spec, itemsize, spectral, method, limit)
@@ -255,7 +256,8 @@ def _compiled_seconds(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
     if compiled.plane:
         seconds["plane"] = _plane_seconds(spec)
     if compiled.winograd:
-        seconds["winograd"] = _compiled_winograd_seconds(spec, max(compiled.filters, spec.filters), compiled.wide)
+        alone = _compiled_winograd_seconds(spec, max(compiled.filters, spec.filters), compiled.wide)
+        seconds["winograd"] = alone / compiled.winograd
     if compiled.spectra:
         seconds["spectra"] = tiled_spectra.operations(spec) / _SPECTRAL + 2 * costs.CALL  # once more for the filters
     return seconds

@@ -29,10 +29,11 @@ class Job:
     items: int
     scratch: int  # bytes of memory for each thread
     team: int
+    members: int = 0  # of the team, that compute it; 0 for all
 
     def __call__(self, *arrays: Array) -> None:
         """Compute on these arrays."""
-        threads.run(self.address, self.arguments.of(*arrays), self.items, self.scratch, self.team)
+        threads.run(self.address, self.arguments.of(*arrays), self.items, self.scratch, self.team, self.members)
 
 
 class Jobs:
@@ -41,7 +42,8 @@ class Jobs:
     def __init__(self, jobs: Sequence[Job], places: Places) -> None:
         self._jobs, self._places = jobs, places
         ends = list(accumulate(job.items for job in jobs))
-        self.items, self._scratch, self._team = ends[-1], max(job.scratch for job in jobs), jobs[0].team
+        self.items, self._scratch = ends[-1], max(job.scratch for job in jobs)
+        self._team, self._members = jobs[0].team, jobs[0].members
         words = [len(job.arguments.at(*begins)) for job, begins in zip(jobs, places, strict=True)]
         first = _ENTRY.size * len(jobs)
         entries = zip(
@@ -59,7 +61,7 @@ class Jobs:
             job.arguments.at(*map(int.__add__, addresses, begins))
             for job, begins in zip(self._jobs, self._places, strict=True)
         )
-        threads.run(self._address, self._told + b"".join(parts), self.items, self._scratch, self._team)
+        threads.run(self._address, self._told + b"".join(parts), self.items, self._scratch, self._team, self._members)
 
 
 def as_one(jobs: Sequence[Job], places: Places) -> Job | Jobs:

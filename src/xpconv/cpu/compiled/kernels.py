@@ -162,7 +162,8 @@ def _takes(dtype: str, spec: ConvSpec, limit: int, free: int) -> Compiled:
         return Compiled()
     return Compiled(
         direct.computed(dtype, spec, limit), spec.filters_planes and channelwise.takes(dtype, spec, limit),
-        plane.takes(dtype, spec, limit), winograd.takes(dtype, spec, limit), spectra.takes(dtype, spec, limit), free,
+        plane.takes(dtype, spec, limit), winograd.members(dtype, spec, limit, free) / free,
+        spectra.takes(dtype, spec, limit), free,
         here.is_wide,
     )  # fmt: skip
 

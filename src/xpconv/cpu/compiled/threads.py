@@ -31,7 +31,7 @@ from xpconv.cpu.compiled.values import Shared, Value
 from xpconv.cpu.lines import LINE, lined
 
 _JOB, _NEXT, _DONE, _TASK = (LINE * i for i in range(4))
-_ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE = (_TASK + 8 * i for i in range(1, 5))
+_ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE, _MEMBERS = (_TASK + 8 * i for i in range(1, 6))
 _BYTES = 5 * LINE
 _MOST_ITEMS = 1 << 31
 _CLOSED = _MOST_ITEMS // 2  # beyond the items of any job, below the next job's
@@ -76,12 +76,12 @@ def _publish(module: ir.Module, find: Kernel) -> None:
 
     A helper that comes late may read some words of the new job beside its own job's number: it then fails to take.
     """
-    kernel = Kernel(module, "publish", ("team", "job", "task", "words", "items", "scratch", "stride"))
+    kernel = Kernel(module, "publish", ("team", "job", "task", "words", "items", "scratch", "stride", "members"))
     team, job, task, words, *others = kernel.arguments
     description = task, kernel.call(find, words), *others
     number, next_item, done = (Shared(kernel, team + place) for place in (_JOB, _NEXT, _DONE))
     next_item.add(_CLOSED)
-    for place, value in zip((_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE), description, strict=True):
+    for place, value in zip((_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE, _MEMBERS), description, strict=True):
         kernel.store(value, team, place)
     done.set(0)
     next_item.set(job * _MOST_ITEMS)
@@ -90,18 +90,18 @@ def _publish(module: ir.Module, find: Kernel) -> None:
 
 
 def _take(module: ir.Module) -> Kernel:
-    """Compute items of a job as long as there are any."""
+    """Compute items of a job as long as there are any, as one of its members."""
     kernel = Kernel(module, "take", ("team", "job", "thread"))
     team, job, thread = kernel.arguments
-    task, arguments, items, scratch, stride = (
-        kernel.load(team, offset=place) for place in (_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE)
+    task, arguments, items, scratch, stride, members = (
+        kernel.load(team, offset=place) for place in (_TASK, _ARGUMENTS, _ITEMS, _SCRATCH, _STRIDE, _MEMBERS)
     )
     scratch, end = scratch + thread * stride, job * _MOST_ITEMS + items
     next_item, done = Shared(kernel, team + _NEXT), Shared(kernel, team + _DONE)
     first, now = job * _MOST_ITEMS, kernel.variable(next_item.get())
 
     def any_left() -> Value:
-        return (now.get() >= first) & (now.get() < end)
+        return (now.get() >= first) & (now.get() < end) & (thread < members)
 
     with kernel.while_(any_left):
         taken = now.get()
@@ -152,7 +152,7 @@ def _functions() -> Any:
 class _Functions:
     def __init__(self, compiled: Library) -> None:
         self.serial = compiled.function("serial", 4)
-        self.publish = compiled.function("publish", 7)
+        self.publish = compiled.function("publish", 8)
         self.work = compiled.function("work", 2)
         self.serve = compiled.function("serve", 4, returns=True)
 
@@ -173,13 +173,13 @@ class Team:
             for number in range(1, threads):
                 self._helpers.append(_Helper(self._functions, self._words, number))
 
-    def run(self, task: int, arguments: bytes, items: int, scratch: int, stride: int) -> None:
-        """Compute a job with everybody; the caller holds the lock."""
+    def run(self, task: int, arguments: bytes, items: int, scratch: int, stride: int, members: int) -> None:
+        """Compute a job with so many threads; the caller holds the lock."""
         self._job += 1
         self._keep_off(processors.now())
         try:
-            self._functions.publish(self._words, self._job, task, arguments, items, scratch, stride)
-            for helper in self._helpers:
+            self._functions.publish(self._words, self._job, task, arguments, items, scratch, stride, members)
+            for helper in self._helpers[: members - 1]:
                 if helper.asleep:
                     helper.wake.set()
         finally:  # whatever interrupts: helpers may be writing to arrays that are let go with this call
@@ -228,17 +228,19 @@ def is_ready() -> bool:
     return library(_LIBRARY, _make) is not None
 
 
-def run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: int) -> None:
+def run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: int, members: int = 0) -> None:
     """Compute the items of a task, with as many threads as are asked for and free.
 
-    `arguments` are what a `Told` makes; `scratch_bytes` is what each thread needs for itself.
+    `arguments` are what a `Told` makes; `scratch_bytes` is what each thread needs for itself. Of a team of so many
+    threads only some may be `members`, where memory for all would be too much: another team would have threads of its
+    own, which look for work while this one's have it.
     """
     if threads == 1:
         _alone(task, arguments, items, scratch_bytes)
         return
     _calling.append(None)
     try:
-        _run(task, arguments, items, scratch_bytes, threads)
+        _run(task, arguments, items, scratch_bytes, threads, members or threads)
     finally:
         _calling.pop()
 
@@ -246,7 +248,7 @@ def run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: in
 _calling: list[None] = []  # an entry for each thread that calls now, for what several threads are worth
 
 
-def _run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: int) -> None:
+def _run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: int, members: int) -> None:
     """By a team, where half the threads or more have nothing of their own to compute, and no other has it."""
     team = _team_of(threads) if items > 1 and threads >= 2 * len(_calling) else None
     if team is None or not team.lock.acquire(blocking=False):
@@ -254,8 +256,8 @@ def _run(task: int, arguments: bytes, items: int, scratch_bytes: int, threads: i
         return
     stride = -(-scratch_bytes // 4096) * 4096 + 4096  # no two threads share a page, nor a set of the cache
     try:
-        scratch, place = _scratch(stride * threads)
-        team.run(task, arguments, items, place, stride)
+        scratch, place = _scratch(stride * members)
+        team.run(task, arguments, items, place, stride, members)
     finally:
         team.lock.release()
     _keep(scratch, place)

@@ -22,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu import winograd
-from xpconv.cpu.compiled import blocks, threads, turned_blocks, winograd_tiles
+from xpconv.cpu.compiled import blocks, turned_blocks, winograd_tiles
 from xpconv.cpu.compiled.blocks import Arguments, blocks_of
 from xpconv.cpu.compiled.build import Library, library, machine
 from xpconv.cpu.compiled.call import Call, storing_now
@@ -69,18 +69,31 @@ _FOUND_BYTES = 64  # of each item, for itself
 _weights = Kept()
 
 
-def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
-    """Whether the kernels compute this convolution here, within a limit of scratch memory."""
+def members(dtype: str, spec: ConvSpec, limit: int, team: int) -> int:
+    """The threads of a team that have room for what they transform within a limit, or 0.
+
+    3x3 512->512@7, N=8, takes 4 MB for each: of 18 threads 17 have room in the default limit.
+    """
     empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
     if empty or spec.axes > 3 or not winograd.fits(spec):
-        return False
-    spec, form = winograd.as_images(spec), _form_of(spec)
-    return workspace(dtype, _stripes(dtype, spec, form, limit)[0].spec, form) <= limit
+        return 0
+    return _members(dtype, winograd.as_images(spec), _form_of(spec), limit, team)
 
 
-def workspace(dtype: str, spec: ConvSpec, form: Form) -> int:
+def _members(dtype: str, spec: ConvSpec, form: Form, limit: int, team: int) -> int:
+    """The same of images or volumes."""
+    some = team
+    while some:
+        needed = workspace(dtype, _stripes(dtype, spec, form, limit, some)[0].spec, form, some)
+        if needed <= limit:
+            break
+        some = min(some * limit // needed, some - 1)
+    return some
+
+
+def workspace(dtype: str, spec: ConvSpec, form: Form, team: int) -> int:
     """Bytes that the scratch memory of all threads takes, of images or volumes, whose rows may have to be gathered."""
-    team, whole = threads.thread_count(), whole_of(spec, form)
+    whole = whole_of(spec, form)
     rows, images = _shape(whole, form, team)
     tiles_in, tiles_out = tile_counts(whole, form, rows, images)
     strip = ((rows - 1) * whole.stride[0] + whole.reach[0]) * math.prod(whole.padded_size[1:]) * spec.channels * images
@@ -101,7 +114,8 @@ class Winograd:
         self._form, self._call = _form_of(call.spec), _of_images(call)
         call, spec, dtype = self._call, self._call.spec, self._call.dtype
         self._shape = shape_for(spec.filters, dtype)
-        stripes = _stripes(dtype, spec, self._form, call.limit)
+        self._members = max(_members(dtype, spec, self._form, call.limit, call.team), 1)
+        stripes = _stripes(dtype, spec, self._form, call.limit, self._members)
         jobs = [self._job_of(stripe, len(stripes)) for stripe in stripes]
         begins, first = [], 0
         for stripe, job in zip(stripes, jobs, strict=True):
@@ -115,14 +129,14 @@ class Winograd:
     def _job_of(self, stripe: Stripe, stripes: int) -> Job:
         """What computes one of so many stripes."""
         call, form, spec = self._call, self._form, stripe.spec
-        dtype, size, whole = call.dtype, call.itemsize, whole_of(spec, form)
+        dtype, size, whole, team = call.dtype, call.itemsize, whole_of(spec, form), self._members
         sources = partial(sources_of, spec=spec, sources=call.sources_of(stripe))
         cut = blocks_of(
-            whole, call.x_strides, dtype, call.team, sources, call.fill, call.limit, _shape(whole, form, call.team),
+            whole, call.x_strides, dtype, team, sources, call.fill, call.limit, _shape(whole, form, team),
             placed=form.matrices.axes == 2, unit=unit_of(whole, form) if stripes == 1 else 0,
         )  # fmt: skip
         panels, count = -(-spec.filters // self._shape.filters), cut.count * stripes
-        parts = 1 if count >= 4 * call.team or count % call.team == 0 else min(panels, call.team)
+        parts = 1 if count >= 4 * team or count % team == 0 else min(panels, team)
         turned = call.y_strides[-1] != size
         _, tiles_out = tile_counts(whole, form, cut.rows, cut.images)
         block = block_strides(spec, call.y_strides, size, turned)
@@ -148,7 +162,7 @@ class Winograd:
         compiled = _library(dtype, self._shape, form)
         assert compiled is not None
         arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut)
-        return Job(compiled.address("conv"), arguments, cut.count * parts, scratch, call.team)
+        return Job(compiled.address("conv"), arguments, cut.count * parts, scratch, call.team, team)
 
     def __call__(self, x: Array, w: Array, bias: Array | None, y: Array) -> bool:
         """Write the result to `y`; whether all of it is finite: what is not has spread over its tiles."""
@@ -223,7 +237,7 @@ def _tiles(spec: ConvSpec, form: Form) -> int:
     return min(max(_TILE_BYTES // (form.points * (spec.channels + spec.filters) * 4), _fewest()), _MOST)
 
 
-def _stripes(dtype: str, spec: ConvSpec, form: Form, limit: int) -> list[Stripe]:
+def _stripes(dtype: str, spec: ConvSpec, form: Form, limit: int, team: int) -> list[Stripe]:
     """The stripes that images or volumes are cut in, so narrow that they keep to a limit of scratch memory.
 
     The tiles of an image's row are those of a block at most. Those of a volume's plane are fewer: planes that blocks
@@ -237,7 +251,7 @@ def _stripes(dtype: str, spec: ConvSpec, form: Form, limit: int) -> list[Stripe]
     units = [n * d for n, d in zip(form.matrices.tile, spec.dilation[lead:], strict=True)][1 - lead :]
     tiles = max(_tiles(spec, form) // (_PLANES if lead else 1), 1)
     return narrowed(
-        spec, tiles * area // unit_of(spec, form), units, lambda stripe: workspace(dtype, stripe, form), limit
+        spec, tiles * area // unit_of(spec, form), units, lambda stripe: workspace(dtype, stripe, form, team), limit
     )  # fmt: skip
 
 
