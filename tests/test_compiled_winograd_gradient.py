@@ -81,6 +81,20 @@ def test_several_blocks_and_chunks_add_up_to_the_same_bits_by_any_number_of_thre
         np.testing.assert_array_equal(compared(x, gy, spec)[0], gw)
 
 
+def test_threads_that_a_half_of_the_limit_has_no_room_for_take_no_part(monkeypatch):
+    x, gy, spec = arrays(3, "float32", 8, (28, 28), 32, 32, padding=1)
+    everybody, _, _ = compared(x, gy, spec)
+    monkeypatch.setattr(threads, "thread_count", lambda: 4)
+    limits = range(1 << 18, 1 << 24, 1 << 16)
+    limit = next(n for n in limits if winograd_gradient._members("float32", spec, n, 4) == 3)
+    taken, run = [], threads.run
+    monkeypatch.setattr(threads, "run", lambda *asked: (taken.append(asked[4:]), run(*asked)))
+    with xpconv.workspace_limit(limit):
+        some = xpconv.corr_grad_weight(x, gy, window=3, padding=1)
+    assert (4, 3) in taken
+    np.testing.assert_allclose(some, everybody, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
 def test_the_engine_takes_it_for_large_layers_and_says_so(layout):
     x, gy, _ = arrays(1, "float32", 8, (28, 28), 64, 64, padding=1)

@@ -68,6 +68,7 @@ class _Job:
     items: int
     scratch: int
     team: int
+    members: int
 
 
 def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
@@ -77,7 +78,8 @@ def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
         return False
     if _chunks(spec, np.dtype(dtype).itemsize, limit) < 2 or min(spec.channels, spec.filters) < lanes_of(dtype):
         return False
-    return threads.thread_count() * _scratch(spec, dtype) <= limit // 2
+    team = threads.thread_count()
+    return 2 * _members(dtype, spec, limit, team) > team
 
 
 def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: int) -> Array:
@@ -88,7 +90,8 @@ def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: in
     compiled = _library(dtype, job.shape)
     assert compiled is not None
     sums = np.empty((job.chunks, _POINTS, spec.channels * spec.filters), dtype)
-    threads.run(compiled.address("products"), job.arguments.of(x, gy, sums), job.items, job.scratch, job.team)
+    arguments = job.arguments.of(x, gy, sums)
+    threads.run(compiled.address("products"), arguments, job.items, job.scratch, job.team, job.members)
     gw = np.empty((_TAPS, spec.channels * spec.filters), dtype)
     size = spec.channels * spec.filters
     ends = Told(2, (job.chunks, size)).of(sums, gw)
@@ -130,16 +133,22 @@ def _scratch(spec: ConvSpec, dtype: str) -> int:
     return _POINTS * planes + (strip + math.prod(transforms.F4.tile) * width) * size
 
 
+def _members(dtype: str, spec: ConvSpec, limit: int, team: int) -> int:
+    """The threads of a team that a half of the memory has room for."""
+    return min(team, limit // 2 // _scratch(spec, dtype))
+
+
 @lru_cache(maxsize=64)
 def _job(
-    spec: ConvSpec, x_strides: Sizes, gy_strides: Sizes, dtype: str, threads_free: int, sources: Sources, limit: int
+    spec: ConvSpec, x_strides: Sizes, gy_strides: Sizes, dtype: str, team: int, sources: Sources, limit: int
 ) -> _Job:
     size, shape, whole = np.dtype(dtype).itemsize, shape_for(spec.filters, dtype), whole_of(spec, IMAGES)
     found = partial(sources_of, spec=spec, sources=sources)
     cut = blocks_of(whole, x_strides, dtype, 1, found, 0.0, limit, _rows_and_images(whole), placed=True)
     tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
     chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
-    parts = 1 if chunks % threads_free == 0 else min(-(-2 * threads_free // chunks), panels)
+    members = _members(dtype, spec, limit, team)
+    parts = 1 if chunks % members == 0 else min(-(-2 * members // chunks), panels)
     results_row, results_pixel = in_tile(IMAGES, spec, gy_strides[-3:-1])
     numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, IMAGES)
     of_input, places = winograd_tiles.input_of(spec, whole, IMAGES, cut, dtype, found, 0.0)
@@ -152,7 +161,7 @@ def _job(
     }  # fmt: skip
     tables["pixels"] = np.arange(tiles, dtype=np.int64) * (spec.channels * size)
     arguments, scratch = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut), _scratch(spec, dtype)
-    return _Job(shape, arguments, chunks, chunks * parts, scratch, threads_free)
+    return _Job(shape, arguments, chunks, chunks * parts, scratch, team, members)
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
