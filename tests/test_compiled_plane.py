@@ -215,3 +215,15 @@ def test_what_the_kernels_do_not_read_is_not_taken():
     assert not takes((0, 9, 9, 1), (3, 3, 1, 1))
     assert not takes((1, 9, 9, 9, 1), (3, 3, 3, 1, 1))
     assert not takes((1, 9, 9, 1), (3, 3, 1, 1), limit=100)
+
+
+@pytest.mark.parametrize("fill", [0, 3])
+@pytest.mark.parametrize("size", [(9, 40), (20, 71)])
+def test_what_is_around_one_plane_is_around_those_that_follow_it_in_the_same_memory(size, fill):
+    x = np.arange(2 * 40 * size[0] * size[1], dtype=np.float32).reshape(2, 40, *size) % 17
+    w = np.ones((40, 1, 3, 3), np.float32)
+    options = {"stride": 2, "padding": ((1, 2), (1, 2)), "groups": 40, "layout": "channels_first"}
+    y = xpconv.corr2d(x, w, padding_mode="constant", fill_value=fill, **options)
+    whole = np.pad(x, ((0, 0), (0, 0), (1, 2), (1, 2)), constant_values=fill)
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (3, 3), (2, 3))[:, :, ::2, ::2]
+    np.testing.assert_array_equal(y, windows.sum((4, 5)))

@@ -145,8 +145,10 @@ class Kernel:
         return Value(self, self.builder.icmp_unsigned("!=", bits.raw, ir.Constant(bits.type, 0)))
 
     def lanes_below(self, count: Value, lanes: int) -> Value:
-        """A mask: lane i holds where i < count."""
-        return self.steps(1, lanes) < self.splat(count, lanes)
+        """A mask: lane i holds where i < count, which is above -2 ** 31."""
+        every = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))  # 32 bits take half the instructions of 64
+        few = Value(self, self.builder.trunc(self.minimum(count, lanes).raw, I32))
+        return Value(self, every) < self.splat(few, lanes)
 
     def lanes_within(self, first: Value, stop: Value, lanes: int) -> Value:
         """A mask: lane i holds where first + i is at least 0 and below `stop`."""

@@ -45,8 +45,10 @@ FIELDS = (
     "column_blocks", "out_columns", "stride", "dilation", "reach", "step_across", "reach_across", "apart", "shared",
     "pitch", "half", "shift", "in_place", "plain", "above", "height", "left", "width", "row_sources", "runs",
     "run_count", "outside", "gathered", "held", "streams", "aside", "table",
+    "below",
 )  # fmt: skip
 _SHARE = 16  # small planes of an item at most: what is asked for ahead is the same thread's next plane
+_BELOW_BYTES = 1 << 12  # of rows of results whose tiles of some columns are computed in one go
 _WAYS, _SETS = 8, 1024  # rows so many bytes apart meet in few sets of a level 1 cache, each of so many lines
 
 
@@ -75,7 +77,8 @@ class Plane:
         self._items, self._call = -(-planes // share) * blocks, call
         self._scratch = (2 if streams or numbers["held"] else 1) * cut.nbytes
         tables = _tables(spec, call.x_strides, dtype, call.sources, call.fill, cut)
-        tables["finish"] = finishing(call.activation, dtype, call.leak)
+        if call.activation is not None:
+            tables["finish"] = finishing(call.activation, dtype, call.leak)
         numbers |= {"share": share, "run_count": len(tables["runs"])}
         self._arguments = Arguments(FIELDS, len(_ARRAYS), numbers, tables)
         down, across, *_ = _two_axes(spec)
@@ -137,7 +140,7 @@ def _numbers(call: Call, cut: _Cut) -> dict[str, int]:
         "step_across": step, "reach_across": spec.reach[-1], "apart": apart, "shared": shared, "pitch": cut.pitch,
         "half": cut.half, "shift": aligning(left, step, call.dtype), "plain": int(dense and plain),
         "held": 0 if step == 1 or (dense and plain) else cut.nbytes, "aside": cut.nbytes,
-        "table": cut.nbytes - cut.table,
+        "table": cut.nbytes - cut.table, "below": max(_BELOW_BYTES // (cut.columns * size), 1),
         "above": above[0][0] if above else 0, "height": spec.size[0] if above else 1, "left": left,
         "width": spec.size[-1],
     }  # fmt: skip
@@ -211,7 +214,7 @@ def is_ready(dtype: str, spec: ConvSpec) -> bool:
 
 def _make(module: ir.Module, *, dtype: str, stride: int, taps: Taps) -> tuple[str, ...]:
     """The task: one block of rows and columns of the result of a plane, or several small planes."""
-    gather, block = gathered_rows_kernel(module, dtype), _block_kernel(module, dtype, taps)
+    gather, block = gathered_rows_kernel(module, dtype), _block_kernel(module, dtype, taps, guarded=stride == 1)
     read, stream = rows_kernel(module, dtype, "added", stride), stream_kernel(module, dtype)
     kernel = Kernel(module, "planes", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
@@ -224,7 +227,8 @@ def _make(module: ir.Module, *, dtype: str, stride: int, taps: Taps) -> tuple[st
     with kernel.loop(kernel.minimum(first + given.share, given.planes), start=first) as plane:
         image, channel = plane // given.channels, plane % given.channels
         x = given.x + image * given.x_item + channel * given.x_plane
-        _open(kernel, given, x, (row, rows), (column, columns), (scratch, place), (gather, read), size)
+        readers, later = (gather, read), (plane > first).where(kernel.constant(1), kernel.constant(0))
+        _open(kernel, given, x, (row, rows), (column, columns), (scratch, place), readers, size, later)
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
         aside = scratch + given.aside
         kernel.call(
@@ -239,20 +243,21 @@ def _make(module: ir.Module, *, dtype: str, stride: int, taps: Taps) -> tuple[st
     return ("planes",)
 
 
-def _block_kernel(module: ir.Module, dtype: str, taps: Taps) -> Kernel:
-    """``block(...)``: all tiles of a block, whose input rows lie a step apart."""
+def _block_kernel(module: ir.Module, dtype: str, taps: Taps, *, guarded: bool) -> Kernel:
+    """``block(...)``: all tiles of a block, whose input rows lie a step apart, and may have to be `guarded`."""
     widths, size, lanes = shapes(taps), np.dtype(dtype).itemsize, lanes_of(dtype)
-    made = {height: tiles(module, dtype, taps, height, most) for height, most in widths.items()}
+    made = {height: tiles(module, dtype, taps, height, most, guarded=guarded) for height, most in widths.items()}
     names = ("arguments", "channel", "table", "begin", "limit", "ahead", "fresh", "y", "rows", "columns")
     kernel = Kernel(module, "block", names)
     arguments, channel, table, begin, limit, ahead, fresh, y, rows, columns = kernel.arguments
     given, asks = kernel.given(arguments, FIELDS), asks_ahead()
     w, bias = given.w + channel * (given.taps_down * given.taps_across * size), given.bias + channel * size
 
-    def all_columns(line: Value, height: int) -> None:
+    def all_columns(line: Value, height: int, count: Value) -> None:
+        """So many tiles below each other, of every column."""
         now, sources, target = kernel.variable(0), table + line * given.stride * 8, y + line * given.y_row
         most, (whole, last) = widths[height], made[height]
-        with kernel.loop(fresh * height if asks else 0, step=LINE) as near:
+        with kernel.loop(fresh * height * count if asks else 0, step=LINE) as near:
             kernel.prefetch(ahead + line * fresh + near)
 
         def call(tile: Kernel) -> None:
@@ -260,7 +265,7 @@ def _block_kernel(module: ir.Module, dtype: str, taps: Taps) -> Kernel:
             kernel.call(
                 tile, sources, at, given.taps_down, given.taps_across, given.dilation * 8, given.offsets, given.chunk,
                 w, target + at, given.apart * given.y_row, columns - now.get(), begin + now.get(), limit, given.finish,
-                bias,
+                bias, count, given.apart * given.stride * (height * 8), given.apart * given.y_row * height,
             )  # fmt: skip
 
         with kernel.while_(lambda: now.get() + most * lanes <= columns):
@@ -282,8 +287,9 @@ def _block_kernel(module: ir.Module, dtype: str, taps: Taps) -> Kernel:
         for height in widths:
             shares = is_shared(given, taps, height)
             with kernel.while_(lambda height=height, shares=shares: shares & (first.get() + height <= count)):
-                all_columns(phase + first.get() * given.apart, height)
-                first.set(first.get() + height)
+                some = kernel.minimum((count - first.get()) // height, kernel.at_least(given.below // height, 1))
+                all_columns(phase + first.get() * given.apart, height, some)
+                first.set(first.get() + some * height)
     kernel.finish()
     return kernel
 
@@ -307,7 +313,7 @@ class _Place:
 
 def _open(
     kernel: Kernel, given: SimpleNamespace, x: Value, down: tuple[Value, Value], across: tuple[Value, Value],
-    memory: tuple[Value, _Place], readers: tuple[Kernel, Kernel], size: int,
+    memory: tuple[Value, _Place], readers: tuple[Kernel, Kernel], size: int, is_filled: Value,
 ) -> None:  # fmt: skip
     """A table of where the rows of a block begin, gathered where they have to be."""
     (row, rows), (column, columns), (gather, read), (scratch, place) = down, across, readers, memory
@@ -327,7 +333,7 @@ def _open(
                 with plain:
                     kernel.call(
                         read, x, rows_at, height, 1, 1, 1, first, width, given.left, given.width, given.outside, into,
-                        given.pitch, given.half, next_row, 1, given.x_row, 0,
+                        given.pitch, given.half, next_row, 1, given.x_row, 0, is_filled,
                     )  # fmt: skip
                 with any_way:
                     kernel.call(
@@ -337,7 +343,7 @@ def _open(
                     with kernel.when(given.held > 0):
                         kernel.call(
                             read, into + given.held, given.gathered, height, 1, 1, 1, 0, width, 0, width,
-                            given.outside, into, given.pitch, given.half, 0, 0, 0, 0,
+                            given.outside, into, given.pitch, given.half, 0, 0, 0, 0, 0,
                         )  # fmt: skip
             with kernel.loop(height) as i:
                 kernel.store(into + i * given.pitch, table, i * 8)

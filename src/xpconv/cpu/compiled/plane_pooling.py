@@ -225,7 +225,7 @@ def _windows_task(module: ir.Module, name: str, dtype: str, kernels: tuple[Kerne
             read, x, given.row_sources + row * given.row_stride * 8, rows, given.row_stride, given.down, given.dilation,
             column * given.stride, (columns - 1) * given.stride + given.reach, given.left, given.width, given.outside,
             *held, given.half, x + (row + rows) * given.row_stride * given.x_row, given.row_stride, given.x_row,
-            given.divisor,
+            given.divisor, 0,
         )  # fmt: skip
         if block is not None:
             kernel.call(block, *held, given.offsets, given.taps, rows, columns, into, given.y_row, given.divisor)

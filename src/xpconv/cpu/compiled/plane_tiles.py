@@ -18,7 +18,7 @@ from xpconv.cpu.compiled.values import FLOATS, Value, Variable, vector
 
 _ARGUMENTS = (
     "rows", "at", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "begin",
-    "limit", "finish", "bias",
+    "limit", "finish", "bias", "count", "rows_step", "y_tile",
 )  # fmt: skip
 
 
@@ -61,17 +61,29 @@ def is_shared(given: SimpleNamespace, taps: Taps, height: int) -> Value:
     return given.shared * given.taps_down >= least
 
 
-def tiles(module: ir.Module, dtype: str, taps: Taps, height: int, most: int) -> tuple[Kernel, dict[int, Kernel]]:
-    """A tile for whole vectors, and those for what is left over by the vectors that this takes."""
+def tiles(
+    module: ir.Module, dtype: str, taps: Taps, height: int, most: int, *, guarded: bool
+) -> tuple[Kernel, dict[int, Kernel]]:
+    """A tile for whole vectors, and those for what is left over by the vectors that this takes.
+
+    Where rows are `guarded` the latter read nothing beyond the ends of rows.
+    """
     counts = sorted({q for q in (1, 2, 3, 4, most) if q <= most})
-    whole = _tile(module, dtype, taps, (height, most), masked=0)
-    return whole, {q: _tile(module, dtype, taps, (height, q), masked=q - less) for less, q in pairwise([0, *counts])}
+    whole = _tile(module, dtype, taps, (height, most), masked=0, guarded=False)
+    last = dict(pairwise([0, *counts]))
+    return whole, {
+        q: _tile(module, dtype, taps, (height, q), masked=q - less, guarded=guarded) for less, q in last.items()
+    }
 
 
-def _tile(module: ir.Module, dtype: str, taps: Taps, shape: tuple[int, int], *, masked: int) -> Kernel:
-    """Rows of the result that read the same rows of the input, shifted by one tap each.
+def _tile(
+    module: ir.Module, dtype: str, taps: Taps, shape: tuple[int, int], *, masked: int, guarded: bool
+) -> Kernel:
+    """Rows of the result that read the same rows of the input, shifted by one tap each; a count of such tiles, below
+    each other.
 
-    Of the last `masked` vectors only the columns before `width` are read and stored. Every sum is over the taps of a
+    Of the last `masked` vectors only the columns before `width` are stored; of rows that are `guarded` only those from
+    0 to before `limit` are read. Every sum is over the taps of a
     column, column after column, whatever the tile.
     """
     (height, vectors), element, size, lanes = shape, FLOATS[dtype], np.dtype(dtype).itemsize, lanes_of(dtype)
@@ -85,12 +97,12 @@ def _tile(module: ir.Module, dtype: str, taps: Taps, shape: tuple[int, int], *, 
     def zero() -> list[list[Variable]]:
         return [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
 
-    def column(across: Value, sums: list[list[Variable]]) -> None:
+    def column(rows: Value, across: Value, sums: list[list[Variable]]) -> None:
         """All taps of a column."""
-        offset, row = kernel.load(given.offsets, offset=across * 8), kernel.variable(given.rows)
+        offset, row = kernel.load(given.offsets, offset=across * 8), kernel.variable(rows)
         place = given.begin + offset // size
         inside: list[Value | None] = [None] * vectors
-        if masked:
+        if guarded:
             inside = [kernel.lanes_within(place + lanes * q, given.limit, lanes) for q in range(vectors)]
         weight = kernel.variable(given.w + across * given.taps_down * size)
 
@@ -115,29 +127,35 @@ def _tile(module: ir.Module, dtype: str, taps: Taps, shape: tuple[int, int], *, 
         for i in range(1, height):
             add(range(i, height))
 
-    totals = zero()
-    if taps.long:
+    def added(rows: Value) -> list[list[Variable]]:
+        """The sums over all columns, of rows that a table tells."""
+        totals = zero()
+        if not taps.long:
+            with kernel.loop(given.taps_across) as across:
+                column(rows, across, totals)
+            return totals
         with kernel.loop(given.taps_across, step=given.chunk) as first:
             sums = zero()
             with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
-                column(across, sums)
+                column(rows, across, sums)
             for total, part in zip(chain(*totals), chain(*sums), strict=True):
                 total.set(total.get() + part.get())
-    else:
-        with kernel.loop(given.taps_across) as across:
-            column(across, totals)
+        return totals
+
     bias = kernel.splat(kernel.load(given.bias, element), lanes)
+    with kernel.loop(given.count) as number:
+        totals, target = added(given.rows + number * given.rows_step), given.y + number * given.y_tile
 
-    def store(done: Callable[[Value], Value]) -> None:
-        for y, row_totals in enumerate(totals):
-            for q, (total, mask) in enumerate(zip(row_totals, stored, strict=True)):
-                put(kernel, done(total.get()), given.y + y * given.y_step + q * lanes * size, mask)
+        def store(done: Callable[[Value], Value]) -> None:
+            for y, row_totals in enumerate(totals):
+                for q, (total, mask) in enumerate(zip(row_totals, stored, strict=True)):
+                    put(kernel, done(total.get()), target + y * given.y_step + q * lanes * size, mask)
 
-    with kernel.either(given.finish.equals(0)) as (plain, other):
-        with plain:
-            store(lambda total: total + bias)
-        with other:  # takes as long as a column of three taps
-            finished = Finish(kernel, given.finish, element, lanes)
-            store(lambda total: finished(total, bias))
+        with kernel.either(given.finish.equals(0)) as (plain, other):
+            with plain:
+                store(lambda total: total + bias)
+            with other:  # takes as long as a column of three taps
+                finished = Finish(kernel, given.finish, element, lanes)
+                store(lambda total: finished(total, bias))
     kernel.finish()
     return kernel
