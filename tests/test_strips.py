@@ -549,3 +549,13 @@ def test_a_large_product_of_few_channels_is_made_in_pieces(channels, filters, pi
 def test_few_filters_of_many_channels_take_patches_and_not_a_slow_product_for_each_tap(channels, filters):
     x, w = np.zeros((1, 256, 256, channels), np.float32), np.zeros((3, 3, channels, filters), np.float32)
     assert xpconv.explain(xpconv.corr2d, x, w, padding=1, layout="channels_last").method == "gemm"
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (4, 4), (4, 2), (3, 1)])
+def test_axes_of_one_element_may_lie_any_number_of_bytes_apart(channels, groups):
+    dense, w = np.arange(12.0 * channels).reshape(1, 3, 4, channels), np.ones((2, 2, channels // groups, channels))
+    strides = [999 * 8 if n == 1 else step for n, step in zip(dense.shape, dense.strides, strict=True)]
+    x = np.lib.stride_tricks.as_strided(dense, dense.shape, strides)
+    assert x.flags.c_contiguous
+    spec = xpconv.corr2d.request(dense, w, groups=groups, layout="channels_last").spec
+    np.testing.assert_array_equal(strips.conv(x, w, spec, 1 << 20), strips.conv(dense, w, spec, 1 << 20))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,22 +58,17 @@ def of_input(spec: Windows, shape: Sizes, dtype: np.dtype, counts: Sizes | None 
     return Patches(shape, strides, 0, flat, dtype)
 
 
-def windows(x: Array, spec: Windows, counts: Sizes | None = None) -> Array:
-    """A view (..., *out, *window, C) of padded `x` (..., *size, C), or of a strip that so many results read."""
-    return viewed(x, *_windows(spec, x.shape, x.strides, counts))
+def windows(x: Array, spec: Windows) -> Array:
+    """A view (..., *out, *window, C) of padded `x` (..., *size, C)."""
+    return np.lib.stride_tricks.as_strided(x, *_windows(spec, x.shape, x.strides), writeable=False)
 
 
-def _windows(spec: Windows, shape: Sizes, strides: Sizes, counts: Sizes | None) -> tuple[Sizes, Sizes]:
-    """Shape and strides of the view."""
+def _windows(
+    spec: Windows, shape: Sizes, strides: Sizes, counts: Sizes | None = None
+) -> tuple[Sizes, Sizes]:
+    """Shape and strides of the view, or of that of so many results."""
     lead, steps = strides[: -spec.axes - 1], strides[-spec.axes - 1 : -1]
     moves = (step * s for step, s in zip(steps, spec.stride, strict=True))
     taps = (step * d for step, d in zip(steps, spec.dilation, strict=True))
     shape = (*shape[: len(lead)], *(counts or spec.out_size), *spec.window, shape[-1])
     return shape, (*lead, *moves, *taps, strides[-1])
-
-
-def viewed(x: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
-    """A view of `x` from its first element on; that of `as_strided` takes five times as long to make."""
-    if x.flags.c_contiguous:
-        return np.ndarray(shape, x.dtype, x, 0, strides)
-    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)

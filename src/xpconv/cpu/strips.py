@@ -18,7 +18,7 @@ import numpy as np
 
 from xpconv.cpu import cuts, joined, margins, team
 from xpconv.cpu.memory import Memory, borrowed
-from xpconv.cpu.patches import Patches, of_input, viewed, windows
+from xpconv.cpu.patches import Patches, of_input
 from xpconv.cpu.planes import finite
 from xpconv.cpu.results import new
 from xpconv.plan import conv_operations
@@ -307,12 +307,12 @@ def _depthwise(w: Array, spec: ConvSpec, limit: int) -> Filtered:
     last, wide = 2 * axes + 1, weight.shape[-1]
 
     def filtered(source: Array, out: Array, _: Memory) -> None:
-        read = windows(source, spec, out.shape[1:-1])
+        patches = of_input(spec, source.shape, source.dtype, out.shape[1:-1])
+        shape, steps = patches.shape, patches.strides
         if rows:
             out = out.reshape(*out.shape[:axes], -1)
-            shape, steps = (*read.shape[:axes], *spec.window, out.shape[-1]), list(read.strides)
-            del steps[axes]
-            read = viewed(source, shape, steps)
+            shape, steps = (*shape[:axes], *spec.window, out.shape[-1]), (*steps[:axes], *steps[axes + 1 :])
+        read = np.ndarray(shape, source.dtype, source, 0, steps)
         for begin in range(0, out.shape[-1], wide):
             part = out[..., begin : begin + wide]
             several = read[..., begin : begin + wide], [*places, *taps, last], weight[..., : part.shape[-1]]
