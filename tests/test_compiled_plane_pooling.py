@@ -197,3 +197,15 @@ def test_public_calls_and_their_repeats_agree_with_the_definition(function):
     expected = reference(function, x, *arguments, layout="channels_first")
     for _ in range(3):
         np.testing.assert_allclose(function(x, *arguments, layout="channels_first"), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("operation", ["sum_pool", "max_pool"])
+def test_blocks_that_follow_a_smaller_one_in_the_same_memory_are_padded(operation, monkeypatch):
+    """Of planes of three blocks a thread takes 14, from the last one of a plane on; what was there shows as NaN."""
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    x, nan = integers(np.random.default_rng(8), (2, 19, 61, 150), "float32"), np.full((2, 19, 61, 170), np.nan, "f")
+    expected = pooled(operation, x, (3, 3), stride=2, padding=1)
+    assert not np.isnan(expected).any()
+    for _ in range(100):
+        pooled(operation, nan, (3, 3), stride=2, padding=1)
+        np.testing.assert_array_equal(pooled(operation, x, (3, 3), stride=2, padding=1), expected)

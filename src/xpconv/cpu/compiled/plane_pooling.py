@@ -209,8 +209,8 @@ def _windows_task(module: ir.Module, name: str, dtype: str, kernels: tuple[Kerne
     (read, block, stream), size = kernels, np.dtype(dtype).itemsize
     kernel = Kernel(module, name, ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
-    given = kernel.given(arguments, _WINDOWS)
-    first = item * given.share
+    given, one, none = kernel.given(arguments, _WINDOWS), kernel.constant(1), kernel.constant(0)
+    first, filled = item * given.share, kernel.variable(0)  # rows whose padding is there
     with kernel.loop(kernel.minimum(first + given.share, given.blocks), start=first) as number:
         column, rest = (number % given.column_blocks) * given.columns, number // given.column_blocks
         row, plane = (rest % given.row_blocks) * given.rows, rest // given.row_blocks
@@ -221,11 +221,13 @@ def _windows_task(module: ir.Module, name: str, dtype: str, kernels: tuple[Kerne
         y = given.y + image * given.y_item + channel * given.y_plane + row * given.y_row + column * size
         into = given.streams.equals(1).where(scratch + given.aside, y)
         held = (into, given.y_row) if block is None else (scratch + given.shift, given.pitch)
+        is_filled = ((rows <= filled.get()) & given.column_blocks.equals(1)).where(one, none)
+        filled.set(kernel.at_least(filled.get(), rows))
         kernel.call(
             read, x, given.row_sources + row * given.row_stride * 8, rows, given.row_stride, given.down, given.dilation,
             column * given.stride, (columns - 1) * given.stride + given.reach, given.left, given.width, given.outside,
             *held, given.half, x + (row + rows) * given.row_stride * given.x_row, given.row_stride, given.x_row,
-            given.divisor, 0,
+            given.divisor, is_filled,
         )  # fmt: skip
         if block is not None:
             kernel.call(block, *held, given.offsets, given.taps, rows, columns, into, given.y_row, given.divisor)
@@ -237,7 +239,7 @@ def _windows_task(module: ir.Module, name: str, dtype: str, kernels: tuple[Kerne
     return name
 
 
-_ARGUMENTS = ("x", "pitch", "offsets", "taps", "y", "y_row", "width", "divisor")
+_ARGUMENTS = ("x", "pitch", "offsets", "taps", "y", "y_row", "width", "divisor", "count")
 _WIDEST = 4  # vectors of columns in a tile
 
 
@@ -253,14 +255,15 @@ def _block_kernel(module: ir.Module, dtype: str, operation: str, *, divides: boo
     kernel = Kernel(module, f"block{divides:d}", names)
     x, pitch, offsets, taps, rows, columns, y, y_row, divisor = kernel.arguments
 
-    def all_columns(row: Value, height: int) -> None:
+    def all_columns(row: Value, height: int, count: Value) -> None:
+        """So many tiles below each other, of every column."""
         now = kernel.variable(0)
 
         def call(tile: Kernel) -> None:
             at = now.get() * size
             kernel.call(
                 tile, x + row * pitch + at, pitch, offsets, taps, y + row * y_row + at, y_row, columns - now.get(),
-                divisor,
+                divisor, count,
             )  # fmt: skip
 
         with kernel.while_(lambda: now.get() + _WIDEST * lanes <= columns):
@@ -273,9 +276,10 @@ def _block_kernel(module: ir.Module, dtype: str, operation: str, *, divides: boo
 
     first = kernel.variable(0)
     for height in heights:
-        with kernel.while_(lambda height=height: first.get() + height <= rows):
-            all_columns(first.get(), height)
-            first.set(first.get() + height)
+        count = (rows - first.get()) // height
+        with kernel.when(count > 0):
+            all_columns(first.get(), height, count)
+            first.set(first.get() + count * height)
     kernel.finish()
     return kernel
 
@@ -283,25 +287,30 @@ def _block_kernel(module: ir.Module, dtype: str, operation: str, *, divides: boo
 def _tile(
     module: ir.Module, dtype: str, operation: str, shape: tuple[int, int], *, divides: bool, masked: bool
 ) -> Kernel:
-    """Rows by vectors of results; of the last vector, where it is `masked`, only the columns before `width`."""
+    """Rows by vectors of results, so many tiles, one below the other; of the last vector, where it is `masked`, only
+    the columns before `width`.
+    """
     (height, vectors), lanes, size = shape, lanes_of(dtype), np.dtype(dtype).itemsize
     kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}{divides:d}", _ARGUMENTS)
     given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
     kind, last = vector(FLOATS[dtype], lanes), vectors - 1
     places = [(row, q) for row in range(height) for q in range(vectors)]
 
-    def loaded(tap: Value) -> list[Value]:
-        start = given.x + kernel.load(given.offsets, offset=tap * 8)
-        return [kernel.load(start + row * given.pitch + q * lanes * size, kind) for row, q in places]
-
-    totals = [kernel.variable(value) for value in loaded(kernel.constant(0))]
-    with kernel.loop(given.taps, start=1) as tap:
-        for total, value in zip(totals, loaded(tap), strict=True):
-            total.set(joined(kernel, operation, total.get(), value))
     mask = kernel.lanes_below(given.width - lanes * last, lanes) if masked else None
-    for (row, q), total in zip(places, totals, strict=True):
-        value = divided(kernel, total.get(), given.divisor) if divides else total.get()
-        put(kernel, value, given.y + row * given.y_row + q * lanes * size, mask if q == last else None)
+    with kernel.loop(given.count) as number:
+        x, y = (start + number * (row * height) for start, row in ((given.x, given.pitch), (given.y, given.y_row)))
+
+        def loaded(tap: Value, x: Value = x) -> list[Value]:
+            start = x + kernel.load(given.offsets, offset=tap * 8)
+            return [kernel.load(start + row * given.pitch + q * lanes * size, kind) for row, q in places]
+
+        totals = [kernel.variable(value) for value in loaded(kernel.constant(0))]
+        with kernel.loop(given.taps, start=1) as tap:
+            for total, value in zip(totals, loaded(tap), strict=True):
+                total.set(joined(kernel, operation, total.get(), value))
+        for (row, q), total in zip(places, totals, strict=True):
+            value = divided(kernel, total.get(), given.divisor) if divides else total.get()
+            put(kernel, value, y + row * given.y_row + q * lanes * size, mask if q == last else None)
     kernel.finish()
     return kernel
 

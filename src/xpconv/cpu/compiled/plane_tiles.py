@@ -79,12 +79,11 @@ def tiles(
 def _tile(
     module: ir.Module, dtype: str, taps: Taps, shape: tuple[int, int], *, masked: int, guarded: bool
 ) -> Kernel:
-    """Rows of the result that read the same rows of the input, shifted by one tap each; a count of such tiles, below
-    each other.
+    """Rows of the result that read the same rows of the input, shifted by one tap each; so many tiles, one below the
+    other: a call takes as long as a tile of one tap.
 
     Of the last `masked` vectors only the columns before `width` are stored; of rows that are `guarded` only those from
-    0 to before `limit` are read. Every sum is over the taps of a
-    column, column after column, whatever the tile.
+    0 to before `limit` are read. Every sum is over the taps of a column, column after column, whatever the tile.
     """
     (height, vectors), element, size, lanes = shape, FLOATS[dtype], np.dtype(dtype).itemsize, lanes_of(dtype)
     kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}", _ARGUMENTS)

@@ -132,7 +132,7 @@ def rows_kernel(
             (write_folded if folded else write_phases)(values, moved + row * given.pitch, left_over)
 
     if not folded:
-        with kernel.when(given.is_filled.equals(0)):
+        with kernel.when(given.is_filled.equals(0) & (place > 0)):
             fill(0, kernel.minimum(place, columns))
     column = kernel.variable(begin)
     with kernel.while_(lambda: column.get() + _UNITS * unit <= end):
@@ -143,9 +143,9 @@ def rows_kernel(
         with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
             read(column.get(), units, rest - (units - 1) * unit)
     if not folded:  # what is beyond the last vector's elements is zeros now
-        keeps = (given.is_filled > 0) & kernel.load(nothing, element).equals(0)
-        with kernel.when(keeps.equals(0)):
-            fill(place + (end - begin), columns)
+        keeps, stop = (given.is_filled > 0) & kernel.load(nothing, element).equals(0), place + (end - begin)
+        with kernel.when(keeps.equals(0) & (stop < columns)):
+            fill(stop, columns)
     kernel.finish()
     return kernel
 
