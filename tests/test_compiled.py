@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 from functools import partial
@@ -323,6 +325,33 @@ def test_helpers_leave_the_callers_processor_to_the_caller():
         team.run(task, Told(1, ()).of(counts), len(counts), 0, 0, team.threads)
         assert all(os.sched_getaffinity(helper.native_id) == allowed - {team.processor} for helper in team._helpers)
         assert team.processor in allowed
+
+
+_PINNED = """
+import os, threading
+import numpy as np, xpconv
+from xpconv.cpu import processors
+from xpconv.cpu.compiled import threads
+
+allowed = os.sched_getaffinity(0)
+
+def first():
+    os.sched_setaffinity(0, {min(allowed)})
+    xpconv.corr2d(np.ones((1, 56, 56, 64), "f"), np.ones((3, 3, 64, 64), "f"), padding=1)
+
+caller = threading.Thread(target=first)
+caller.start()
+caller.join()
+assert processors.most_threads() == len(allowed)
+assert {min(allowed)} not in [os.sched_getaffinity(helper.native_id) for helper in threads._team._helpers]
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be placed on this system")
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="a single processor")
+def test_a_first_caller_that_stays_on_one_processor_does_not_keep_the_others_there():
+    unset = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    subprocess.run([sys.executable, "-c", _PINNED], check=True, env=unset | {"XPCONV_COMPILE": "wait"})
 
 
 def test_a_team_has_the_helpers_that_can_begin(monkeypatch):

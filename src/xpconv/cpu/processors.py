@@ -15,8 +15,13 @@ CAN_CHOOSE = hasattr(os, "sched_setaffinity")  # whether a thread can be told wh
 
 
 def allowed() -> Sequence[int]:
-    """Those that this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    """Those that this process may run on: its first thread or this one, either of which may have been told to stay."""
+    if not hasattr(os, "sched_getaffinity"):
+        return range(os.cpu_count() or 1)
+    some = os.sched_getaffinity(0)
+    with suppress(OSError):  # the first thread has ended
+        some |= os.sched_getaffinity(os.getpid())
+    return sorted(some)
 
 
 def now() -> int:

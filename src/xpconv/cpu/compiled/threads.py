@@ -191,7 +191,7 @@ class Team:
             return
         self.processor = processor
         with suppress(OSError):  # a sandbox may forbid it
-            if others := os.sched_getaffinity(0) - {processor}:
+            if others := {*processors.allowed()} - {processor}:
                 for helper in self._helpers:
                     if helper.native_id is not None:  # of this thread, 0 would say
                         os.sched_setaffinity(helper.native_id, others)
