@@ -90,6 +90,7 @@ def test_threads_that_a_half_of_the_limit_has_no_room_for_take_no_part(monkeypat
     taken, run = [], threads.run
     monkeypatch.setattr(threads, "run", lambda *asked: (taken.append(asked[4:]), run(*asked)))
     with xpconv.workspace_limit(limit):
+        assert xpconv.explain(xpconv.corr_grad_weight, x, gy, window=3, padding=1).threads == 3
         some = xpconv.corr_grad_weight(x, gy, window=3, padding=1)
     assert (4, 3) in taken
     np.testing.assert_allclose(some, everybody, rtol=1e-4, atol=1e-3)
@@ -121,7 +122,7 @@ def test_what_is_not_finite_reaches_the_taps_that_read_it_and_no_others():
 def test_what_is_not_taken():
     def takes(channels=64, filters=64, size=(56, 56), limit=LIMIT, **options):
         spec = arrays(0, "float32", 8, size, channels, filters, padding=1, **options)[2]
-        return winograd_gradient.takes("float32", spec, limit)
+        return winograd_gradient.members("float32", spec, limit, 2)
 
     assert takes()
     assert takes(dilation=2)

@@ -216,17 +216,18 @@ def fits_gradient(dtype: Any, spec: ConvSpec) -> bool:
     return present.takes_weight_gradient(_summed_in(dtype), _parts_of(dtype, spec)[0].spec, current_limit())
 
 
-def takes_winograd_gradient(dtype: Any, spec: ConvSpec) -> bool:
-    """Whether the gradient of the weight is summed in Winograd's domain, most often part by part."""
-    return _takes_winograd_part(dtype, _parts_of(dtype, spec)[0].spec)
+def winograd_gradient_threads(dtype: Any, spec: ConvSpec) -> int:
+    """How many sum the gradient of the weight in Winograd's domain, most often part by part; 0 where none does."""
+    return _threads_of_part(dtype, _parts_of(dtype, spec)[0].spec)
 
 
-def _takes_winograd_part(dtype: Any, spec: ConvSpec) -> bool:
+def _threads_of_part(dtype: Any, spec: ConvSpec) -> int:
     """The same of one part."""
     present, name = kernels(), _summed_in(dtype)
     if present is None or not winograd.fits(spec) or not winograd_gradient_pays(spec):
-        return False
-    return present.takes_winograd_gradient(name, spec, current_limit()) and is_ready("winograd gradient", dtype, spec)
+        return 0
+    threads: int = present.winograd_gradient_threads(name, spec, current_limit())
+    return threads if threads and is_ready("winograd gradient", dtype, spec) else 0
 
 
 def grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
@@ -249,7 +250,7 @@ def _grad_weight(x: Array, gy: Array, spec: ConvSpec) -> Array:
     """Of one part."""
     present = found()
     to_turn = 0 if gy.strides[-1] == gy.itemsize else gy.nbytes
-    if _takes_winograd_part(x.dtype, spec) and to_turn <= current_limit() // 4:
+    if _threads_of_part(x.dtype, spec) and to_turn <= current_limit() // 4:
         gw = present.winograd_grad_weight(x, gy, spec, sources, current_limit())
         if finite(gw):
             return gw

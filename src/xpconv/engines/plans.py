@@ -34,9 +34,9 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
     if side != operation and (spectra := spectral_gradient(x, spec, side)):
         return spectra
     if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
-        if compiled.takes_winograd_gradient(x.dtype, spec):
+        if some := compiled.winograd_gradient_threads(x.dtype, spec):
             tile = "compiled: blocks of tiles, added in registers"
-            return Plan("winograd", "a quarter of the products", tile, threads=compiled.thread_count())
+            return Plan("winograd", "a quarter of the products", tile, threads=some)
         tile, threads = "compiled: blocks of pixels, added in registers", compiled.threads_for(conv_operations(spec))
         return Plan("direct", "by tiles of channels and filters", tile, threads=threads)
     if operation == "conv_grad_weight":

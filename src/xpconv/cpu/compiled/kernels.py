@@ -222,14 +222,14 @@ def takes_weight_gradient(dtype: str, spec: ConvSpec, limit: int) -> bool:
     return direct.workspace(dtype, spec) <= limit
 
 
-def takes_winograd_gradient(dtype: str, spec: ConvSpec, limit: int) -> bool:
-    """Whether it is taken in Winograd's domain."""
-    return _takes_winograd_gradient(dtype, spec, limit, threads.thread_count())
+def winograd_gradient_threads(dtype: str, spec: ConvSpec, limit: int) -> int:
+    """How many compute it in Winograd's domain, or 0."""
+    return _winograd_gradient_threads(dtype, spec, limit, threads.thread_count())
 
 
 @lru_cache(maxsize=1024)
-def _takes_winograd_gradient(dtype: str, spec: ConvSpec, limit: int, _threads: int) -> bool:
-    return _here(dtype) and winograd_gradient.takes(dtype, spec, limit)
+def _winograd_gradient_threads(dtype: str, spec: ConvSpec, limit: int, free: int) -> int:
+    return winograd_gradient.members(dtype, spec, limit, free) if _here(dtype) else 0
 
 
 def _here(dtype: str) -> bool:

@@ -71,15 +71,15 @@ class _Job:
     members: int
 
 
-def takes(dtype: str, spec: ConvSpec, limit: int) -> bool:
-    """Whether the gradient is computed here, by sums for two threads at least."""
+def members(dtype: str, spec: ConvSpec, limit: int, team: int) -> int:
+    """The threads of a team that compute the gradient here, by two sums at least; 0 for half of them or fewer."""
     plain = spec.axes == 2 and transforms.fits(spec) and not transforms.is_strided(spec)
     if not plain or 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size):
-        return False
+        return 0
     if _chunks(spec, np.dtype(dtype).itemsize, limit) < 2 or min(spec.channels, spec.filters) < lanes_of(dtype):
-        return False
-    team = threads.thread_count()
-    return 2 * _members(dtype, spec, limit, team) > team
+        return 0
+    some = _members(dtype, spec, limit, team)
+    return some if 2 * some > team else 0
 
 
 def grad_weight(x: Array, gy: Array, spec: ConvSpec, sources: Sources, limit: int) -> Array:
@@ -147,8 +147,8 @@ def _job(
     cut = blocks_of(whole, x_strides, dtype, 1, found, 0.0, limit, _rows_and_images(whole), placed=True)
     tiles, _ = tile_counts(whole, IMAGES, cut.rows, cut.images)
     chunks, panels = _chunks(spec, size, limit), -(-spec.filters // shape.filters)
-    members = _members(dtype, spec, limit, team)
-    parts = 1 if chunks % members == 0 else min(-(-2 * members // chunks), panels)
+    some = _members(dtype, spec, limit, team)
+    parts = 1 if chunks % some == 0 else min(-(-2 * some // chunks), panels)
     results_row, results_pixel = in_tile(IMAGES, spec, gy_strides[-3:-1])
     numbers, tables = winograd_tiles.numbers_and_tables(spec, whole, IMAGES)
     of_input, places = winograd_tiles.input_of(spec, whole, IMAGES, cut, dtype, found, 0.0)
@@ -161,7 +161,7 @@ def _job(
     }  # fmt: skip
     tables["pixels"] = np.arange(tiles, dtype=np.int64) * (spec.channels * size)
     arguments, scratch = Arguments(FIELDS, len(_ARRAYS), numbers, tables, cut), _scratch(spec, dtype)
-    return _Job(shape, arguments, chunks, chunks * parts, scratch, team, members)
+    return _Job(shape, arguments, chunks, chunks * parts, scratch, team, some)
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
