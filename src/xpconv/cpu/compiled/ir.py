@@ -133,10 +133,6 @@ class Kernel:
         kind = vector(I64, numbers.type.count)
         return numbers if numbers.type == kind else Value(self, self.builder.sext(numbers.raw, kind))
 
-    def steps(self, step: int, lanes: int) -> Value:
-        """0, step, 2 step, ... as a vector."""
-        return Value(self, ir.Constant(ir.VectorType(I64, lanes), [step * lane for lane in range(lanes)]))
-
     def any_lane(self, mask: Value) -> Value:
         """Whether a condition holds in any lane."""
         if not isinstance(mask.type, ir.VectorType):
