@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpconv.cpu.copies import dense_strides
 from xpconv.cpu.memory import borrowed
 from xpconv.cpu.patches import Patches
 from xpconv.cpu.spares import Spares
@@ -48,7 +49,8 @@ class Steps(NamedTuple):
 
 def steps_of(spec: Windows, dtype: np.dtype) -> Steps:
     """Those of a padded input in the spec's layout, in one piece of memory."""
-    steps = np.empty(in_layout(spec.layout, spec.batch, spec.padded_size, spec.channels), dtype).strides
+    shape = in_layout(spec.layout, spec.batch, spec.padded_size, spec.channels)
+    steps = dense_strides(shape, dtype.itemsize)
     batch, *along, channel = steps if spec.layout == "channels_last" else (steps[0], *steps[2:], steps[1])
     windows = tuple(step * s for step, s in zip(along, spec.stride, strict=True))
     return Steps(batch, windows, tuple(step * d for step, d in zip(along, spec.dilation, strict=True)), channel)

@@ -44,8 +44,7 @@ FIELDS = (
     "offsets", "chunk", "finish", "channels", "planes", "share", "rows", "row_blocks", "out_rows", "columns",
     "column_blocks", "out_columns", "stride", "dilation", "reach", "step_across", "reach_across", "apart", "shared",
     "pitch", "half", "shift", "in_place", "plain", "above", "height", "left", "width", "row_sources", "runs",
-    "run_count", "outside", "gathered", "held", "streams", "aside", "table",
-    "below",
+    "run_count", "outside", "gathered", "held", "streams", "aside", "table", "below",
 )  # fmt: skip
 _SHARE = 16  # small planes of an item at most: what is asked for ahead is the same thread's next plane
 _BELOW_BYTES = 1 << 12  # of rows of results whose tiles of some columns are computed in one go

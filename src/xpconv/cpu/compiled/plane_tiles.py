@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from types import SimpleNamespace
 
@@ -70,10 +71,8 @@ def tiles(
     """
     counts = sorted({q for q in (1, 2, 3, 4, most) if q <= most})
     whole = _tile(module, dtype, taps, (height, most), masked=0, guarded=False)
-    last = dict(pairwise([0, *counts]))
-    return whole, {
-        q: _tile(module, dtype, taps, (height, q), masked=q - less, guarded=guarded) for less, q in last.items()
-    }
+    tile = partial(_tile, module, dtype, taps, guarded=guarded)
+    return whole, {q: tile((height, q), masked=q - less) for less, q in pairwise([0, *counts])}
 
 
 def _tile(
