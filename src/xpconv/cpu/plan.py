@@ -221,6 +221,31 @@ def _phases_seconds(spec: ConvSpec) -> float:
     return sum(min(seconds(phase) for seconds in methods) for phase in phases)
 
 
+@lru_cache(maxsize=4096)
+def spread_plan(spec: ConvSpec, itemsize: int, compiled: Compiled) -> Plan | None:
+    """The plan of an input gradient at stride 2 as one convolution in Winograd's domain, of what kernels take of that;
+    None where one for each phase of the stride takes less time.
+
+    It errs by 7e-7 of the largest result with 128 and 256 filters, and sums by as much; with 512 by 1.2e-6, and sums by
+    6e-7. Milliseconds on two cores of a Zen 3, N=8: 128@56 8.4 and 10.5, 64@112 8.9 and 10.7, 256@28 7.8 and 10.3; with
+    channels first, where phases have to be turned, 9.6 and 16.2, 11.3 and 17.2, 8.5 and 11.4.
+    """
+    adjoint = spec.input_adjoint
+    if not compiled.winograd or not winograd.is_spread(adjoint):
+        return None
+    computed = max(compiled.filters, adjoint.filters)
+    phases = [phase.spec for phase in spec.input_phases if phase.is_reached]
+    usual = sum(_tiled_seconds(phase, computed) - costs.CALL for phase in phases) + costs.CALL  # hardly more than one
+    seconds = _compiled_winograd_seconds(adjoint, computed, compiled.wide) / compiled.winograd
+    if seconds > WORTH_OF_SUMS * usual:
+        return None
+    reason = f"the least expected time: winograd of the adjoint {seconds:.2g} s, phases {usual:.2g} s"
+    weight = winograd.compiled_for(adjoint).points * adjoint.channels * computed * itemsize
+    threads = _threads(adjoint, "winograd", round(compiled.winograd * compiled.threads))
+    tile = "compiled: tiles transformed in registers, of 4 x 4 results"
+    return Plan("winograd", f"{reason}; phases where a value is not finite", tile, weight, seconds, threads=threads)
+
+
 def expected_seconds(spec: ConvSpec, compiled: Compiled = Compiled()) -> dict[str, float]:
     """What each method is expected to take, infinite where it does not apply; only the ratios matter."""
     seconds = {name: cost(spec) for name, cost in costs.COSTS.items()}
@@ -320,7 +345,8 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int, wide: bool) -> flo
     weight = (transform.points * terms + math.prod(spec.window)) * spec.channels * spec.filters
     maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
-    share = 1 / 3 if transform.stride > 1 else 1 if transform.squared else 1 / 2  # of the additions of F(4x4, 3x3)
+    by_halves = transform.stride > 1 or transform.spread > 1
+    share = 1 / 3 if by_halves else 1 if transform.squared else 1 / 2  # of the additions of F(4x4, 3x3)
     transforms = share * transformed / _REGISTERED
     multiplied, is_near = products / spec.filters * computed / _COMPILED, weight <= _NEAR_ELEMENTS
     if wide or is_near:

@@ -9,6 +9,9 @@ results of 9 taps. Longer windows are sums of windows of nine, which read one ti
 
 At stride 2 the first and the last tap read every other element, as a window of two at stride 1, which F(2, 2) makes two
 results of by 3 products; the tap between them reads the others. So 5 products make 2 results of 3 taps, 25 make 2 x 2.
+
+The gradient of such an input is a convolution at stride 1 with zeros between the elements. Two taps reach every other
+result, and one the results between: 5 products make 4 results, 25 make 4 x 4, where the definition takes 36.
 """
 
 from __future__ import annotations
@@ -38,14 +41,18 @@ class Transform:
     """
 
     def __init__(
-        self, axes: int, filter_: Rows, input_: Rows, output: Rows, *, folded: bool = False, stride: int = 1
-    ) -> None:
+        self, axes: int, filter_: Rows, input_: Rows, output: Rows, *, folded: bool = False, stride: int = 1,
+        spread: int = 1, first: int = 0,
+    ) -> None:  # fmt: skip
         self.filter, self.input, self.output = (np.array(matrix) for matrix in (filter_, input_, output))
-        results, edge = len(output), len(input_)  # m, and the products of an axis: m + 2 at stride 1
+        results = len(output)  # m; the products of an axis are m + 2 at stride 1
         self.axes, self.squared = axes, folded or axes == SPACE
         self.stride = stride  # of the windows, along the axes of a tile
+        self.spread, self.first = spread, first  # how far apart elements are, zeros between them, and a tile's first
         self.fold = results if folded else 0  # elements from one row of a folded signal to the next
-        self.values = (edge, edge if self.squared else 1)  # rows and columns that are transformed
+        self.reads, self.values = (  # rows and columns of elements, and of what they are transformed to
+            (count, count if self.squared else 1) for count in (self.input.shape[1], len(input_))
+        )
         self.points = math.prod(self.values)
         self.results, self.taps = (results**2, TAPS**2) if folded else (results, TAPS)  # of a tile, along an axis
         still = (1,) * (SPACE - axes)  # tiles of signals are one element wide
@@ -92,6 +99,17 @@ F2_STRIDED = Transform(  # F(2, 2) of elements 0, 2 and 4, and elements 1 and 3 
     [[1, 1, 0, 1, 0], [0, 1, 1, 0, 1]],
     stride=2,
 )
+_OF_SPREAD = [[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]]
+F2_SPREAD = (  # by how many zeros a tile begins with: F(2, 2) of its elements, to every other result, and two of them
+    Transform(
+        2, _OF_SPREAD, [[1, -1, 0], [0, 1, 0], [0, -1, 1], [0, 1, 0], [0, 0, 1]],
+        [[1, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], spread=2,
+    ),
+    Transform(
+        2, _OF_SPREAD, [[1, -1, 0], [0, 1, 0], [0, -1, 1], [1, 0, 0], [0, 1, 0]],
+        [[0, 0, 0, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1], [0, 1, 1, 0, 0]], spread=2, first=1,
+    ),
+)  # fmt: skip
 _OF_THREE: tuple[Rows, Rows, Rows] = (  # at 0, 1, -1, 2 and infinity
     [[1 / 2, 0, 0], [-1 / 2, -1 / 2, -1 / 2], [-1 / 6, 1 / 6, -1 / 6], [1 / 6, 1 / 3, 2 / 3], [0, 0, 1]],
     [[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]],
@@ -113,6 +131,16 @@ def fits(spec: ConvSpec) -> bool:
 def is_strided(spec: ConvSpec) -> bool:
     """Whether windows of images are two elements apart, and their own elements side by side."""
     return (spec.axes, spec.stride, spec.dilation) == (SPACE, (2, 2), (1, 1))
+
+
+def is_spread(spec: ConvSpec) -> bool:
+    """Whether it is what takes the gradient of such windows of images back: kernels compute that at once.
+
+    Along both axes as many elements lie before the first, but for an even number.
+    """
+    (top, _), (left, _) = spec.padding[-SPACE:] if spec.axes == SPACE else ((0, 0), (1, 0))
+    plain = (spec.stride, spec.dilation, spec.groups, spec.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
+    return plain and (spec.window, spec.input_dilation) == ((TAPS, TAPS), (2, 2)) and (top - left) % 2 == 0
 
 
 def as_images(spec: ConvSpec) -> ConvSpec:
@@ -144,6 +172,8 @@ def compiled_for(spec: ConvSpec) -> Transform:
     Where so few tiles share a weight that reading it takes longer than to multiply it, F(2x2, 3x3), whose transformed
     weight is less than half as large.
     """
+    if is_spread(spec):
+        return F2_SPREAD[spec.padding[0][0] % 2]
     if spec.axes == 1 or is_strided(spec):
         return transform_for(spec)
     weight = F4.points * F4.terms(spec.window) * spec.channels * spec.filters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from xpconv.cpu.results import maker
 from xpconv.engines import compiled, small
 from xpconv.engines.agnostic import channels_last, exchanged, weight_as
 from xpconv.engines.gradient_pieces import of_input
-from xpconv.engines.methods import planned, spectral_gradient
+from xpconv.engines.methods import planned, spectral_gradient, spread_gradient
 from xpconv.engines.plans import is_direct_adjoint
 from xpconv.plan import conv_operations
 from xpconv.request import WHOLE, Request
@@ -22,22 +22,25 @@ from xpconv.spec import Array, ConvSpec, Sizes, in_layout
 
 def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
     """An input gradient as one convolution, or as one for each phase of the stride, all by kernels or all by NumPy."""
-    spec, activation = request.spec, request.options.get("activation")
-    strided = not is_direct_adjoint(spec)
+    spec, activation, strided = request.spec, request.options.get("activation"), not is_direct_adjoint(request.spec)
     if spec.padding_mode != "zeros" or (strided and spectral_gradient(gy, spec, "input")):
         return None
-    if strided and of_input(spec, gy.itemsize):
+    spread = strided and spread_gradient(gy, spec) is not None
+    in_phases = strided and not spread
+    if in_phases and of_input(spec, gy.itemsize):
         return None
-    layout = "channels_last" if strided else spec.layout  # phases are stored between each other, then turned
-    if all(_method_of_numpys(gy, part) for part, *_ in _parts_of_adjoint(spec) if 0 not in part.window):
-        return _input_gradient_by_numpy(gy, layout, request)
+    layout = "channels_last" if in_phases else spec.layout  # phases are stored between each other, then turned
+    parts = _phases(spec) if in_phases else [(spec.input_adjoint, WHOLE, WHOLE)]
+    if not spread and all(_method_of_numpys(gy, part) for part, *_ in parts if 0 not in part.window):
+        return _input_gradient_by_numpy(gy, layout, parts, request)
     stored, finish = compiled.stored_and_left(activation)
     shape = in_layout(layout, spec.batch, spec.size, spec.channels)
     gy, gx = channels_last(gy, spec.layout), channels_last(np.empty(shape, gy.dtype), layout)
     exchange = partial(_exchanged, lift=(*request.lift, WHOLE)[1], order=weight_order(spec), groups=spec.groups)
     w, calls = exchange(request.given[1]), []
-    for part, place, taps in _parts_of_adjoint(spec):
-        call = _prepared_part(gy, w[taps], gx[place], part, stored)
+    for part, place, taps in parts:
+        kernel = "winograd" if spread else _kernel_of(gy, part)
+        call = _prepared_part(kernel, gy, w[taps], gx[place], part, stored)
         if call is None:
             return None
         calls.append((call, place, taps))
@@ -48,16 +51,27 @@ def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
         last = channels_last(gx, layout)
         if not all(call(gy, w[taps], bias, last[place]) for call, place, taps in calls):
             return NotImplemented
-        gx = compiled.laid_out(gx, spec.layout) if strided else gx
+        gx = compiled.laid_out(gx, spec.layout) if in_phases else gx
         return (gx if finish is None else finish(gx))[drop]
 
     return compiled.while_as_many_threads(again, conv_operations(spec) // 2)
 
 
-def _input_gradient_by_numpy(gy: Array, layout: str, request: Request) -> Callable[..., Any] | None:
+_Parts: TypeAlias = "list[tuple[ConvSpec, Any, Any]]"
+"""Convolutions, the places of the input that they make, and the taps of the weight that they read."""
+
+
+def _phases(spec: ConvSpec) -> _Parts:
+    phases = replace(spec, layout="channels_last").input_phases
+    return [(phase.spec, (slice(None), *phase.places), phase.taps) for phase in phases]
+
+
+def _input_gradient_by_numpy(
+    gy: Array, layout: str, parts: _Parts, request: Request
+) -> Callable[..., Any] | None:
     """Of small convolutions; its parts are stored in the layout."""
     spec, activation, calls = request.spec, request.options.get("activation"), []
-    for part, place, taps in _parts_of_adjoint(spec):
+    for part, place, taps in parts:
         method = "" if 0 in part.window else _method_of_numpys(gy, part)  # no tap reaches some places
         computed = small.conv(gy.dtype, method, part, 0, activation, part.y_shape)
         if computed is None:
@@ -85,21 +99,15 @@ def _method_of_numpys(x: Array, spec: ConvSpec) -> str:
     return "" if compiled.kernel_of(x.dtype, spec, method) else method
 
 
-def _parts_of_adjoint(spec: ConvSpec) -> list[tuple[ConvSpec, Any, Any]]:
-    """Convolutions, the places of the input that they make, and the taps of the weight that they read."""
-    if is_direct_adjoint(spec):
-        return [(spec.input_adjoint, WHOLE, WHOLE)]
-    phases = replace(spec, layout="channels_last").input_phases
-    return [(phase.spec, (slice(None), *phase.places), phase.taps) for phase in phases]
+def _kernel_of(gy: Array, part: ConvSpec) -> str:
+    """The kernels that compute a part, by name; "" where NumPy does, or no tap reaches its places."""
+    return "" if 0 in part.window else compiled.kernel_of(gy.dtype, part, planned(gy, part, "auto").method)
 
 
 def _prepared_part(
-    gy: Array, w: Array, gx: Array, part: ConvSpec, activation: str | None
+    kernel: str, gy: Array, w: Array, gx: Array, part: ConvSpec, activation: str | None
 ) -> Callable[..., bool] | None:
     """The kernels' call of a part; None for what they do not compute, or do not write where it belongs."""
-    if 0 in part.window:  # no tap reaches these places
-        return None
-    kernel = compiled.kernel_of(gy.dtype, part, planned(gy, part, "auto").method)
     if not kernel or kernel == "plane" or not compiled.is_written_by(kernel, gx):
         return None
     return compiled.prepared(kernel, gy, w, gx, part, 0, activation)

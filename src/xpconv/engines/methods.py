@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from xpconv.cpu import image_spectra, overlap, separable, signals, small, strips, winograd_blocks
+from xpconv.cpu import image_spectra, overlap, separable, signals, small, strips, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
-from xpconv.cpu.plan import conv_plan, kernel_for, pads_in_blocks, spectra_plan
+from xpconv.cpu.plan import conv_plan, kernel_for, pads_in_blocks, spectra_plan, spread_plan
 from xpconv.dtypes import kind_of
 from xpconv.engines import agnostic, compiled
 from xpconv.engines.agnostic import tap
@@ -31,6 +31,18 @@ def planned(x: Array, spec: ConvSpec, method: str) -> Plan:
 def spectral_gradient(x: Array, spec: ConvSpec, side: str) -> Plan | None:
     """The plan of the "input" or the "weight" gradient by spectra; None where they take longer, or would round much."""
     return spectra_plan(spec, side, current_limit()) if is_spectral(x) else None
+
+
+def spread_gradient(gy: Array, spec: ConvSpec) -> Plan | None:
+    """The plan of an input gradient at stride 2 by kernels at once, in Winograd's domain; None where it goes by phases.
+
+    Zeros lie between the elements of `gy`, and no kernel reads them.
+    """
+    adjoint = spec.input_adjoint
+    if gy.dtype.char not in "fd" or not winograd.is_spread(adjoint):
+        return None
+    plan = spread_plan(spec, gy.itemsize, compiled.takes(gy.dtype, adjoint))
+    return plan if plan and compiled.is_ready("winograd", gy.dtype, adjoint) else None
 
 
 def is_spectral(x: Array) -> bool:

@@ -36,6 +36,7 @@ from xpconv.engines.methods import (
     planned,
     products_of_planes,
     spectral_gradient,
+    spread_gradient,
     summed,
     summed_if_finite,
 )
@@ -161,7 +162,9 @@ def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
-    """The adjoint as a convolution: one where the stride is 1, or by spectra; else one for each phase of the stride."""
+    """The adjoint as a convolution: one where the stride is 1, by spectra, or by kernels that read no zeros between the
+    elements; else one for each phase of the stride.
+    """
     dtype = gy.dtype
     gy, w = channels_last(gy, spec.layout), exchanged(weight_last(widened(w), spec.layout), spec.groups)
     if spec.padding_mode == "constant":
@@ -189,6 +192,12 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
     """The input gradient in the spec's layout, of channels-last `gy` and exchanged `w`."""
     if is_direct_adjoint(spec):
         return _convolved(gy, w, bias, spec.input_adjoint, activation=activation)
+    if spread_gradient(gy, spec):
+        gx: Array | None = compiled.by_kernels(
+            "winograd", gy, w, bias, spec.input_adjoint, 0, activation, careful=True
+        )
+        if gx is not None:
+            return gx
     parts = gradient_pieces.of_input(spec, gy.itemsize)
     if not parts:
         return _by_phases(gy, w, bias, spec, activation)

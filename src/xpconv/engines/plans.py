@@ -7,7 +7,7 @@ from typing import Any
 
 from xpconv.cpu import strips
 from xpconv.engines import agnostic, compiled, numpy_pools, piecewise, pooled
-from xpconv.engines.methods import itemsize, spectral_gradient
+from xpconv.engines.methods import itemsize, spectral_gradient, spread_gradient
 from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.spec import Array, ConvSpec
 from xpconv.workspace import current_limit
@@ -33,6 +33,9 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
     side = operation.removeprefix("conv_grad_")
     if side != operation and (spectra := spectral_gradient(x, spec, side)):
         return spectra
+    is_adjoint = operation == "conv_grad_input" and x is not None and spec.padding_mode == "zeros"
+    if is_adjoint and (spread := spread_gradient(x, spec)):
+        return spread
     if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
         if some := compiled.winograd_gradient_threads(x.dtype, spec):
             tile = "compiled: blocks of tiles, added in registers"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import TypeAlias
 
@@ -40,7 +41,7 @@ def forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
     """``forward(x, row, pixel, to, plane, channels)``: a tile ``B^T d B``, a point a plane of bytes from the next."""
     kernel = Kernel(module, "forward", ("x", "row", "pixel", "to", "plane", "channels"))
     x, row, pixel, *target = kernel.arguments
-    rows, _ = form.matrices.values
+    rows, _ = form.matrices.reads
     _forward(kernel, dtype, form, x, pixel, lambda place, at: [place + row * i + at for i in range(rows)], *target)
     return kernel
 
@@ -54,7 +55,7 @@ def placed_forward_kernel(module: ir.Module, dtype: str, form: Form) -> Kernel:
     names = ("x", "rows", "down", "columns", "across", "outside", "to", "plane", "channels")
     kernel = Kernel(module, "placed_forward", names)
     x, rows, down, columns, across, outside, *target = kernel.arguments
-    tall, wide = form.matrices.values
+    tall, wide = form.matrices.reads
     places = kernel.memory(I64, tall * wide)
     row_places = [kernel.load(rows + down * i) for i in range(tall)]
     for j in range(wide):
@@ -75,7 +76,7 @@ def _forward(
     column_of: Callable[[Value, Value], list[Value]], to: Value, plane: Value, channels: Value,
 ) -> None:  # fmt: skip
     """All channels of a tile, a vector at a time: `column_of(column, offset)` is where the elements of a column lie."""
-    kind, (_, columns) = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.values
+    kind, columns, points = vector(FLOATS[dtype], lanes_of(dtype)), form.matrices.reads[1], form.matrices.values[1]
 
     def body(at: Value, mask: Value | None) -> None:
         def column(place: Value) -> list[Value]:
@@ -84,7 +85,7 @@ def _forward(
         done = _column_by_column(kernel, form.forward, column, first, step, columns)
         for i, values in enumerate(_rows(kernel, form.forward, done)):
             for j, value in enumerate(values):
-                put(kernel, value, to + at + plane * (columns * i + j), mask)
+                put(kernel, value, to + at + plane * (points * i + j), mask)
 
     in_vectors(kernel, dtype, channels, body)
     kernel.finish()
@@ -273,6 +274,19 @@ def _strided_back(_: Kernel, m: Sequence[Value]) -> list[Value]:
     return [m[0] + m[1] + m[3], m[1] + m[2] + m[4]]
 
 
+def _spread_forward(_: Kernel, d: Sequence[Value], *, first: int) -> list[Value]:
+    """``B^T d`` for three values with zeros between them, so many before the first."""
+    alone = d[:-1] if first else d[1:]
+    return [d[0] - d[1], d[1], d[2] - d[1], *alone]
+
+
+def _spread_back(_: Kernel, m: Sequence[Value], *, first: int) -> list[Value]:
+    """``A^T m`` for five values."""
+    summed, alone = (m[0] + m[1], m[1] + m[2]), m[3:]
+    pairs = zip(alone, summed, strict=True) if first else zip(summed, alone, strict=True)
+    return [value for pair in pairs for value in pair]
+
+
 def _signals_forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:
     """``B^T d`` for five values."""
     odd = d[3] - d[1]
@@ -298,4 +312,8 @@ SMALL_IMAGES = Form("small-images", winograd.F2, _small_forward, _small_back)
 STRIDED = Form("strided-images", winograd.F2_STRIDED, _strided_forward, _strided_back)
 SIGNALS = Form("signals", winograd.F3, _signals_forward, _signals_back)
 LONG_SIGNALS = Form("long-signals", winograd.F9, _signals_forward, _signals_back)
-FORMS = {form.matrices: form for form in (IMAGES, SMALL_IMAGES, STRIDED, SIGNALS, LONG_SIGNALS)}
+SPREAD = [
+    Form(f"spread-images-{i}", matrices, partial(_spread_forward, first=i), partial(_spread_back, first=i))
+    for i, matrices in enumerate(winograd.F2_SPREAD)
+]
+FORMS = {form.matrices: form for form in (IMAGES, SMALL_IMAGES, STRIDED, *SPREAD, SIGNALS, LONG_SIGNALS)}

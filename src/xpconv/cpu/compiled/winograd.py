@@ -3,12 +3,12 @@
 A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each of which the register tile multiplies
 with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Where few tiles share a large
 weight, tiles of 4 x 4 inputs and 2 x 2 results read half as much of it; at stride 2 tiles of 5 x 5 inputs make 2 x 2
-results of 25 products, where windows have 36. Tables say where tiles begin, so that dilation (tiles of interleaved
-images) and volumes (2-d tiles, the taps of the first axis inside the product) are the same kernels. A signal is an
-image one element wide: of tiles of 5 inputs, 5 products make 3 results of 3 taps. Where there are more taps, it is
-folded to rows that begin three elements after each other: 25 products of a tile make 9 results of 9 taps, and the sums
-of longer windows go on over the tiles that follow, which are transformed once for all of them. The transformed weight
-is kept as long as the weight stays as it is.
+results of 25 products, where windows have 36, and in gradients of such inputs 3 x 3 elements make 4 x 4. Tables say
+where tiles begin, so that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the first axis
+inside the product) are the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make
+3 results of 3 taps. Where there are more taps, it is folded to rows that begin three elements after each other: 25
+products of a tile make 9 results of 9 taps, and the sums of longer windows go on over the tiles that follow, which are
+transformed once for all of them. The transformed weight is kept as long as the weight stays as it is.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def members(dtype: str, spec: ConvSpec, limit: int, team: int) -> int:
     3x3 512->512@7, N=8, takes 4 MB for each: of 18 threads 17 have room in the default limit.
     """
     empty = 0 in (spec.batch, spec.channels, spec.filters, *spec.out_size)
-    if empty or spec.axes > 3 or not winograd.fits(spec):
+    if empty or spec.axes > 3 or not (winograd.fits(spec) or winograd.is_spread(spec)):
         return 0
     return _members(dtype, winograd.as_images(spec), _form_of(spec), limit, team)
 

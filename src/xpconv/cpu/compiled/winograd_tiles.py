@@ -66,8 +66,10 @@ def input_of(
     Tables tell where each plane, row and column of the padded image lies. A tile is inside the image from its first row
     and column on, up to the last that leave room for a tile; of what was gathered all tiles are inside.
     """
-    size = np.dtype(dtype).itemsize
+    size, spread, first = np.dtype(dtype).itemsize, form.matrices.spread, form.matrices.first
     read, (tiles, _) = cut.strides(size), tile_counts(whole, form, cut.rows, cut.images)
+    if not cut.placed:  # zeros were gathered too
+        read = (*read[:-3], *(step * spread for step in read[-3:-1]), read[-1])
     tile_row, tile_pixel = in_tile(form, spec, read[-3:-1])
     numbers = steps_of(read, "in") | {
         "channels": spec.channels, "tile_row": tile_row, "tile_pixel": tile_pixel,
@@ -76,15 +78,18 @@ def input_of(
     }  # fmt: skip
     if not cut.placed:
         planes = np.arange(whole.padded_size[0] if spec.axes == 3 else 1, dtype=np.int64) * numbers["in_plane"]
-        return numbers | {"last_row_inside": _FAR, "last_column_inside": _FAR}, {"plane_places": planes}
+        numbers |= {"last_row_inside": _FAR, "last_column_inside": _FAR}
+        numbers["before"] = -first * (numbers["in_row"] + numbers["in_column"]) // spread
+        return numbers, {"plane_places": planes}
     *lead, rows, columns = placed.places_of(sources(whole), read[1:-1])
-    (top, _), (left, _) = whole.padding[-2:]
-    down, across = ((n - 1) * d for n, d in zip(form.matrices.edges, whole.dilation[-2:], strict=True))
+    top, left = (before - first for before, _ in whole.padding[-2:])
+    down, across = ((n - 1) * spread * d for n, d in zip(form.matrices.reads, whole.dilation[-2:], strict=True))
     numbers |= {
-        "first_row": top, "last_row_inside": top + spec.size[-2] - 1 - down, "first_column": left,
-        "last_column_inside": left + spec.size[-1] - 1 - across,
-        "before": top * numbers["in_row"] + left * numbers["in_column"],
+        "first_row": top, "last_row_inside": top + spec.spread_size[-2] - 1 - down, "first_column": left,
+        "last_column_inside": left + spec.spread_size[-1] - 1 - across,
+        "before": (top * numbers["in_row"] + left * numbers["in_column"]) // spread,
     }  # fmt: skip
+    rows, columns = rows[first:], columns[first:]
     return numbers, {
         "plane_places": lead[0] if lead else np.zeros(1, np.int64), "row_places": rows, "column_places": columns,
         "outside": placed.outside_of(spec.channels, fill, dtype), "nowhere": np.array([OUTSIDE]),
@@ -128,6 +133,7 @@ class Forward:
 
     def __init__(self, module: ir.Module, dtype: str, form: Form) -> None:
         self._size, self._inside = np.dtype(dtype).itemsize, forward_kernel(module, dtype, form)
+        self._spread = form.matrices.spread
         self._placed = placed_forward_kernel(module, dtype, form) if form.matrices.axes == 2 else None
 
     def __call__(
@@ -139,7 +145,8 @@ class Forward:
             plane = kernel.load(given.plane_places + tile.unit * given.plane_step)
             image = source + tile.image * given.in_item + plane
             row, column = tile.row * given.stride, tile.column * given.stride  # of the input, with what is around it
-            place = image + row * given.in_row + column * given.in_column - given.before
+            inner = row // self._spread * given.in_row + column // self._spread * given.in_column
+            place = image + inner - given.before
             whole = place, given.tile_row, given.tile_pixel, *target
             if self._placed is None:
                 kernel.call(self._inside, *whole)
@@ -150,8 +157,8 @@ class Forward:
                         kernel.call(self._inside, *whole)
                     with other:
                         first = is_there.where(given.row_places + row * 8, given.nowhere)
-                        down = is_there.where(given.down * 8, kernel.constant(0))
-                        columns = given.column_places + column * 8, given.across * 8
+                        down = is_there.where(given.down * (8 * self._spread), kernel.constant(0))
+                        columns = given.column_places + column * 8, given.across * (8 * self._spread)
                         kernel.call(self._placed, image, first, down, *columns, given.outside, *target)
 
 
