@@ -56,20 +56,21 @@ def in_layout(layout, x, w):
 
 
 pads = st.tuples(st.integers(0, 3), st.integers(0, 3))
+TAPS = st.sampled_from((3, 3, 4, 5))  # of a window, along an axis of images
 
 
 @given(
     st.tuples(st.integers(1, 20), st.integers(1, 20)), st.tuples(pads, pads), st.sampled_from(MODES),
     st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(1, 40), st.integers(1, 70), st.integers(1, 5),
-    st.sampled_from(LAYOUTS), st.sampled_from([xpconv.corr, xpconv.conv]), st.sampled_from(sorted(BOUND)),
+    st.sampled_from(LAYOUTS), st.sampled_from([xpconv.corr, xpconv.conv]), st.sampled_from(sorted(BOUND)), TAPS,
 )  # fmt: skip
-def test_images_of_any_geometry(size, padding, mode, dilation, channels, filters, batch, layout, function, dtype):
+def test_images_of_any_geometry(size, padding, mode, dilation, channels, filters, batch, layout, function, dtype, taps):
     padding = tuple(
-        (before, max(after, 2 * d + 1 - n - before))
+        (before, max(after, (taps - 1) * d + 1 - n - before))
         for n, d, (before, after) in zip(size, dilation, padding, strict=True)
     )
     x, w, bias = normal(
-        channels * 100 + filters, (batch, *size, channels), (3, 3, channels, filters), (filters,), dtype=dtype
+        channels * 100 + filters, (batch, *size, channels), (taps, taps, channels, filters), (filters,), dtype=dtype
     )
     x, w = in_layout(layout, x, w)
     options = {"padding": padding, "padding_mode": mode, "dilation": dilation, "layout": layout}
@@ -80,10 +81,10 @@ def test_images_of_any_geometry(size, padding, mode, dilation, channels, filters
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 13), st.integers(1, 13)), st.tuples(pads, pads, pads),
     st.sampled_from(MODES), st.integers(1, 4), st.tuples(*[st.integers(1, 3)] * 3), st.integers(1, 20),
-    st.integers(1, 40), st.integers(1, 3), st.sampled_from(LAYOUTS), st.sampled_from([xpconv.corr, xpconv.conv]),
+    st.integers(1, 40), st.integers(1, 3), st.sampled_from(LAYOUTS), st.sampled_from([xpconv.corr, xpconv.conv]), TAPS,
 )  # fmt: skip
-def test_volumes_of_any_geometry(size, padding, mode, deep, dilation, channels, filters, batch, layout, function):
-    window = (deep, 3, 3)
+def test_volumes_of_any_geometry(size, padding, mode, deep, dilation, channels, filters, batch, layout, function, taps):
+    window = (deep, taps, taps)
     padding = tuple(
         (before, max(after, (m - 1) * d + 1 - n - before))
         for n, m, d, (before, after) in zip(size, window, dilation, padding, strict=True)
@@ -131,8 +132,9 @@ def test_blocks_cover_long_and_many_signals_once(size, window, channels, filters
         ((7, 7), 512, 64, 1, 1), ((14, 14), 256, 256, 1, 1),
      ((40, 45), 64, 48, 2, (3, 2)), ((20, 33, 30), 16, 24, 2, 1), ((150, 200), 40, 8, 1, (1, 5))],
 )  # fmt: skip
-def test_blocks_cover_a_large_result_once(size, channels, filters, batch, dilation, layout):
-    x, w = normal(1, (batch, *size, channels), (*(3,) * len(size), channels, filters))
+@pytest.mark.parametrize("taps", [3, 4, 5])
+def test_blocks_cover_a_large_result_once(size, channels, filters, batch, dilation, layout, taps):
+    x, w = normal(1, (batch, *size, channels), (*(taps,) * len(size), channels, filters))
     x, w = in_layout(layout, x, w)
     assert_near(xpconv.corr, x, w, padding="same", dilation=dilation, layout=layout)
 
@@ -194,11 +196,13 @@ def test_signals_and_their_weight_of_any_strides(view, padding):
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 20)), st.tuples(pads, pads), st.sampled_from(MODES),
     st.integers(1, 40), st.integers(1, 70), st.integers(1, 5), st.sampled_from(LAYOUTS),
-    st.sampled_from([xpconv.corr, xpconv.conv]), st.sampled_from(sorted(BOUND)),
+    st.sampled_from([xpconv.corr, xpconv.conv]), st.sampled_from(sorted(BOUND)), TAPS,
 )  # fmt: skip
-def test_images_of_stride_two_of_any_geometry(size, padding, mode, channels, filters, batch, layout, function, dtype):
-    padding = tuple((before, max(after, 3 - n - before)) for n, (before, after) in zip(size, padding, strict=True))
-    shapes = (batch, *size, channels), (3, 3, channels, filters), (filters,)
+def test_images_of_stride_two_of_any_geometry(
+    size, padding, mode, channels, filters, batch, layout, function, dtype, taps
+):
+    padding = tuple((before, max(after, taps - n - before)) for n, (before, after) in zip(size, padding, strict=True))
+    shapes = (batch, *size, channels), (taps, taps, channels, filters), (filters,)
     x, w, bias = normal(channels * 100 + filters, *shapes, dtype=dtype)
     x, w = in_layout(layout, x, w)
     assert_near(function, x, w, bias, stride=2, padding=padding, padding_mode=mode, layout=layout)
@@ -209,8 +213,9 @@ def test_images_of_stride_two_of_any_geometry(size, padding, mode, channels, fil
     ((56, 56), 128, 128, 1), ((57, 50), 64, 48, 3), ((14, 15), 256, 96, 9), ((200, 301), 16, 8, 1),
     ((7, 7), 512, 64, 1),
 ])  # fmt: skip
-def test_blocks_cover_a_result_of_stride_two_once(size, channels, filters, batch, layout):
-    x, w = in_layout(layout, *normal(1, (batch, *size, channels), (3, 3, channels, filters)))
+@pytest.mark.parametrize("taps", [3, 4, 5])
+def test_blocks_cover_a_result_of_stride_two_once(size, channels, filters, batch, layout, taps):
+    x, w = in_layout(layout, *normal(1, (batch, *size, channels), (taps, taps, channels, filters)))
     assert_near(xpconv.corr, x, w, stride=2, padding=1, layout=layout)
 
 
@@ -224,12 +229,13 @@ def test_nothing_beside_a_view_is_used_at_stride_two(padding, mode):
     assert_near(xpconv.corr, x[:, ::-1], w, stride=2, padding=padding, padding_mode=mode)
 
 
-@pytest.mark.parametrize(("batch", "size", "channels", "method"), [
-    (1, 56, 128, "winograd"), (8, 56, 128, "winograd"), (8, 28, 256, "winograd"), (1, 14, 512, "direct"),
-    (8, 112, 16, "direct"), (1, 7, 8, "direct"),
+@pytest.mark.parametrize(("taps", "batch", "size", "channels", "method"), [
+    (3, 1, 56, 128, "winograd"), (3, 8, 56, 128, "winograd"), (3, 8, 28, 256, "winograd"), (3, 1, 14, 512, "direct"),
+    (3, 8, 112, 16, "direct"), (3, 1, 7, 8, "direct"), (4, 8, 28, 64, "winograd"), (5, 1, 56, 64, "winograd"),
+    (4, 8, 112, 16, "direct"), (5, 8, 112, 8, "direct"),
 ])  # fmt: skip
-def test_the_plan_of_stride_two_weighs_the_transforms(batch, size, channels, method):
-    x, w = np.empty((batch, size, size, channels), "f"), np.empty((3, 3, channels, channels), "f")
+def test_the_plan_of_stride_two_weighs_the_transforms(taps, batch, size, channels, method):
+    x, w = np.empty((batch, size, size, channels), "f"), np.empty((taps, taps, channels, channels), "f")
     spec = xpconv.corr2d.request(x, w, stride=2, padding=1).spec
     assert conv_plan(spec, 4, True, "auto", DEFAULT_LIMIT, Compiled(filters=channels, winograd=True)).method == method
 
@@ -291,14 +297,19 @@ def test_strides_and_groups_of_signals_are_not_taken(options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"stride": 3}, {"stride": (1, 2)}, {"stride": 2, "dilation": (1, 2)}, {"groups": 2}], ids=str
-)
+    "options",
+    [
+        {"stride": 3}, {"stride": (1, 2)}, {"stride": 2, "dilation": (1, 2)}, {"groups": 2},
+        {"stride": 2, "window": (4, 5)}, {"stride": 2, "window": (6, 6)}, {"stride": 2, "window": (2, 2)},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_strides_and_groups_are_not_taken(options):
     assert winograd.members("float32", spec_of((20, 20)), 1 << 28, 2)
     assert not winograd.members("float32", spec_of((20, 20), **options), 1 << 28, 2)
 
 
-@pytest.mark.parametrize("window", [(1,), (2,), (5, 3), (3, 1), (3, 3, 2), (1, 1, 3, 3)])
+@pytest.mark.parametrize("window", [(1,), (2,), (5, 3), (3, 1), (4, 5), (6, 6), (3, 3, 2), (1, 1, 3, 3)])
 def test_other_windows_are_not_taken(window):
     assert winograd.members("float32", spec_of((9, 9, 9), (2, 3, 3)), 1 << 28, 2)
     assert not winograd.members("float32", spec_of((9,) * len(window), window), 1 << 28, 2)
@@ -496,8 +507,9 @@ def test_calls_from_many_threads_are_right():
 @pytest.mark.parametrize(("batch", "size", "channels", "method"), [
     (1, 56, 64, "winograd"), (1, 14, 256, "winograd"), (8, 7, 512, "winograd"), (1, 6, 8, "direct"),
 ])  # fmt: skip
-def test_the_plan_weighs_the_products_against_the_weight_that_is_read(batch, size, channels, method):
-    x, w = np.empty((batch, size, size, channels), "f"), np.empty((3, 3, channels, channels), "f")
+@pytest.mark.parametrize("taps", [3, 4, 5])
+def test_the_plan_weighs_the_products_against_the_weight_that_is_read(batch, size, channels, method, taps):
+    x, w = np.empty((batch, size, size, channels), "f"), np.empty((taps, taps, channels, channels), "f")
     assert xpconv.explain(xpconv.corr2d, x, w, padding=1).method == method
 
 

@@ -23,11 +23,11 @@ LIMIT = 1 << 26
 BOUND = {"float32": 3e-5, "float64": 1e-13}
 
 
-def arrays(seed, dtype, batch, size, channels, filters, layout="channels_last", **options):
+def arrays(seed, dtype, batch, size, channels, filters, layout="channels_last", taps=3, **options):
     """x, gy and the spec of the convolution between them."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((batch, *size, channels)).astype(dtype)
-    spec = xpconv.corr2d.request(x, np.empty((3, 3, channels, filters), dtype), **options).spec
+    spec = xpconv.corr2d.request(x, np.empty((taps, taps, channels, filters), dtype), **options).spec
     gy = rng.standard_normal(spec.y_shape).astype(dtype)
     if layout == "channels_first":  # in memory alone
         x, gy = (np.moveaxis(np.moveaxis(a, -1, 1).copy(), 1, -1) for a in (x, gy))
@@ -127,6 +127,7 @@ def test_what_is_not_taken():
     assert takes()
     assert takes(dilation=2)
     assert not takes(stride=2)
+    assert not takes(taps=5)
     assert not takes(channels=lanes_of("float32") - 1)
     assert not takes(channels=512, filters=512)  # whose sums no half of the memory holds twice
     assert not takes(size=(4, 4))

@@ -14,6 +14,20 @@ from xpconv.cpu import blas, kept, team, winograd, winograd_blocks, winograd_pla
 from xpconv.engines import compiled as compiled_calls
 
 
+@pytest.mark.parametrize("transform", [
+    *winograd.IMAGES.values(), winograd.F2, *winograd.STRIDED.values(), *winograd.SPREAD.values(), winograd.F3,
+])  # fmt: skip
+def test_the_matrices_make_what_the_definition_makes(transform):
+    rng = np.random.default_rng(0)
+    results, taps, reads = len(transform.output), transform.taps, transform.reads[0]
+    d, w = rng.integers(-9, 9, reads), rng.integers(-9, 9, taps)
+    read = np.zeros((results - 1) * transform.stride + taps)
+    read[transform.first :: transform.spread] = d
+    expected = np.correlate(read, w, "valid")[:: transform.stride]
+    made = transform.output @ ((transform.filter @ w) * (transform.input @ d))
+    np.testing.assert_allclose(made, expected, atol=1e-12)
+
+
 def exact(function, x, w, **options):
     return function(x.astype(np.float64), w.astype(np.float64), method="gemm", **options)
 
@@ -40,17 +54,20 @@ def alone(monkeypatch):
 
 
 sizes = st.tuples(st.integers(3, 17), st.integers(3, 17))
+TAPS = st.sampled_from((3, 3, 4, 5))  # of a window, along an axis of images
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @given(
     sizes, st.integers(1, 40), st.integers(1, 70), st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 2)),
-    st.sampled_from(["channels_last", "channels_first"]), st.booleans(), st.sampled_from([1, 2**26]),
+    st.sampled_from(["channels_last", "channels_first"]), st.booleans(), st.sampled_from([1, 2**26]), TAPS,
 )  # fmt: skip
-def test_winograd_agrees_with_the_definition(dtype, size, channels, filters, batch, dilation, layout, flip, limit):
+def test_winograd_agrees_with_the_definition(
+    dtype, size, channels, filters, batch, dilation, layout, flip, limit, taps
+):
     rng = np.random.default_rng(sum(size) * 100 + channels)
     x = rng.standard_normal((batch, *size, channels)).astype(dtype)
-    w = rng.standard_normal((3, 3, channels, filters)).astype(dtype)
+    w = rng.standard_normal((taps, taps, channels, filters)).astype(dtype)
     if layout == "channels_first":
         x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
     options = {"dilation": dilation, "padding": "same", "layout": layout}
@@ -64,14 +81,15 @@ def test_winograd_agrees_with_the_definition(dtype, size, channels, filters, bat
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @given(
     sizes, st.tuples(*[st.integers(0, 3)] * 4), st.integers(1, 40), st.integers(1, 70), st.integers(1, 3),
-    st.sampled_from(["channels_last", "channels_first"]), st.booleans(), st.sampled_from([1, 2**26]),
+    st.sampled_from(["channels_last", "channels_first"]), st.booleans(), st.sampled_from([1, 2**26]), TAPS,
 )  # fmt: skip
 def test_winograd_of_stride_two_agrees_with_the_definition(
-    dtype, size, pads, channels, filters, batch, layout, flip, limit
+    dtype, size, pads, channels, filters, batch, layout, flip, limit, taps
 ):
     rng = np.random.default_rng(sum(size) * 100 + channels)
+    pads = tuple(max(pad, taps - min(size)) for pad in pads)
     x = rng.standard_normal((batch, *size, channels)).astype(dtype)
-    w = rng.standard_normal((3, 3, channels, filters)).astype(dtype)
+    w = rng.standard_normal((taps, taps, channels, filters)).astype(dtype)
     if layout == "channels_first":
         x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
     options = {"stride": 2, "padding": (pads[:2], pads[2:]), "layout": layout}

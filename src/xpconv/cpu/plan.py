@@ -112,7 +112,7 @@ def _worth(spec: ConvSpec, compiled: Compiled) -> dict[str, float]:
     worth = dict.fromkeys(ROUNDING, WORTH)
     if kernel_for(spec, "winograd", compiled):
         transform = winograd.compiled_for(spec)
-        if transform is winograd.F2_STRIDED or (transform is winograd.F2 and compiled.wide):
+        if transform.stride > 1 or (transform is winograd.F2 and compiled.wide):
             worth["winograd"] = WORTH_OF_SUMS
     return worth
 
@@ -144,7 +144,7 @@ _KERNELS = {
     "depthwise": "results by a vector of channels in registers",
     "plane": "rows by vectors of columns in registers; along both axes where the weight is a product",
     "bands": "groups of results in registers, a product with a band of the taps",
-    "winograd": "tiles transformed in registers, of 4 x 4 or 2 x 2 results, or of 3 or 9 in a row",
+    "winograd": "tiles transformed in registers, of 2 x 2 to 4 x 4 results, or of 3 or 9 in a row",
     "spectra": "tiles of the input that overlap, two at a time",
 }
 
@@ -192,8 +192,8 @@ def _no_winograd(spec: ConvSpec, spectral: bool) -> str:
     if not spectral:
         return "method='winograd' computes with fractions, which integers cannot hold; take method='gemm'"
     return (
-        "method='winograd' takes windows of 3 by 3 on the last two axes, or of at least 3 on a single one, at stride "
-        "1, and of 3 by 3 on two axes at stride 2 without dilation, all without groups; got window "
+        "method='winograd' takes windows of 3 by 3 to 5 by 5 on the last two axes, or of at least 3 on a single one, "
+        "at stride 1, and of two axes also at stride 2 without dilation, all without groups; got window "
         f"{spec.window}, stride {spec.stride}, dilation {spec.dilation}, groups={spec.groups}: take method='auto'"
     )
 
@@ -346,7 +346,7 @@ def _compiled_winograd_seconds(spec: ConvSpec, computed: int, wide: bool) -> flo
     maps = sum(-(-count // 16) * 16 for count in (spec.channels, spec.filters))  # a vector of floats at a time
     transformed = products // (2 * terms * spec.channels * spec.filters) * maps
     by_halves = transform.stride > 1 or transform.spread > 1
-    share = 1 / 3 if by_halves else 1 if transform.squared else 1 / 2  # of the additions of F(4x4, 3x3)
+    share = 1 if transform.squared and not by_halves else 1 / 2  # of the additions of F(4x4, 3x3)
     transforms = share * transformed / _REGISTERED
     multiplied, is_near = products / spec.filters * computed / _COMPILED, weight <= _NEAR_ELEMENTS
     if wide or is_near:

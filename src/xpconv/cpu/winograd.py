@@ -1,17 +1,19 @@
 """Winograd's minimal filtering F(4x4, 3x3), F(2x2, 3x3) and F(3, 3) in NumPy: few large matrix products.
 
 ``y = A^T [(G w G^T) * (B^T d B)] A`` on tiles d of the input (Lavin and Gray, 2016, arXiv:1509.09308): 36 products make
-16 results of a channel, where the definition takes 144. The transforms are one matrix product each over all tiles of
+16 results of a channel, where the definition takes 144. As many make 9 results of 4 x 4 taps, which it takes 144 for as
+well, and 4 of 5 x 5, for which it takes 100. The transforms are one matrix product each over all tiles of
 a block, with the Kronecker square of their matrix: one redundant product takes less time than forty passes.
 
 Signals are images one element wide, whose tiles have one axis: 5 products make 3 results of 3 taps, or 25 products 9
 results of 9 taps. Longer windows are sums of windows of nine, which read one tile further each.
 
-At stride 2 the first and the last tap read every other element, as a window of two at stride 1, which F(2, 2) makes two
-results of by 3 products; the tap between them reads the others. So 5 products make 2 results of 3 taps, 25 make 2 x 2.
+At stride 2 the even taps of a window read every other element, and the odd taps those between: two windows of half as
+many taps at stride 1, of which F(2, r) makes two results by r + 1 products. So 5 products make 2 results of 3 taps, 6
+of 4 taps and 7 of 5; 25, 36 and 49 make 2 x 2, where the definition takes 36, 64 and 100.
 
-The gradient of such an input is a convolution at stride 1 with zeros between the elements. Two taps reach every other
-result, and one the results between: 5 products make 4 results, 25 make 4 x 4, where the definition takes 36.
+The gradient of such an input is a convolution at stride 1 with zeros between the elements. The even taps reach every
+other result, and the odd taps those between, so that as many products make 4 x 4.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ SPACE = 2  # axes of an image: the last two
 TAPS = 3  # that a tile's windows have along an axis
 
 
-Rows: TypeAlias = Sequence[Sequence[float]]  # of a matrix
+Rows: TypeAlias = Sequence[Sequence[float]] | Array  # of a matrix
 
 
 class Transform:
@@ -54,7 +56,8 @@ class Transform:
             (count, count if self.squared else 1) for count in (self.input.shape[1], len(input_))
         )
         self.points = math.prod(self.values)
-        self.results, self.taps = (results**2, TAPS**2) if folded else (results, TAPS)  # of a tile, along an axis
+        taps = self.filter.shape[1]
+        self.results, self.taps = (results**2, taps**2) if folded else (results, taps)  # of a tile, along an axis
         still = (1,) * (SPACE - axes)  # tiles of signals are one element wide
         self.tile = (self.results,) * axes + still  # rows and columns of results
         self.apart = tuple(stride * n for n in self.tile)  # rows and columns of the input from one tile to the next
@@ -78,38 +81,68 @@ class Transform:
         return -(-math.prod(window) // self.taps**self.axes)
 
 
-F4 = Transform(
-    2,
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-     [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
-    [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
-     [0, 4, 0, -5, 0, 1]],
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
-)  # fmt: skip
-F2 = Transform(
-    2,
-    [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
-    [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
-    [[1, 1, 1, 0], [0, 1, -1, -1]],
-)
-F2_STRIDED = Transform(  # F(2, 2) of elements 0, 2 and 4, and elements 1 and 3 as they are
-    2,
-    [[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]],
-    [[1, 0, -1, 0, 0], [0, 0, 1, 0, 0], [0, 0, -1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 1, 0]],
-    [[1, 1, 0, 1, 0], [0, 1, 1, 0, 1]],
-    stride=2,
-)
-_OF_SPREAD = [[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]]
-F2_SPREAD = (  # by how many zeros a tile begins with: F(2, 2) of its elements, to every other result, and two of them
-    Transform(
-        2, _OF_SPREAD, [[1, -1, 0], [0, 1, 0], [0, -1, 1], [0, 1, 0], [0, 0, 1]],
-        [[1, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], spread=2,
+_SIX_INPUTS = [
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]  # fmt: skip
+
+
+def _of_six(taps: int) -> Transform:
+    """F(m x m, r x r) of tiles of 6 x 6, at 0, 1, -1, 2, -2 and infinity."""
+    results, places = 7 - taps, ((0, 4), (1, -6), (-1, -6), (2, 24), (-2, 24))
+    filter_ = [[at**k / by for k in range(taps)] for at, by in places] + [[0.0] * (taps - 1) + [1.0]]
+    output = [[at**i for at, _ in places] + [int(i == results - 1)] for i in range(results)]
+    return Transform(2, filter_, _SIX_INPUTS, output)
+
+
+IMAGES = {taps: _of_six(taps) for taps in (3, 4, 5)}  # by the taps along an axis
+F4 = IMAGES[3]
+_TO_TWO: dict[int, tuple[Rows, Rows, Rows]] = {  # F(2, r) by its taps
+    1: ([[1], [1]], [[1, 0], [0, 1]], [[1, 0], [0, 1]]),
+    2: ([[1, 0], [1, 1], [0, 1]], [[1, -1, 0], [0, 1, 0], [0, -1, 1]], [[1, 1, 0], [0, 1, 1]]),
+    3: (
+        [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+        [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+        [[1, 1, 1, 0], [0, 1, -1, -1]],
     ),
-    Transform(
-        2, _OF_SPREAD, [[1, -1, 0], [0, 1, 0], [0, -1, 1], [1, 0, 0], [0, 1, 0]],
-        [[0, 0, 0, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1], [0, 1, 1, 0, 0]], spread=2, first=1,
-    ),
-)  # fmt: skip
+}
+F2 = Transform(2, *_TO_TWO[3])
+
+
+def halves(taps: int) -> tuple[int, int]:
+    """Even and odd taps of so many."""
+    return -(-taps // 2), taps // 2
+
+
+def _by_halves(taps: int) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    """The matrices of the even and of the odd taps, and the filters' of both."""
+    even, odd = (tuple(map(np.array, _TO_TWO[half])) for half in halves(taps))
+    filter_ = np.zeros((len(even[0]) + len(odd[0]), taps))
+    filter_[: len(even[0]), ::2], filter_[len(even[0]) :, 1::2] = even[0], odd[0]
+    return even, odd, filter_
+
+
+def _strided(taps: int) -> Transform:
+    """F(2 x 2) of windows two elements apart."""
+    even, odd, filter_ = _by_halves(taps)
+    points, input_ = len(even[0]), np.zeros((len(filter_), taps + 2))
+    input_[:points, ::2], input_[points:, 1::2] = even[1], odd[1]
+    return Transform(2, filter_, input_, np.hstack([even[2], odd[2]]), stride=2)
+
+
+def _spread(taps: int, first: int) -> Transform:
+    """F(4 x 4) of elements with zeros between them, and so many, 0 or 1, before a tile's first element."""
+    even, odd, filter_ = _by_halves(taps)
+    (points, reads), shift = even[1].shape, 1 - first  # elements that the odd taps read later
+    input_ = np.zeros((len(filter_), max(reads, odd[1].shape[1] + shift)))
+    input_[:points, :reads], input_[points:, shift : shift + odd[1].shape[1]] = even[1], odd[1]
+    output = np.zeros((4, len(filter_)))
+    output[first::2, :points], output[1 - first :: 2, points:] = even[2], odd[2]
+    return Transform(2, filter_, input_, output, spread=2, first=first)
+
+
+STRIDED = {taps: _strided(taps) for taps in (3, 4, 5)}  # by the taps along an axis
+SPREAD = {(taps, first): _spread(taps, first) for taps in STRIDED for first in (0, 1)}
 _OF_THREE: tuple[Rows, Rows, Rows] = (  # at 0, 1, -1, 2 and infinity
     [[1 / 2, 0, 0], [-1 / 2, -1 / 2, -1 / 2], [-1 / 6, 1 / 6, -1 / 6], [1 / 6, 1 / 3, 2 / 3], [0, 0, 1]],
     [[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]],
@@ -120,27 +153,34 @@ F9 = Transform(1, *_OF_THREE, folded=True)  # 25 products, where nine taps by F3
 
 
 def fits(spec: ConvSpec) -> bool:
-    """Whether windows are of three on the last two axes, or of at least three on the only one, at stride 1; or of three
-    by three of images at stride 2.
+    """Whether windows are of three by three to five by five on the last two axes, or of at least three on the only one,
+    at stride 1, or of images at stride 2.
     """
-    plain = not spec.input_dilation and spec.groups == 1 and (set(spec.stride) == {1} or is_strided(spec))
-    long = spec.window[0] >= TAPS if spec.axes == 1 else spec.window[-SPACE:] == (TAPS, TAPS)
-    return plain and long
+    if spec.input_dilation or spec.groups > 1:
+        return False
+    if set(spec.stride) != {1}:
+        return is_strided(spec)
+    if spec.axes == 1:
+        return spec.window[0] >= TAPS
+    return spec.window[-1] == spec.window[-SPACE] and spec.window[-1] in IMAGES
 
 
 def is_strided(spec: ConvSpec) -> bool:
-    """Whether windows of images are two elements apart, and their own elements side by side."""
-    return (spec.axes, spec.stride, spec.dilation) == (SPACE, (2, 2), (1, 1))
+    """Whether windows of images are two elements apart, and their own elements, as many along both axes, together."""
+    of_images = (spec.axes, spec.stride, spec.dilation) == (SPACE, (2, 2), (1, 1))
+    return of_images and spec.window[0] == spec.window[1] and spec.window[0] in STRIDED
 
 
 def is_spread(spec: ConvSpec) -> bool:
-    """Whether it is what takes the gradient of such windows of images back: kernels compute that at once.
+    """Whether it is what takes the gradient of such an input: kernels compute that at once.
 
     Along both axes as many elements lie before the first, but for an even number.
     """
-    (top, _), (left, _) = spec.padding[-SPACE:] if spec.axes == SPACE else ((0, 0), (1, 0))
-    plain = (spec.stride, spec.dilation, spec.groups, spec.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
-    return plain and (spec.window, spec.input_dilation) == ((TAPS, TAPS), (2, 2)) and (top - left) % 2 == 0
+    if (spec.axes, spec.stride, spec.dilation, spec.input_dilation) != (SPACE, (1, 1), (1, 1), (2, 2)):
+        return False
+    ((top, _), (left, _)), (tall, wide) = spec.padding, spec.window
+    is_square = tall == wide and tall in STRIDED and (top - left) % 2 == 0
+    return is_square and spec.groups == 1 and spec.padding_mode == "zeros"
 
 
 def as_images(spec: ConvSpec) -> ConvSpec:
@@ -153,29 +193,31 @@ def as_images(spec: ConvSpec) -> ConvSpec:
 
 
 def transform_for(spec: ConvSpec) -> Transform:
-    """Of signals F(3, 3), folded where there are more taps; of images F(4x4, 3x3), or F(2x2, 3x3).
+    """Of signals F(3, 3), folded where there are more taps; of images that of tiles of 6 x 6, or of stride 2.
 
-    That is for maps so small that most of a larger tile would be cut off, and for stride 2.
+    F(2x2, 3x3) is for maps so small that most of a larger tile would be cut off.
     """
     if spec.axes == 1:
         return F3 if spec.window[0] <= TAPS else F9
     if is_strided(spec):
-        return F2_STRIDED
+        return STRIDED[spec.window[0]]
     across = (-(-n // d) for n, d in zip(spec.out_size[-SPACE:], spec.dilation[-SPACE:], strict=True))
-    return F2 if min(across) <= F2.results else F4
+    return F2 if spec.window[-1] == TAPS and min(across) <= F2.results else IMAGES[spec.window[-1]]
 
 
 @lru_cache(maxsize=4096)
 def compiled_for(spec: ConvSpec) -> Transform:
-    """That of the compiled kernels: of signals as NumPy's, of images F(4x4, 3x3).
+    """That of the compiled kernels: of signals and of stride 2 as NumPy's, of images that of tiles of 6 x 6.
 
     Where so few tiles share a weight that reading it takes longer than to multiply it, F(2x2, 3x3), whose transformed
     weight is less than half as large.
     """
     if is_spread(spec):
-        return F2_SPREAD[spec.padding[0][0] % 2]
+        return SPREAD[spec.window[0], spec.padding[0][0] % 2]
     if spec.axes == 1 or is_strided(spec):
         return transform_for(spec)
+    if spec.window[-1] != TAPS:
+        return IMAGES[spec.window[-1]]
     weight = F4.points * F4.terms(spec.window) * spec.channels * spec.filters
     products, _ = operations(spec, F4)
     return F2 if weight > FAR and products < 2 * _SHARED * weight else F4

@@ -245,17 +245,18 @@ def _images_forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:
     ]  # fmt: skip
 
 
-def _images_back(kernel: Kernel, m: Sequence[Value]) -> list[Value]:
-    """``A^T m`` for six values."""
+def _images_back(kernel: Kernel, m: Sequence[Value], *, results: int) -> list[Value]:
+    """``A^T m`` for six values, of which the last is a part of the last result alone."""
     near, near_odd, far, far_odd = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    return [
+    *others, last = [
         m[0] + near + far, _times(kernel, far_odd, 2, near_odd), _times(kernel, far, 4, near),
-        _times(kernel, far_odd, 8, near_odd) + m[5],
-    ]  # fmt: skip
+        _times(kernel, far_odd, 8, near_odd),
+    ][:results]  # fmt: skip
+    return [*others, last + m[5]]
 
 
 def _small_forward(_: Kernel, d: Sequence[Value]) -> list[Value]:
-    """``B^T d`` for four values."""
+    """``B^T d`` of F(2, 3), for four values."""
     return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
 
@@ -264,27 +265,46 @@ def _small_back(_: Kernel, m: Sequence[Value]) -> list[Value]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
-def _strided_forward(_: Kernel, d: Sequence[Value]) -> list[Value]:
-    """``B^T d`` for five values of which windows two apart read three."""
-    return [d[0] - d[2], d[2], d[4] - d[2], d[1], d[3]]
+def _pairs_forward(_: Kernel, d: Sequence[Value]) -> list[Value]:
+    """``B^T d`` of F(2, 2), for three values."""
+    return [d[0] - d[1], d[1], d[2] - d[1]]
 
 
-def _strided_back(_: Kernel, m: Sequence[Value]) -> list[Value]:
-    """``A^T m`` for five values."""
-    return [m[0] + m[1] + m[3], m[1] + m[2] + m[4]]
+def _pairs_back(_: Kernel, m: Sequence[Value]) -> list[Value]:
+    """``A^T m`` for three values."""
+    return [m[0] + m[1], m[1] + m[2]]
 
 
-def _spread_forward(_: Kernel, d: Sequence[Value], *, first: int) -> list[Value]:
-    """``B^T d`` for three values with zeros between them, so many before the first."""
-    alone = d[:-1] if first else d[1:]
-    return [d[0] - d[1], d[1], d[2] - d[1], *alone]
+def _as_they_are(_: Kernel, values: Sequence[Value]) -> list[Value]:
+    """Of F(2, 1), both ways."""
+    return list(values)
 
 
-def _spread_back(_: Kernel, m: Sequence[Value], *, first: int) -> list[Value]:
-    """``A^T m`` for five values."""
-    summed, alone = (m[0] + m[1], m[1] + m[2]), m[3:]
-    pairs = zip(alone, summed, strict=True) if first else zip(summed, alone, strict=True)
-    return [value for pair in pairs for value in pair]
+_TO_TWO: dict[int, tuple[Along, Along]] = {  # F(2, r) by its taps
+    1: (_as_they_are, _as_they_are), 2: (_pairs_forward, _pairs_back), 3: (_small_forward, _small_back),
+}  # fmt: skip
+
+
+def _by_halves(name: str, taps: int, matrices: winograd.Transform) -> Form:
+    """What makes two results of the even taps and two of the odd ones: these are added, or, where elements are spread,
+    lie between each other.
+    """
+    (even, even_back), (odd, odd_back) = (_TO_TWO[half] for half in winograd.halves(taps))
+    points, others = (half + 1 for half in winograd.halves(taps))  # which are as many as the values they are made of
+    shift, spread = 1 - matrices.first, matrices.spread > 1
+
+    def forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:
+        halves = (d[:points], d[shift : shift + others]) if spread else (d[::2], d[1::2])
+        return even(kernel, halves[0]) + odd(kernel, halves[1])
+
+    def back(kernel: Kernel, m: Sequence[Value]) -> list[Value]:
+        ours, theirs = even_back(kernel, m[:points]), odd_back(kernel, m[points:])
+        if not spread:
+            return [a + b for a, b in zip(ours, theirs, strict=True)]
+        pairs = zip(theirs, ours, strict=True) if matrices.first else zip(ours, theirs, strict=True)
+        return [value for pair in pairs for value in pair]
+
+    return Form(name, matrices, forward, back)
 
 
 def _signals_forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:
@@ -307,13 +327,16 @@ def _times(kernel: Kernel, a: Value, factor: float, b: Value) -> Value:
     return kernel.fma(a, kernel.constant(factor, a.type), b)
 
 
-IMAGES = Form("images", winograd.F4, _images_forward, _images_back)
+_IMAGES = [
+    Form(f"images-{taps}", matrices, _images_forward, partial(_images_back, results=matrices.results))
+    for taps, matrices in winograd.IMAGES.items()
+]
 SMALL_IMAGES = Form("small-images", winograd.F2, _small_forward, _small_back)
-STRIDED = Form("strided-images", winograd.F2_STRIDED, _strided_forward, _strided_back)
 SIGNALS = Form("signals", winograd.F3, _signals_forward, _signals_back)
 LONG_SIGNALS = Form("long-signals", winograd.F9, _signals_forward, _signals_back)
-SPREAD = [
-    Form(f"spread-images-{i}", matrices, partial(_spread_forward, first=i), partial(_spread_back, first=i))
-    for i, matrices in enumerate(winograd.F2_SPREAD)
+_STRIDED = [_by_halves(f"strided-images-{taps}", taps, matrices) for taps, matrices in winograd.STRIDED.items()]
+_SPREAD = [
+    _by_halves(f"spread-images-{taps}-{first}", taps, matrices) for (taps, first), matrices in winograd.SPREAD.items()
 ]
-FORMS = {form.matrices: form for form in (IMAGES, SMALL_IMAGES, STRIDED, *SPREAD, SIGNALS, LONG_SIGNALS)}
+FORMS = {form.matrices: form for form in (*_IMAGES, SMALL_IMAGES, SIGNALS, LONG_SIGNALS, *_STRIDED, *_SPREAD)}
+IMAGES = FORMS[winograd.F4]
