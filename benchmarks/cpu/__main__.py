@@ -12,7 +12,7 @@ from typing import Any
 
 from ..files import free_files, stem, write
 
-_GROUPS = ("conv", "lenet", "large", "pool", "filter", "grad", "float64", "overhead", "process")
+_GROUPS = ("conv", "lenet", "wide", "large", "pool", "filter", "grad", "float64", "overhead", "process")
 
 
 def main(words: list[str] | None = None) -> None:

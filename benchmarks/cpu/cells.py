@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from xpconv.bench.cases import Case
 from xpconv.layers import POOLING_GRADIENTS, Layer
 
-GROUPS = ("conv", "lenet", "large", "pool", "filter", "grad", "float64", "overhead")
+GROUPS = ("conv", "lenet", "wide", "large", "pool", "filter", "grad", "float64", "overhead")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Cell:
 def cells(groups: tuple[str, ...] = GROUPS, substring: str = "") -> list[Cell]:
     """Those of the groups whose key holds the words."""
     made = {"conv": _conv, "lenet": _lenet, "pool": _pool, "filter": _filter, "grad": _grad, "float64": _float64}
-    made |= {"large": _large, "overhead": _overhead}
+    made |= {"wide": _wide, "large": _large, "overhead": _overhead}
     return [cell for group in groups if group in made for cell in made[group]() if substring in cell.key]
 
 
@@ -87,6 +87,25 @@ def _lenet() -> Iterator[Cell]:
     for layer in (_layer("5x5 1->6@28", 28, 1, 6, 5), _layer("5x5 6->16@14", 14, 6, 16, 5, padding=0)):
         for batch in (1, 8, 32):
             yield Cell("lenet", "lenet", layer, batch)
+
+
+WIDE = ("windows of 4 and 5", "such at stride 2", "input gradients at stride 2")
+
+
+def _wide() -> Iterator[Cell]:
+    """Windows of many channels that are wider than three, as generators and codecs of images have at stride 2."""
+    plain, apart, gradients = WIDE
+    layers = (
+        (plain, _layer("4x4 128@28", 28, 128, 128, 4)),
+        (plain, _layer("5x5 64@28", 28, 64, 64, 5)),
+        (apart, _layer("4x4s2 64->128@56", 56, 64, 128, 4, stride=2)),
+        (apart, _layer("5x5s2 192@32", 32, 192, 192, 5, stride=2)),
+    )
+    for kind, layer in layers:
+        yield Cell("wide", kind, layer, 8)
+    for _, layer in layers[2:]:
+        named = replace(layer, name=f"input gradient {layer.name}")
+        yield Cell("wide", gradients, named, 8, "input gradient", peers=("torch",))
 
 
 LARGE = ("long rows", "volumes", "gradients of large arrays")

@@ -9,7 +9,7 @@ from xpconv.bench.machine import slowed
 from xpconv.bench.sides import OURS
 from xpconv.bench.statistics import geometric_mean, medians, ratios
 
-from .cells import CONVOLUTIONS, GROUPS, KINDS, LARGE, NOT_DENSE, SMALL
+from .cells import CONVOLUTIONS, GROUPS, KINDS, LARGE, NOT_DENSE, SMALL, WIDE
 from .sides import FIRST
 
 Entries = list[dict[str, Any]]
@@ -49,7 +49,7 @@ def summary(cells: dict[str, dict[str, Any]]) -> list[tuple[str, int, float]]:
     rows += [(f"  N = {batch}", [e for e in convolutions if e["batch"] == batch]) for batch in (1, 8)]
     rows += [(f"  {kind}", [e for e in convolutions if e["kind"] == kind]) for kind in KINDS]
     rows += [(group, [e for e in timed if e["group"] == group]) for group in GROUPS[1:]]
-    rows += [(f"  {kind}", [e for e in timed if e["kind"] == kind]) for kind in (*LARGE, *SMALL)]
+    rows += [(f"  {kind}", [e for e in timed if e["kind"] == kind]) for kind in (*WIDE, *LARGE, *SMALL)]
     small = [entry for entry in timed if entry["group"] == "overhead"]
     found = [(name, [e["ratio"] for e in entries]) for name, entries in rows]
     found += [(f"convolutions, {peer} alone", _alone(convolutions, peer)) for peer in ("torch", "onnxruntime")]
