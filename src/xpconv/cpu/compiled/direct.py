@@ -8,8 +8,9 @@ panel of the weight is packed where it is used, in the thread's own cache, or in
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 from llvmlite import ir
@@ -274,7 +275,7 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
     tiles, transpose = tile_kernels(module, dtype, shape), transpose_kernel(module, dtype)
     gather, pack = gather_kernel(module, dtype, transpose), pack_kernel(module, dtype)
     packing, highest = packing_tile(module, dtype, shape), shape.heights[:1]
-    ahead = tile_kernels(module, dtype, shape, highest, foresees=True)
+    made = _Made(tiles, tile_kernels(module, dtype, shape, highest, foresees=True), packing, pack)
     kernel = Kernel(module, "conv", ("arguments", "item", "scratch"))
     arguments, item, scratch = kernel.arguments
     given = kernel.given(arguments, FIELDS)
@@ -293,34 +294,8 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
             if shape.groups > 1:
                 _take_turns(kernel, source.get(), block.images * given.strip, dtype, shape)
         x, target = source.get(), y + (group * given.maps + first) * size
-        w = given.packs.equals(1).where(own, given.w + panel * given.panel_bytes)
-        bias = given.bias + panel * (shape.filters * size)
-
-        def arguments_of(pixel: Value, w: Value = w, step: Operand = shape.filters * size) -> tuple[Operand, ...]:
-            return (
-                x, given.pixels + pixel * 8, given.taps, given.tap_count, given.run, w, step,
-                target, given.results + pixel * 8, given.maps - first, given.finish, bias, stream,
-            )  # fmt: skip
-
-        def foreseeing(pixel: Value) -> tuple[Operand, ...]:
-            later = kernel.load(given.pixels + kernel.minimum(pixel + near, block.count - 1) * 8)
-            return (*arguments_of(pixel), x + later, max(ahead) * size)
-
-        done, end = kernel.variable(some), kernel.minimum(some + near, block.count)
-        with kernel.when(given.packs > 0):
-            alongside = (block.count >= shape.heights[0]) & (given.w_step > 0)
-            with kernel.either(alongside) as (meanwhile, before):
-                with meanwhile:
-                    rows = given.w + given.w_start + (group * given.maps + first) * size
-                    kernel.call(packing, *arguments_of(kernel.constant(0), rows, given.w_step), own)
-                    done.set(kernel.constant(shape.heights[0]))
-                with before:
-                    kernel.call(pack, given.packing, given.w, panel, own)
-        with kernel.either(panel.equals(start) & (end < block.count)) as (more, last):
-            with more:
-                each_tile(kernel, ahead, end, foreseeing, some)
-            with last:
-                each_tile(kernel, tiles, end, arguments_of, done.get())
+        now = _Panel(panel, group, first, x, target, own, stream, size)
+        _multiply(kernel, given, made, shape, now, start, block.count, (some, near))
     with kernel.when(given.turned > 0):
         first, last = ((p // given.panels) * given.maps + (p % given.panels) * shape.filters for p in (start, stop))
         turn_back(kernel, given, block, transpose, y, given.filters * size, first, last - first, size)
@@ -331,6 +306,66 @@ def _make(module: ir.Module, *, dtype: str, shape: Shape) -> tuple[str, ...]:
         deep.make(module, dtype, shape, FIELDS, gather)
         return ("conv", "deep")
     return ("conv",)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The kernels that a block is computed by."""
+
+    tiles: dict[int, Kernel]
+    ahead: dict[int, Kernel]  # that ask for what is read next
+    packing: Kernel
+    pack: Kernel
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Filters of a tile, inside the kernel: their number, group and place in it, and where all of it lies."""
+
+    number: Value
+    group: Value
+    first: Value
+    x: Value
+    y: Value
+    own: Value  # memory for the packed weight
+    stream: Value
+    size: int  # of an element
+
+
+def _multiply(
+    kernel: Kernel, given: SimpleNamespace, made: _Made, shape: Shape, panel: _Panel, start: Value, count: Value,
+    span: tuple[Value, Value],
+) -> None:  # fmt: skip
+    """Some of a block's results, so many from one on, by a panel; the first one asks for what the next results read."""
+    (some, near), size = span, panel.size
+    w = given.packs.equals(1).where(panel.own, given.w + panel.number * given.panel_bytes)
+    bias = given.bias + panel.number * (shape.filters * size)
+
+    def arguments_of(pixel: Value, w: Value = w, step: Operand = shape.filters * size) -> tuple[Operand, ...]:
+        return (
+            panel.x, given.pixels + pixel * 8, given.taps, given.tap_count, given.run, w, step,
+            panel.y, given.results + pixel * 8, given.maps - panel.first, given.finish, bias, panel.stream,
+        )  # fmt: skip
+
+    def foreseeing(pixel: Value) -> tuple[Operand, ...]:
+        later = kernel.load(given.pixels + kernel.minimum(pixel + near, count - 1) * 8)
+        return (*arguments_of(pixel), panel.x + later, max(made.ahead) * size)
+
+    done, end = kernel.variable(some), kernel.minimum(some + near, count)
+    with kernel.when(given.packs > 0):
+        alongside = (count >= shape.heights[0]) & (given.w_step > 0)
+        with kernel.either(alongside) as (meanwhile, before):
+            with meanwhile:
+                rows = given.w + given.w_start + (panel.group * given.maps + panel.first) * size
+                kernel.call(made.packing, *arguments_of(kernel.constant(0), rows, given.w_step), panel.own)
+                done.set(kernel.constant(shape.heights[0]))
+            with before:
+                kernel.call(made.pack, given.packing, given.w, panel.number, panel.own)
+    with kernel.either(panel.number.equals(start) & (end < count)) as (more, last):
+        with more:
+            each_tile(kernel, made.ahead, end, foreseeing, some)
+        with last:
+            each_tile(kernel, made.tiles, end, arguments_of, done.get())
 
 
 def _take_turns(kernel: Kernel, source: Value, count: Value, dtype: str, shape: Shape) -> None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
 from types import SimpleNamespace
+from typing import TypeAlias
 
-import numpy as np
 from llvmlite import ir
 
 from xpconv.cpu.compiled.build import machine
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.moves import lanes_of, put, take
 from xpconv.cpu.compiled.tile import SUMMED, Finish
-from xpconv.cpu.compiled.values import FLOATS, Value, Variable, vector
+from xpconv.cpu.compiled.values import FLOATS, Value, Variable, size_of, vector
 
 _ARGUMENTS = (
     "rows", "at", "taps_down", "taps_across", "tap_down", "offsets", "chunk", "w", "y", "y_step", "width", "begin",
@@ -84,36 +84,64 @@ def _tile(
     Of the last `masked` vectors only the columns before `width` are stored; of rows that are `guarded` only those from
     0 to before `limit` are read. Every sum is over the taps of a column, column after column, whatever the tile.
     """
-    (height, vectors), element, size, lanes = shape, FLOATS[dtype], np.dtype(dtype).itemsize, lanes_of(dtype)
+    (height, vectors), element, lanes = shape, FLOATS[dtype], lanes_of(dtype)
     kernel = Kernel(module, f"tile{height}x{vectors}{'masked' if masked else ''}", _ARGUMENTS)
     given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
     first_masked = vectors - masked
     stored: list[Value | None] = [None] * first_masked
     stored += [kernel.lanes_below(given.width - lanes * q, lanes) for q in range(first_masked, vectors)]
-    zeros = kernel.constant(0, vector(element, lanes))
+    tile = _Tile(kernel, given, taps, height, vectors, kernel.constant(0, vector(element, lanes)), guarded)
+    bias = kernel.splat(kernel.load(given.bias, element), lanes)
+    with kernel.loop(given.count) as number:
+        totals, target = tile.added(given.rows + number * given.rows_step), given.y + number * given.y_tile
+        store = partial(_store, kernel, given, totals, stored, target)
+        with kernel.either(given.finish.equals(0)) as (plain, other):
+            with plain:
+                store(lambda total: total + bias)
+            with other:  # takes as long as a column of three taps
+                finished = Finish(kernel, given.finish, element, lanes)
+                store(lambda total: finished(total, bias))
+    kernel.finish()
+    return kernel
 
-    def zero() -> list[list[Variable]]:
-        return [[kernel.variable(zeros) for _ in range(vectors)] for _ in range(height)]
 
-    def column(rows: Value, across: Value, sums: list[list[Variable]]) -> None:
+_Sums: TypeAlias = list[list[Variable]]  # vectors of each row of a tile
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """The sums of a tile, inside its kernel."""
+
+    kernel: Kernel
+    given: SimpleNamespace
+    taps: Taps
+    height: int
+    vectors: int
+    zeros: Value
+    guarded: bool
+
+    def added(self, rows: Value) -> _Sums:
+        """The sums over all columns, of rows that a table tells."""
+        kernel, given, totals = self.kernel, self.given, self._zero()
+        if not self.taps.long:
+            with kernel.loop(given.taps_across) as across:
+                self._add_column(rows, across, totals)
+            return totals
+        with kernel.loop(given.taps_across, step=given.chunk) as first:
+            sums = self._zero()
+            with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
+                self._add_column(rows, across, sums)
+            for total, part in zip(chain(*totals), chain(*sums), strict=True):
+                total.set(total.get() + part.get())
+        return totals
+
+    def _zero(self) -> _Sums:
+        return [[self.kernel.variable(self.zeros) for _ in range(self.vectors)] for _ in range(self.height)]
+
+    def _add_column(self, rows: Value, across: Value, sums: _Sums) -> None:
         """All taps of a column."""
-        offset, row = kernel.load(given.offsets, offset=across * 8), kernel.variable(rows)
-        place = given.begin + offset // size
-        inside: list[Value | None] = [None] * vectors
-        if guarded:
-            inside = [kernel.lanes_within(place + lanes * q, given.limit, lanes) for q in range(vectors)]
-        weight = kernel.variable(given.w + across * given.taps_down * size)
-
-        def add(which: Sequence[int]) -> None:
-            line = kernel.load(row.get()) + given.at + offset
-            values = [take(kernel, line + q * lanes * size, zeros.type, mask) for q, mask in enumerate(inside)]
-            for y in which:
-                factor = kernel.splat(kernel.load(weight.get() - y * size, element), lanes)
-                for total, value in zip(sums[y], values, strict=True):
-                    total.set(kernel.fma(value, factor, total.get()))
-            row.set(row.get() + given.tap_down)
-            weight.set(weight.get() + size)
-
+        kernel, given, taps, height = self.kernel, self.given, self.taps, self.height
+        add = partial(self._add_row, *self._places(rows, across), sums)
         if taps.down:
             for i in range(height + taps.down - 1):
                 add(range(max(i - taps.down + 1, 0), min(i + 1, height)))
@@ -125,35 +153,40 @@ def _tile(
         for i in range(1, height):
             add(range(i, height))
 
-    def added(rows: Value) -> list[list[Variable]]:
-        """The sums over all columns, of rows that a table tells."""
-        totals = zero()
-        if not taps.long:
-            with kernel.loop(given.taps_across) as across:
-                column(rows, across, totals)
-            return totals
-        with kernel.loop(given.taps_across, step=given.chunk) as first:
-            sums = zero()
-            with kernel.loop(kernel.minimum(first + given.chunk, given.taps_across), start=first) as across:
-                column(rows, across, sums)
-            for total, part in zip(chain(*totals), chain(*sums), strict=True):
-                total.set(total.get() + part.get())
-        return totals
+    def _places(self, rows: Value, across: Value) -> tuple[Value, list[Value | None], Variable, Variable]:
+        """How far into its row a column of taps begins, which columns may be read, its first row, and its first tap."""
+        kernel, given, size, lanes = self.kernel, self.given, size_of(self.zeros.type), self.zeros.type.count
+        offset, row = kernel.load(given.offsets, offset=across * 8), kernel.variable(rows)
+        place = given.begin + offset // size
+        inside: list[Value | None] = [None] * self.vectors
+        if self.guarded:
+            inside = [kernel.lanes_within(place + lanes * q, given.limit, lanes) for q in range(self.vectors)]
+        return offset, inside, row, kernel.variable(given.w + across * given.taps_down * size)
 
-    bias = kernel.splat(kernel.load(given.bias, element), lanes)
-    with kernel.loop(given.count) as number:
-        totals, target = added(given.rows + number * given.rows_step), given.y + number * given.y_tile
+    def _add_row(
+        self, offset: Value, inside: list[Value | None], row: Variable, weight: Variable, sums: _Sums,
+        which: Sequence[int],
+    ) -> None:  # fmt: skip
+        """A row of the input to the sums of the results that it is read for; then the next is up."""
+        kernel, given, kind = self.kernel, self.given, self.zeros.type
+        size = size_of(kind)
+        line = kernel.load(row.get()) + given.at + offset
+        values = [take(kernel, line + q * kind.count * size, kind, mask) for q, mask in enumerate(inside)]
+        for y in which:
+            factor = kernel.splat(kernel.load(weight.get() - y * size, kind.element), kind.count)
+            for total, value in zip(sums[y], values, strict=True):
+                total.set(kernel.fma(value, factor, total.get()))
+        row.set(row.get() + given.tap_down)
+        weight.set(weight.get() + size)
 
-        def store(done: Callable[[Value], Value]) -> None:
-            for y, row_totals in enumerate(totals):
-                for q, (total, mask) in enumerate(zip(row_totals, stored, strict=True)):
-                    put(kernel, done(total.get()), target + y * given.y_step + q * lanes * size, mask)
 
-        with kernel.either(given.finish.equals(0)) as (plain, other):
-            with plain:
-                store(lambda total: total + bias)
-            with other:  # takes as long as a column of three taps
-                finished = Finish(kernel, given.finish, element, lanes)
-                store(lambda total: finished(total, bias))
-    kernel.finish()
-    return kernel
+def _store(
+    kernel: Kernel, given: SimpleNamespace, totals: _Sums, masks: Sequence[Value | None], target: Value,
+    done: Callable[[Value], Value],
+) -> None:  # fmt: skip
+    """What is made of the sums, row by row."""
+    for y, row_totals in enumerate(totals):
+        for q, (total, mask) in enumerate(zip(row_totals, masks, strict=True)):
+            result = done(total.get())
+            width = result.type.count * size_of(result.type)
+            put(kernel, result, target + y * given.y_step + q * width, mask)

@@ -86,68 +86,92 @@ def rows_kernel(
     """
     kernel = Kernel(module, f"rows{folded:d}{divides:d}", _ARGUMENTS)
     given = SimpleNamespace(**dict(zip(_ARGUMENTS, kernel.arguments, strict=True)))
-    x, first, columns, left, nothing, half = (
-        given.x, given.first, given.columns, given.left, given.nothing, given.half,
-    )  # fmt: skip
-    size, element, lanes = np.dtype(dtype).itemsize, FLOATS[dtype], lanes_of(dtype)
-    outside = kernel.splat(kernel.load(nothing, element), lanes)
-    begin = kernel.at_least(first - left, 0)
-    end = kernel.at_least(kernel.minimum(first + columns - left, given.width), begin)
-    place = begin + left - first  # of the first column that is not padding
-    unit = lanes * stride
-    targets = [(place + s) % stride * half + (place + s) // stride * size for s in range(stride)]
+    columns, unit = given.columns, lanes_of(dtype) * stride
+    rows = _Rows(kernel, given, dtype, operation, stride, folded, divides)
+    if not folded:
+        with kernel.when(given.is_filled.equals(0) & (rows.place > 0)):
+            rows.fill(0, kernel.minimum(rows.place, columns))
+    column = kernel.variable(rows.begin)
+    with kernel.while_(lambda: column.get() + _UNITS * unit <= rows.end):
+        rows.read(column.get(), _UNITS, None)
+        column.set(column.get() + _UNITS * unit)
+    rest = rows.end - column.get()
+    for units in range(1, _UNITS + 1):
+        with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
+            rows.read(column.get(), units, rest - (units - 1) * unit)
+    if not folded:  # what is beyond the last vector's elements is zeros now
+        keeps = (given.is_filled > 0) & kernel.load(given.nothing, FLOATS[dtype]).equals(0)
+        stop = rows.place + (rows.end - rows.begin)
+        with kernel.when(keeps.equals(0) & (stop < columns)):
+            rows.fill(stop, columns)
+    kernel.finish()
+    return kernel
 
-    def fill(start: Operand, stop: Operand) -> None:
+
+class _Rows:
+    """What `rows_kernel` does to all rows, inside it.
+
+    The plane's own columns are those from `begin` to before `end`; the first goes to `place` among those asked for.
+    """
+
+    def __init__(
+        self, kernel: Kernel, given: SimpleNamespace, dtype: str, operation: str, stride: int, folded: bool,
+        divides: bool,
+    ) -> None:  # fmt: skip
+        self._kernel, self._given, self._dtype, self._operation, self._stride = kernel, given, dtype, operation, stride
+        self._folded, self._divides = folded, divides
+        self._size, self._lanes = np.dtype(dtype).itemsize, lanes_of(dtype)
+        self._outside = kernel.splat(kernel.load(given.nothing, FLOATS[dtype]), self._lanes)
+        self.begin = kernel.at_least(given.first - given.left, 0)
+        last = kernel.minimum(given.first + given.columns - given.left, given.width)
+        self.end = kernel.at_least(last, self.begin)
+        self.place = self.begin + given.left - given.first
+        self._targets = [
+            (self.place + s) % stride * given.half + (self.place + s) // stride * self._size for s in range(stride)
+        ]
+
+    def fill(self, start: Operand, stop: Operand) -> None:
+        """Padding, to some columns."""
+        kernel, given, stride = self._kernel, self._given, self._stride
         with kernel.loop(given.count) as row, kernel.loop(stride) as phase:
-            later, target = stride - 1 - phase, given.to + row * given.pitch + phase * half
-            with kernel.loop((stop + later) // stride, start=(start + later) // stride, step=lanes) as i:
-                kernel.store(outside, target + i * size)
+            later, target = stride - 1 - phase, given.to + row * given.pitch + phase * given.half
+            with kernel.loop((stop + later) // stride, start=(start + later) // stride, step=self._lanes) as i:
+                kernel.store(self._outside, target + i * self._size)
 
-    def write_phases(values: list[Value], to: Value, _left_over: Value | None) -> None:
-        phases = [(v,) for v in values] if stride == 1 else [kernel.deinterleaved(*pair) for pair in _pairs(values)]
-        for (u, unit_phases), s in product(enumerate(phases), range(stride)):
-            kernel.store(unit_phases[s], to + targets[s] + u * lanes * size)
-
-    def write_folded(values: list[Value], to: Value, left_over: Value | None) -> None:
-        results = [joined(kernel, operation, *kernel.deinterleaved(*pair)) for pair in _pairs(values)]
-        for u, result in enumerate(results):
-            mask = left_over if u + 1 == len(results) else None
-            put(kernel, divided(kernel, result, given.divisor) if divides else result, to + u * lanes * size, mask)
-
-    def read(at: Value, units: int, last: Value | None) -> None:
+    def read(self, at: Value, units: int, last: Value | None) -> None:
         """So many units of columns of all rows, the last of which may be a part of one."""
+        kernel, given, stride, lanes, size = self._kernel, self._given, self._stride, self._lanes, self._size
         masks = [] if last is None else [kernel.lanes_below(last - lanes * i, lanes) for i in range(stride)]
         wanted: list[Value | None] = [*[None] * (units * stride - len(masks)), *masks]
         left_over = None if last is None else kernel.lanes_below((last + stride - 1) // stride, lanes)
-        moved = given.to + (at - begin) // stride * size
+        moved = given.to + (at - self.begin) // stride * size
         with kernel.loop(given.count) as row:
             with kernel.loop(given.fresh) as ahead:
                 line = given.ahead + (row * given.fresh + ahead) * given.row_bytes + at * size
                 for near in range(0, units * stride * lanes * size, LINE):
                     kernel.prefetch(line + near, level=2)
-            sources = given.rows + row * given.row_step * 8
-            values = _values(kernel, given, (x + at * size, nothing + at * size), sources, wanted, dtype, operation)
-            if folded and operation == "largest":  # what is masked is zeros
-                values = [v if m is None else m.where(v, outside) for v, m in zip(values, wanted, strict=True)]
-            (write_folded if folded else write_phases)(values, moved + row * given.pitch, left_over)
+            sources, starts = given.rows + row * given.row_step * 8, (given.x + at * size, given.nothing + at * size)
+            values = _values(kernel, given, starts, sources, wanted, self._dtype, self._operation)
+            if self._folded and self._operation == "largest":  # what is masked is zeros
+                values = [v if m is None else m.where(v, self._outside) for v, m in zip(values, wanted, strict=True)]
+            if self._folded:
+                self._write_folded(values, moved + row * given.pitch, left_over)
+            else:
+                self._write_phases(values, moved + row * given.pitch)
 
-    if not folded:
-        with kernel.when(given.is_filled.equals(0) & (place > 0)):
-            fill(0, kernel.minimum(place, columns))
-    column = kernel.variable(begin)
-    with kernel.while_(lambda: column.get() + _UNITS * unit <= end):
-        read(column.get(), _UNITS, None)
-        column.set(column.get() + _UNITS * unit)
-    rest = end - column.get()
-    for units in range(1, _UNITS + 1):
-        with kernel.when((rest > (units - 1) * unit) & (rest <= units * unit)):
-            read(column.get(), units, rest - (units - 1) * unit)
-    if not folded:  # what is beyond the last vector's elements is zeros now
-        keeps, stop = (given.is_filled > 0) & kernel.load(nothing, element).equals(0), place + (end - begin)
-        with kernel.when(keeps.equals(0) & (stop < columns)):
-            fill(stop, columns)
-    kernel.finish()
-    return kernel
+    def _write_phases(self, values: list[Value], to: Value) -> None:
+        kernel, stride = self._kernel, self._stride
+        phases = [(v,) for v in values] if stride == 1 else [kernel.deinterleaved(*pair) for pair in _pairs(values)]
+        for (u, unit_phases), s in product(enumerate(phases), range(stride)):
+            kernel.store(unit_phases[s], to + self._targets[s] + u * self._lanes * self._size)
+
+    def _write_folded(self, values: list[Value], to: Value, left_over: Value | None) -> None:
+        kernel, operation = self._kernel, self._operation
+        results = [joined(kernel, operation, *kernel.deinterleaved(*pair)) for pair in _pairs(values)]
+        for u, result in enumerate(results):
+            mask = left_over if u + 1 == len(results) else None
+            mean = divided(kernel, result, self._given.divisor) if self._divides else result
+            put(kernel, mean, to + u * self._lanes * self._size, mask)
 
 
 def _values(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
+from typing import TypeAlias
 
 import numpy as np
 from llvmlite import ir
@@ -147,43 +148,7 @@ def _tile(
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
     kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
     sums = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
-    aside = _Aside(kernel, sums, kind)
-    starts = [given.x + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
-    weight, added = kernel.variable(given.w), kernel.variable(0)
-    soon = kernel.variable(given.soon) if foresees else None
-    if asks_ahead():
-        _ask(kernel, given, _targets(kernel, given, height), shape.filters * size)
-    packed = kernel.variable(given.packed) if packs else None
-    with kernel.loop(given.tap_count) as t:
-        tap = kernel.load(given.taps, offset=t * 8)
-        with kernel.loop(given.run) as c:
-            here, offset = weight.get(), tap + c * (size * shape.groups)
-            vectors = [kernel.load(here, kind, place) for place in places]
-            if packed is not None:
-                for factors, place in zip(vectors, places, strict=True):
-                    kernel.store(factors, packed.get(), place)
-                packed.set(packed.get() + shape.filters * size)
-                for line in range(0, shape.filters * size, LINE):
-                    kernel.prefetch(here + given.w_step * _AHEAD + line)
-            if shape.groups > 1:
-                vectors = [kernel.shuffled(factors, shape.taking_turns) for factors in vectors]
-            for start, row_sums in zip(starts, sums, strict=True):
-                value = _repeated(kernel, start + offset, element, shape)
-                for total, factor in zip(row_sums, vectors, strict=True):
-                    total.set(kernel.fma(value, factor, total.get()))
-                # Free to choose, LLVM counts up an address for each pixel, most of them in memory, or reads all pixels
-                # before it multiplies: one offset from fixed starts, row after row, took 0.86 of the time.
-                offset = kernel.after(offset, [total.get() for total in row_sums])
-            weight.set(here + given.w_step)
-            if soon is not None:
-                for line in range(0, max(shape.filters, height) * size, LINE):
-                    kernel.prefetch(soon.get() + line)
-                soon.set(soon.get() + given.soon_step)
-        added.set(added.get() + given.run)
-        with kernel.when((added.get() >= SUMMED) & (t + 1 < given.tap_count)):
-            aside.put()
-            added.set(kernel.constant(0))
-    aside.take()
+    _sum(kernel, given, shape, kind, sums, foresees=foresees, packs=packs)
     if shape.groups > 1:
         for total in itertools.chain(*sums):
             total.set(kernel.shuffled(total.get(), shape.one_by_one))
@@ -206,6 +171,71 @@ def _tile(
             store(Finish(kernel, given.finish, element, shape.lanes))
     kernel.finish()
     return kernel
+
+
+_Sums: TypeAlias = list[list[Variable]]  # vectors of filters of each pixel
+
+
+def _sum(
+    kernel: Kernel, given: SimpleNamespace, shape: Shape, kind: ir.Type, sums: _Sums, *, foresees: bool, packs: bool
+) -> None:
+    """Add the products of all taps to the sums, run after run."""
+    height, size = len(sums), size_of(kind)
+    aside = _Aside(kernel, sums, kind)
+    starts = [given.x + kernel.load(given.pixels, offset=8 * p) for p in range(height)]
+    weight, added = kernel.variable(given.w), kernel.variable(0)
+    soon = kernel.variable(given.soon) if foresees else None
+    if asks_ahead():
+        _ask(kernel, given, _targets(kernel, given, height), shape.filters * size)
+    packed = kernel.variable(given.packed) if packs else None
+    with kernel.loop(given.tap_count) as t:
+        tap = kernel.load(given.taps, offset=t * 8)
+        with kernel.loop(given.run) as c:
+            here, offset = weight.get(), tap + c * (size * shape.groups)
+            factors = _factors(kernel, given, shape, here, kind, packed)
+            _add(kernel, shape, starts, offset, factors, sums)
+            weight.set(here + given.w_step)
+            if soon is not None:
+                for line in range(0, max(shape.filters, height) * size, LINE):
+                    kernel.prefetch(soon.get() + line)
+                soon.set(soon.get() + given.soon_step)
+        added.set(added.get() + given.run)
+        with kernel.when((added.get() >= SUMMED) & (t + 1 < given.tap_count)):
+            aside.put()
+            added.set(kernel.constant(0))
+    aside.take()
+
+
+def _factors(
+    kernel: Kernel, given: SimpleNamespace, shape: Shape, here: Value, kind: ir.Type, packed: Variable | None
+) -> list[Value]:
+    """A row of the weight, copied on the way to where it is packed."""
+    size = size_of(kind)
+    places = [shape.lanes * size * q for q in range(shape.vectors)]
+    vectors = [kernel.load(here, kind, place) for place in places]
+    if packed is not None:
+        for factors, place in zip(vectors, places, strict=True):
+            kernel.store(factors, packed.get(), place)
+        packed.set(packed.get() + shape.filters * size)
+        for line in range(0, shape.filters * size, LINE):
+            kernel.prefetch(here + given.w_step * _AHEAD + line)
+    if shape.groups > 1:
+        vectors = [kernel.shuffled(factors, shape.taking_turns) for factors in vectors]
+    return vectors
+
+
+def _add(
+    kernel: Kernel, shape: Shape, starts: list[Value], offset: Value, factors: list[Value], sums: _Sums
+) -> None:
+    """An element of each pixel times a row of the weight."""
+    element = factors[0].type.element
+    for start, row_sums in zip(starts, sums, strict=True):
+        value = _repeated(kernel, start + offset, element, shape)
+        for total, factor in zip(row_sums, factors, strict=True):
+            total.set(kernel.fma(value, factor, total.get()))
+        # Free to choose, LLVM counts up an address for each pixel, most of them in memory, or reads all pixels before
+        # it multiplies: one offset from fixed starts, row after row, took 0.86 of the time.
+        offset = kernel.after(offset, [total.get() for total in row_sums])
 
 
 def _targets(kernel: Kernel, given: SimpleNamespace, height: int) -> list[Value]:
@@ -236,7 +266,7 @@ def _repeated(kernel: Kernel, address: Value, element: ir.Type, shape: Shape) ->
 class _Aside:
     """Where sums are put so that thousands are not added one by one: memory, since registers are full of sums."""
 
-    def __init__(self, kernel: Kernel, sums: list[list[Variable]], kind: ir.Type) -> None:
+    def __init__(self, kernel: Kernel, sums: _Sums, kind: ir.Type) -> None:
         self._kernel, self._kind, self._sums = kernel, kind, [total for row in sums for total in row]
         self._place, self._bytes = kernel.memory(kind, len(self._sums)), kind.count * size_of(kind)
         self._used = kernel.variable(0)
