@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 
 from xpconv.cpu import blas, margins, team
+from xpconv.cpu.copies import dense_strides
 from xpconv.cpu.margins import Span, read_by
 from xpconv.cpu.memory import Memory, borrowed
 from xpconv.cpu.results import new
@@ -127,11 +128,10 @@ def surrounded(planes: Array, spans: list[Span], memory: Memory) -> Array:
 
 def _is_for_blas(planes: Array) -> bool:
     """Whether what lies in a row (N, C, rows, ...) lies in one piece, and rows one after another."""
-    steps = [planes.itemsize]
-    for n in planes.shape[:2:-1]:
-        steps.append(steps[-1] * n)
-    dense = planes.strides[:2:-1] == tuple(steps[:-1]) if planes.ndim > 3 else planes.strides[-1] == planes.itemsize
-    return dense and (planes.ndim == 3 or planes.shape[2] == 1 or planes.strides[2] >= steps[-1])
+    if planes.ndim == 3:
+        return planes.strides[-1] == planes.itemsize
+    row, *steps = dense_strides(planes.shape[2:], planes.itemsize)
+    return planes.strides[3:] == tuple(steps) and (planes.shape[2] == 1 or planes.strides[2] >= row)
 
 
 def finite(y: Array) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from xpconv.cpu import image_spectra, overlap, separable, signals, small, strips, winograd, winograd_blocks
 from xpconv.cpu.choice import ROUNDING
+from xpconv.cpu.copies import dense_strides
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
 from xpconv.cpu.plan import conv_plan, kernel_for, pads_in_blocks, spectra_plan, spread_plan
 from xpconv.dtypes import kind_of
@@ -145,8 +146,8 @@ def is_product_of_planes(x: Array, spec: ConvSpec) -> bool:
     """
     if spec.layout != "channels_first" or not strips.is_product(spec) or itemsize(x) != x.itemsize:
         return False
-    steps = [x.itemsize * math.prod(spec.size[axis + 1 :]) for axis in range(spec.axes)]
-    return all(n == 1 or step == dense for n, step, dense in zip(spec.size, x.strides[2:], steps, strict=True))
+    steps = zip(spec.size, x.strides[2:], dense_strides(spec.size, x.itemsize), strict=True)
+    return all(n == 1 or step == dense for n, step, dense in steps)
 
 
 def products_of_planes(x: Array, w: Array, spec: ConvSpec) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 from xpconv.cpu.compiled.blocks import Sources
 from xpconv.cpu.compiled.ir import Kernel
 from xpconv.cpu.compiled.values import Value
+from xpconv.cpu.copies import dense_strides
 from xpconv.cpu.lines import LINE
 from xpconv.cpu.plan import SINGLE
 from xpconv.cpu.stripes import Stripe
@@ -109,7 +110,7 @@ def streamed_planes(spec: ConvSpec | PoolSpec, y_strides: Sizes, size: int) -> b
 
 def is_dense(size: Sizes, strides: Sizes, itemsize: int) -> bool:
     """Whether the positions of an image (N, *size, C) lie side by side."""
-    return list(strides[1:-1]) == [itemsize * math.prod(size[axis + 1 :]) for axis in range(len(size))]
+    return strides[1:-1] == dense_strides(size, itemsize)
 
 
 def in_lines(strides: Sizes, width: int, size: int) -> bool:
