@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -13,6 +14,7 @@ for library in ("typer", "PIL", "dask", "zarr", "tifffile"):
     pytest.importorskip(library, reason='needs pip install "xpconv[cli,dask]"')
 
 import dask  # noqa: E402
+import dask.local  # noqa: E402
 import tifffile  # noqa: E402
 import zarr  # noqa: E402
 
@@ -157,6 +159,29 @@ def test_nobody_computes_after_an_interruption():
     with schedulers.runner("threads") as runner, pytest.raises(KeyboardInterrupt):
         runner([dask.delayed(compute)(number) for number in range(20)], interrupt)
     assert 1 <= len(began) == len(ended) < 20
+
+
+@pytest.mark.parametrize("interrupted", [0, 7, 19])
+def test_an_interruption_comes_where_no_lock_is_held(monkeypatch, interrupted):
+    waiting, get, before = [], dask.local.queue_get, signal.getsignal(signal.SIGINT)
+
+    def compute(number):
+        if number == interrupted:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.05)
+        return number
+
+    def watched(queue):
+        waiting.append("begun")
+        found = get(queue)  # an interruption here may leave the queue's lock held for good
+        waiting.append("ended")
+        return found
+
+    monkeypatch.setattr(dask.local, "queue_get", watched)
+    with schedulers.runner("threads") as runner, pytest.raises(KeyboardInterrupt):
+        runner([dask.delayed(compute)(number) for number in range(20)], lambda _: None)
+    assert waiting.count("begun") == waiting.count("ended") >= 1
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_threads_compute_with_the_context_of_who_runs_them():

@@ -57,7 +57,7 @@ def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
     return compiled.while_as_many_threads(again, conv_operations(spec) // 2)
 
 
-_Parts: TypeAlias = "list[tuple[ConvSpec, Any, Any]]"
+_Parts: TypeAlias = list[tuple[ConvSpec, Any, Any]]
 """Convolutions, the places of the input that they make, and the taps of the weight that they read."""
 
 
@@ -66,9 +66,7 @@ def _phases(spec: ConvSpec) -> _Parts:
     return [(phase.spec, (slice(None), *phase.places), phase.taps) for phase in phases]
 
 
-def _input_gradient_by_numpy(
-    gy: Array, layout: str, parts: _Parts, request: Request
-) -> Callable[..., Any] | None:
+def _input_gradient_by_numpy(gy: Array, layout: str, parts: _Parts, request: Request) -> Callable[..., Any] | None:
     """Of small convolutions; its parts are stored in the layout."""
     spec, activation, calls = request.spec, request.options.get("activation"), []
     for part, place, taps in parts:

@@ -193,11 +193,11 @@ def _adjoint(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, activation
     if is_direct_adjoint(spec):
         return _convolved(gy, w, bias, spec.input_adjoint, activation=activation)
     if spread_gradient(gy, spec):
-        gx: Array | None = compiled.by_kernels(
+        at_once: Array | None = compiled.by_kernels(
             "winograd", gy, w, bias, spec.input_adjoint, 0, activation, careful=True
         )
-        if gx is not None:
-            return gx
+        if at_once is not None:
+            return at_once
     parts = gradient_pieces.of_input(spec, gy.itemsize)
     if not parts:
         return _by_phases(gy, w, bias, spec, activation)

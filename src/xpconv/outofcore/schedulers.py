@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -69,15 +70,44 @@ def _by_threads(tasks: Tasks, done: Done) -> None:
     numbers = {task.key: number for number, task in enumerate(tasks)}
     pool = _Threads(dask.config.get("num_workers", None) or CPU_COUNT)
 
-    def told(key: Any, *_: Any) -> None:
-        if key in numbers:
-            done(numbers[key])
+    with _interrupted_between_tasks() as check:
 
+        def told(key: Any, *_: Any) -> None:
+            check()
+            if key in numbers:
+                done(numbers[key])
+
+        try:
+            with Callback(posttask=told):
+                dask.compute(*tasks, scheduler="threads", pool=pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupted_between_tasks() -> Iterator[Callable[[], None]]:
+    """Meanwhile Ctrl-C is raised by the function that this yields, or at the end.
+
+    Raised anywhere, it now and then left Dask's queue with its lock held, for which the end of the pool, which tells
+    the queue of every task that is cancelled, then waited for ever. Nothing is lost: an interruption has to wait for
+    the tasks that are under way in any case.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: None
+        return
+    came: list[int] = []
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
-        with Callback(posttask=told):
-            dask.compute(*tasks, scheduler="threads", pool=pool)
+        yield check
     finally:
-        pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    check()
 
 
 @contextmanager
