@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
+from xpconv.cpu.address import address_of
 from xpconv.spec import Array
 
 MOST_BYTES = 1 << 28  # that are kept of weights
@@ -26,7 +27,7 @@ Entry = TypeVar("Entry", bound=Sized)
 
 def key_of(array: Array, purpose: Hashable) -> Hashable:
     """Where the array lies and what it is taken for, by which an entry is found."""
-    return array.ctypes.data, array.shape, array.strides, array.dtype.char, purpose
+    return address_of(array), array.shape, array.strides, array.dtype.char, purpose
 
 
 class Entries(Generic[Entry]):

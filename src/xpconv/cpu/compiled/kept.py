@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
@@ -68,6 +69,8 @@ class Kept:
 
 def _as_it_lies(array: Array) -> Array:
     """The array with its axes in the order of memory: a view, unless something lies between its elements."""
+    if array.flags.c_contiguous:
+        return array
     order = sorted(range(array.ndim), key=lambda axis: abs(array.strides[axis]), reverse=True)
     return np.ascontiguousarray(array.transpose(order))
 
@@ -82,12 +85,16 @@ def _fingerprint(values: Array) -> bytes:
     compiled = library("kept", _make)
     assert compiled is not None
     whole = values.nbytes - values.nbytes % _VECTOR
-    sums = np.empty((-(-whole // _SPAN), _SUMS), np.int64)
-    arguments = Told(3, (whole,)).of(values, sums, _keys)
-    items = -(-whole // _CHUNK)
+    sums, items = np.empty((-(-whole // _SPAN), _SUMS), np.int64), -(-whole // _CHUNK)
     team = threads.thread_count() if items > 1 else 1
-    threads.run(compiled.address("fingerprint"), arguments, items, 0, team)
-    return sums.tobytes() + values.reshape(-1).view(np.uint8)[whole:].tobytes()
+    threads.run(compiled.address("fingerprint"), _told(whole).of(values, sums, _keys), items, 0, team)
+    rest = b"" if whole == values.nbytes else values.reshape(-1).view(np.uint8)[whole:].tobytes()
+    return sums.tobytes() + rest
+
+
+@lru_cache(maxsize=256)
+def _told(whole: int) -> Told:
+    return Told(3, (whole,))
 
 
 def _make(module: ir.Module) -> tuple[str, ...]:
