@@ -28,7 +28,7 @@ from xpconv.engines import compiled
 
 rng, ran, made, gate = np.random.default_rng(0), [], [], threading.Event()
 x = rng.integers(-3, 4, (2, 30, 30, 32)).astype(np.float32)
-w = rng.integers(-3, 4, (5, 5, 32, 32)).astype(np.float32)
+w = rng.integers(-3, 4, (7, 7, 32, 32)).astype(np.float32)
 right = xpconv.corr2d(x.astype(int), w.astype(int))
 run, make = threads.run, build._compiled
 
@@ -73,24 +73,24 @@ def test_numpy_answers_until_the_kernels_are_compiled_and_then_they_do(tmp_path)
             xpconv.corr_grad_input: (x, w), xpconv.conv2d: (x[0, :8, :8, :16].copy(), w[:3, :3, :16, :16].copy()),
         }  # the last is so small that NumPy, too, prepares it to be repeated
         for _ in range(3):
-            results = {f: f(*given, **({"size": 34} if "grad" in f.__name__ else {})) for f, given in calls.items()}
-        gradient = xpconv.corr_grad_weight(x, x[:, 2:-2, 2:-2], window=5)
+            results = {f: f(*given, **({"size": 36} if "grad" in f.__name__ else {})) for f, given in calls.items()}
+        gradient = xpconv.corr_grad_weight(x, x[:, 3:-3, 3:-3], window=7)
         assert not ran
         np.testing.assert_array_equal(results[xpconv.corr2d], right)
-        told = [tile(f, *given, **({"size": 34} if "grad" in f.__name__ else {})) for f, given in calls.items()]
-        told.append(tile(xpconv.corr_grad_weight, x, x[:, 2:-2, 2:-2], window=5))
+        told = [tile(f, *given, **({"size": 36} if "grad" in f.__name__ else {})) for f, given in calls.items()]
+        told.append(tile(xpconv.corr_grad_weight, x, x[:, 3:-3, 3:-3], window=7))
         assert all(text.endswith(MEANWHILE) for text in told), told
         assert tile(xpconv.corr2d, x.astype(int), w.astype(int)).find("compiled") < 0
         wait()
         for f, given in calls.items():
-            options = {"size": 34} if "grad" in f.__name__ else {}
+            options = {"size": 36} if "grad" in f.__name__ else {}
             for _ in range(3):  # planned, then prepared
                 ran.clear()
                 np.testing.assert_allclose(f(*given, **options), results[f], rtol=1e-6)
                 assert ran, f
             assert tile(f, *given, **options).startswith(COMPILED), f
-        np.testing.assert_array_equal(xpconv.corr_grad_weight(x, x[:, 2:-2, 2:-2], window=5), gradient)
-        assert tile(xpconv.corr_grad_weight, x, x[:, 2:-2, 2:-2], window=5).startswith(COMPILED)
+        np.testing.assert_array_equal(xpconv.corr_grad_weight(x, x[:, 3:-3, 3:-3], window=7), gradient)
+        assert tile(xpconv.corr_grad_weight, x, x[:, 3:-3, 3:-3], window=7).startswith(COMPILED)
     """, tmp_path)  # fmt: skip
 
 

@@ -249,6 +249,36 @@ def test_gradients_of_padding_are_brought_back(large, mode):
     assert np.abs(gx - expected).max() <= 5e-6 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("shape", [(8, 0, 500, 128), (8, 500, 0, 128)])
+def test_a_gradient_of_nothing_is_nothing_but_the_bias(shape):
+    w, bias = np.zeros((5, 5, 128, 128), "f"), np.arange(128, dtype="f")
+    expected = reference(xpconv.conv_transpose, np.zeros(shape, "f"), w, bias, stride=2)
+    for _ in range(2):
+        y = xpconv.conv_transpose(np.zeros(shape, "f"), w, bias, stride=2)
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("limit", [1 << 16, 1 << 18, 1 << 20])
+@pytest.mark.parametrize("mode", ["zeros", "edge", "wrap"])
+def test_what_memory_holds_alone_makes_the_same_gradient(large, mode, limit):
+    gy, w, _, options, _ = large
+    options = options | {"padding_mode": mode}
+    expected = reference(xpconv.corr_grad_input, gy, w, **options)
+    with xpconv.workspace_limit(limit):
+        gx = xpconv.corr_grad_input(gy, w, **options)
+    assert np.abs(gx - expected).max() <= 5e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("mode", ["zeros", "constant", "edge"])
+def test_explain_tells_what_computes_it_now(large, monkeypatch, mode):
+    gy, w, _, options, _ = large
+    options = options | {"padding_mode": mode}
+    assert xpconv.explain(xpconv.corr_grad_input, gy, w, **options).method == "winograd"
+    monkeypatch.setattr(compiled_calls, "is_ready", lambda kernel, *_: kernel != "winograd")
+    plan = xpconv.explain(xpconv.corr_grad_input, gy, w, **options)
+    assert plan.reason == "one convolution for each phase of the stride, as the kernels are being compiled"
+
+
 def test_without_room_for_tiles_it_goes_by_phases(large):
     gy, w, _, options, made = large
     whole = xpconv.corr_grad_input(gy, w, **options)

@@ -163,7 +163,7 @@ def test_nobody_computes_after_an_interruption():
 
 @pytest.mark.parametrize("interrupted", [0, 7, 19])
 def test_an_interruption_comes_where_no_lock_is_held(monkeypatch, interrupted):
-    waiting, get, before = [], dask.local.queue_get, signal.getsignal(signal.SIGINT)
+    waiting, done, get, before = [], [], dask.local.queue_get, signal.getsignal(signal.SIGINT)
 
     def compute(number):
         if number == interrupted:
@@ -179,8 +179,8 @@ def test_an_interruption_comes_where_no_lock_is_held(monkeypatch, interrupted):
 
     monkeypatch.setattr(dask.local, "queue_get", watched)
     with schedulers.runner("threads") as runner, pytest.raises(KeyboardInterrupt):
-        runner([dask.delayed(compute)(number) for number in range(20)], lambda _: None)
-    assert waiting.count("begun") == waiting.count("ended") >= 1
+        runner([dask.delayed(compute)(number) for number in range(20)], done.append)
+    assert waiting.count("begun") == waiting.count("ended") == len(done) >= 1  # what has ended is told of
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -93,9 +93,9 @@ def _conv(
         Of float32 on a GPU: as exact as float32 arithmetic, or rounded to 10 bits of fraction for speed.
     method : str
         "auto", or what the array's engine has. NumPy and CuPy: "direct", "gemm" and "fft"; NumPy also "winograd", at
-        stride 1 for windows of 3 by 3 to 5 by 5 on the last two axes, and of 3 or more on a single axis, and at stride
-        2 for such windows of images; torch and JAX: "auto" alone; other libraries: "direct" and "fft". "fft" rounds
-        integers back, exact below 2^53; "winograd" errs by up to 3e-5 of the largest result in float32.
+        stride 1 for windows of 3 by 3, 4 by 4 and 5 by 5 on the last two axes, and of 3 or more on a single axis, and
+        at stride 2 for such windows of images; torch and JAX: "auto" alone; other libraries: "direct" and "fft".
+        "fft" rounds integers back, exact below 2^53; "winograd" errs by up to 3e-5 of the largest result in float32.
     out : array, optional
         Where the result is written; right shape and dtype, its own memory.
 

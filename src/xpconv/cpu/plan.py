@@ -192,8 +192,8 @@ def _no_winograd(spec: ConvSpec, spectral: bool) -> str:
     if not spectral:
         return "method='winograd' computes with fractions, which integers cannot hold; take method='gemm'"
     return (
-        "method='winograd' takes windows of 3 by 3 to 5 by 5 on the last two axes, or of at least 3 on a single one, "
-        "at stride 1, and of two axes also at stride 2 without dilation, all without groups; got window "
+        "method='winograd' takes windows of 3 by 3, 4 by 4 or 5 by 5 on the last two axes, or of at least 3 on "
+        "a single one, at stride 1, and of two axes also at stride 2 without dilation, all without groups; got window "
         f"{spec.window}, stride {spec.stride}, dilation {spec.dilation}, groups={spec.groups}: take method='auto'"
     )
 
@@ -223,11 +223,13 @@ def _phases_seconds(spec: ConvSpec) -> float:
 
 @lru_cache(maxsize=4096)
 def spread_plan(spec: ConvSpec, itemsize: int, compiled: Compiled) -> Plan | None:
-    """The plan of an input gradient at stride 2 as one convolution in Winograd's domain, of what kernels take of that;
-    None where one for each phase of the stride takes less time.
+    """The plan of an input gradient at stride 2 as one convolution in Winograd's domain; None where one for each phase
+    of the stride takes less time. `compiled` is what kernels take of the one.
 
-    It errs by 7e-7 of the largest result with 128 and 256 filters, and sums by as much; with 512 by 1.2e-6, and sums by
-    6e-7. Milliseconds on two cores of a Zen 3, N=8: 128@56 8.4 and 10.5, 64@112 8.9 and 10.7, 256@28 7.8 and 10.3; with
+    It errs by 7e-7 of the largest result with 128 and 256 filters, as sums do, and by 1.2e-6 with 512, where sums err
+    by 6e-7, and may by 2e-6. Phases are weighed as sums, though 3 x 3 taps of 5 x 5 may be Winograd's too.
+
+    Milliseconds on two cores of a Zen 3, N=8: 128@56 8.4 and 10.5, 64@112 8.9 and 10.7, 256@28 7.8 and 10.3; with
     channels first, where phases have to be turned, 9.6 and 16.2, 11.3 and 17.2, 8.5 and 11.4.
     """
     adjoint = spec.input_adjoint

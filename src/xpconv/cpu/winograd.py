@@ -1,4 +1,4 @@
-"""Winograd's minimal filtering F(4x4, 3x3), F(2x2, 3x3) and F(3, 3) in NumPy: few large matrix products.
+"""Winograd's minimal filtering of 3 x 3 to 5 x 5 taps, at stride 1 and 2, and of signals: few large matrix products.
 
 ``y = A^T [(G w G^T) * (B^T d B)] A`` on tiles d of the input (Lavin and Gray, 2016, arXiv:1509.09308): 36 products make
 16 results of a channel, where the definition takes 144. As many make 9 results of 4 x 4 taps, which it takes 144 for as
@@ -29,14 +29,14 @@ import numpy as np
 from xpconv.spec import Array, ConvSpec, Sizes
 
 SPACE = 2  # axes of an image: the last two
-TAPS = 3  # that a tile's windows have along an axis
+TAPS = 3  # of F2, F3 and F4, and the fewest of signals
 
 
 Rows: TypeAlias = Sequence[Sequence[float]] | Array  # of a matrix
 
 
 class Transform:
-    """The matrices of F(m, 3) for tiles of one axis, or squared to serve two axes at once.
+    """The matrices of F(m, r) for tiles of one axis, or squared to serve two axes at once.
 
     A signal, `folded`, is an image to squared matrices: its rows begin three elements after each other, so that three
     rows of three taps are nine taps in a row, and three rows of three results nine results.
@@ -47,7 +47,7 @@ class Transform:
         spread: int = 1, first: int = 0,
     ) -> None:  # fmt: skip
         self.filter, self.input, self.output = (np.array(matrix) for matrix in (filter_, input_, output))
-        results = len(output)  # m; the products of an axis are m + 2 at stride 1
+        results = len(output)  # m
         self.axes, self.squared = axes, folded or axes == SPACE
         self.stride = stride  # of the windows, along the axes of a tile
         self.spread, self.first = spread, first  # how far apart elements are, zeros between them, and a tile's first
@@ -61,7 +61,7 @@ class Transform:
         still = (1,) * (SPACE - axes)  # tiles of signals are one element wide
         self.tile = (self.results,) * axes + still  # rows and columns of results
         self.apart = tuple(stride * n for n in self.tile)  # rows and columns of the input from one tile to the next
-        self.edges = ((self.results - 1) * stride + self.taps,) * axes + still  # and of what they are made from
+        self.edges = ((self.results - 1) * stride + self.taps,) * axes + still  # and that a tile spans, zeros included
 
     def flattened(self, matrix: Array, dtype: np.dtype) -> Array:
         """For tiles whose axes are one."""
@@ -77,7 +77,7 @@ class Transform:
         return matrix.astype(dtype)
 
     def terms(self, window: Sizes) -> int:
-        """Windows of three taps, three by three or nine, that a window is the sum of."""
+        """Windows of as many taps as a tile's that a window is the sum of."""
         return -(-math.prod(window) // self.taps**self.axes)
 
 
@@ -131,7 +131,7 @@ def _strided(taps: int) -> Transform:
 
 
 def _spread(taps: int, first: int) -> Transform:
-    """F(4 x 4) of elements with zeros between them, and so many, 0 or 1, before a tile's first element."""
+    """F(4 x 4) of elements with zeros between them; a tile begins with an element, or with `first` = 1 zero."""
     even, odd, filter_ = _by_halves(taps)
     (points, reads), shift = even[1].shape, 1 - first  # elements that the odd taps read later
     input_ = np.zeros((len(filter_), max(reads, odd[1].shape[1] + shift)))
@@ -153,8 +153,8 @@ F9 = Transform(1, *_OF_THREE, folded=True)  # 25 products, where nine taps by F3
 
 
 def fits(spec: ConvSpec) -> bool:
-    """Whether windows are of three by three to five by five on the last two axes, or of at least three on the only one,
-    at stride 1, or of images at stride 2.
+    """Whether windows are of 3 by 3, 4 by 4 or 5 by 5 on the last two axes, or of at least 3 on the only one, at stride
+    1, or of images at stride 2.
     """
     if spec.input_dilation or spec.groups > 1:
         return False
@@ -172,15 +172,15 @@ def is_strided(spec: ConvSpec) -> bool:
 
 
 def is_spread(spec: ConvSpec) -> bool:
-    """Whether it is what takes the gradient of such an input: kernels compute that at once.
+    """Whether it is the input gradient of a convolution that `is_strided`, as one convolution, which kernels compute.
 
-    Along both axes as many elements lie before the first, but for an even number.
+    The paddings before both axes must be both even or both odd. Of no elements the result would be of another size.
     """
     if (spec.axes, spec.stride, spec.dilation, spec.input_dilation) != (SPACE, (1, 1), (1, 1), (2, 2)):
         return False
     ((top, _), (left, _)), (tall, wide) = spec.padding, spec.window
     is_square = tall == wide and tall in STRIDED and (top - left) % 2 == 0
-    return is_square and spec.groups == 1 and spec.padding_mode == "zeros"
+    return is_square and 0 not in spec.size and spec.groups == 1 and spec.padding_mode == "zeros"
 
 
 def as_images(spec: ConvSpec) -> ConvSpec:
@@ -231,14 +231,14 @@ _STAGED_ELEMENTS = 2_600_000  # of points of tiles, and of results: a few megaby
 
 
 def transformed_weight(w: Array, transform: Transform) -> Array:
-    """(*window, C, F) as (points, windows of three that are added up, C, F)."""
+    """(*window, C, F) as (points, windows of as many taps as a tile's that are added up, C, F)."""
     taps = taps_of(w, transform)
     u = transform.flattened(transform.filter, w.dtype) @ taps.reshape(*taps.shape[:2], -1)
     return np.ascontiguousarray(u.reshape(len(u), -1, *taps.shape[2:]).swapaxes(0, 1))
 
 
 def taps_of(w: Array, transform: Transform) -> Array:
-    """(*window, C, F) as (windows of three that are added up, taps, C, F), the last filled up with zeros."""
+    """(*window, C, F) as (windows that are added up, their taps, C, F), the last filled up with zeros."""
     *window, channels, filters = w.shape
     terms, each = transform.terms(tuple(window)), transform.taps**transform.axes
     taps = w.reshape(-1, channels, filters)

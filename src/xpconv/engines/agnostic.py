@@ -360,7 +360,8 @@ def untap(v: Array, spec: Windows, offset: Sizes) -> Array:
     """The adjoint of `tap`: (N, *out, ...) to (N, *padded, ...), zero where no window has this offset."""
     v = spread(v, spec.stride, first_axis=1)
     axes = zip(offset, spec.dilation, spec.padded_size, v.shape[1:], strict=False)
-    return padded_with(v, tuple((o * d, whole - o * d - n) for o, d, whole, n in axes), 0)
+    pads = ((o * d, whole - o * d - n) if n else (whole, 0) for o, d, whole, n in axes)  # a window need not fit in none
+    return padded_with(v, tuple(pads), 0)
 
 
 def surrounded(x: Array, spec: ConvSpec, fill: complex = 0) -> Array:

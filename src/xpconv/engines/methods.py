@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from xpconv.cpu import image_spectra, overlap, separable, signals, small, strips, winograd, winograd_blocks
+from xpconv.cpu import image_spectra, overlap, separable, signals, small, strips, winograd_blocks
 from xpconv.cpu.choice import ROUNDING
 from xpconv.cpu.copies import dense_strides
 from xpconv.cpu.costs import direct_by, is_cut, may_separate
@@ -39,11 +39,15 @@ def spread_gradient(gy: Array, spec: ConvSpec) -> Plan | None:
 
     Zeros lie between the elements of `gy`, and no kernel reads them.
     """
-    adjoint = spec.input_adjoint
-    if gy.dtype.char not in "fd" or not winograd.is_spread(adjoint):
+    plan = spread_intended(gy, spec)
+    return plan if plan and compiled.is_ready("winograd", gy.dtype, spec.input_adjoint) else None
+
+
+def spread_intended(gy: Array, spec: ConvSpec) -> Plan | None:
+    """The same, once the kernels are there."""
+    if gy.dtype.char not in "fd" or set(spec.stride) != {2}:
         return None
-    plan = spread_plan(spec, gy.itemsize, compiled.takes(gy.dtype, adjoint))
-    return plan if plan and compiled.is_ready("winograd", gy.dtype, adjoint) else None
+    return spread_plan(spec, gy.itemsize, compiled.takes(gy.dtype, spec.input_adjoint))
 
 
 def is_spectral(x: Array) -> bool:

@@ -162,7 +162,7 @@ def _spectral_if_finite(x: Array, w: Array, spec: ConvSpec) -> Array:
 
 
 def conv_grad_input(gy: Array, w: Array, bias: Array | None, spec: ConvSpec, *, activation: str | None = None) -> Array:
-    """The adjoint as a convolution: one where the stride is 1, by spectra, or by kernels that read no zeros between the
+    """The adjoint as a convolution: a single one at stride 1, by spectra, or by kernels that read no zeros between
     elements; else one for each phase of the stride.
     """
     dtype = gy.dtype

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from xpconv.cpu import strips
-from xpconv.engines import agnostic, compiled, numpy_pools, piecewise, pooled
-from xpconv.engines.methods import itemsize, spectral_gradient, spread_gradient
+from xpconv.engines import agnostic, compiled, gradient_pieces, numpy_pools, piecewise, pooled
+from xpconv.engines.methods import itemsize, spectral_gradient, spread_gradient, spread_intended
 from xpconv.plan import Arrays, Plan, conv_operations
 from xpconv.spec import Array, ConvSpec
 from xpconv.workspace import current_limit
@@ -33,9 +33,10 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
     side = operation.removeprefix("conv_grad_")
     if side != operation and (spectra := spectral_gradient(x, spec, side)):
         return spectra
-    is_adjoint = operation == "conv_grad_input" and x is not None and spec.padding_mode == "zeros"
-    if is_adjoint and (spread := spread_gradient(x, spec)):
-        return spread
+    if operation == "conv_grad_input" and x is not None and (spread := spread_intended(x, _inside(x, spec))):
+        if spread_gradient(x, _inside(x, spec)):
+            return spread
+        return Plan("direct", f"{_DIRECT[operation]}, as {compiled.found().why_not_ready()}")
     if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
         if some := compiled.winograd_gradient_threads(x.dtype, spec):
             tile = "compiled: blocks of tiles, added in registers"
@@ -63,6 +64,14 @@ def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]
         spectral = spectral_gradient(x, spec, "weight")
         return not spectral and compiled.fits_gradient(x.dtype, spec) and not compiled.takes_gradient(x.dtype, spec)
     return pooled.is_awaited(operation, x, spec, indices=options.get("return_indices", False))
+
+
+def _inside(gy: Array, spec: ConvSpec) -> ConvSpec:
+    """Whose input gradient is taken: that of the padded input, unless what falls on the padding is taken by itself."""
+    if spec.padding_mode in ("zeros", "constant"):
+        return replace(spec, padding_mode="zeros")
+    folded = gradient_pieces.is_folded(gy, spec)
+    return replace(spec, padding_mode="zeros") if folded else spec.valid
 
 
 _DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves to the agnostic engine

@@ -73,9 +73,9 @@ def _by_threads(tasks: Tasks, done: Done) -> None:
     with _interrupted_between_tasks() as check:
 
         def told(key: Any, *_: Any) -> None:
-            check()
             if key in numbers:
                 done(numbers[key])
+            check()
 
         try:
             with Callback(posttask=told):
@@ -86,11 +86,10 @@ def _by_threads(tasks: Tasks, done: Done) -> None:
 
 @contextmanager
 def _interrupted_between_tasks() -> Iterator[Callable[[], None]]:
-    """Meanwhile Ctrl-C is raised by the function that this yields, or at the end.
+    """Hold back Ctrl-C: the function that is yielded raises it, or the end does; a second one is raised at once.
 
-    Raised anywhere, it now and then left Dask's queue with its lock held, for which the end of the pool, which tells
-    the queue of every task that is cancelled, then waited for ever. Nothing is lost: an interruption has to wait for
-    the tasks that are under way in any case.
+    Raised anywhere, it now and then left the lock of Dask's queue held. The pool tells that queue of every task that it
+    cancels when it ends, and waited for the lock for ever. It had to wait for the tasks under way before as well.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -102,7 +101,12 @@ def _interrupted_between_tasks() -> Iterator[Callable[[], None]]:
         if came:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    def held(number: int, _: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    signal.signal(signal.SIGINT, held)
     try:
         yield check
     finally:

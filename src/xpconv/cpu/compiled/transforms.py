@@ -1,4 +1,4 @@
-"""Winograd's transforms in registers: of tiles of images, F(4x4, 3x3) and F(2x2, 3x3), also of stride 2, and of
+"""Winograd's transforms in registers: of images, for 3 x 3 to 5 x 5 taps, also at stride 2 and transposed, and of
 signals, F(3, 3).
 """
 
@@ -290,7 +290,7 @@ def _by_halves(name: str, taps: int, matrices: winograd.Transform) -> Form:
     lie between each other.
     """
     (even, even_back), (odd, odd_back) = (_TO_TWO[half] for half in winograd.halves(taps))
-    points, others = (half + 1 for half in winograd.halves(taps))  # which are as many as the values they are made of
+    points, others = (half + 1 for half in winograd.halves(taps))  # of each half, made of as many values
     shift, spread = 1 - matrices.first, matrices.spread > 1
 
     def forward(kernel: Kernel, d: Sequence[Value]) -> list[Value]:

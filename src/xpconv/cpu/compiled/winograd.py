@@ -1,14 +1,15 @@
-"""Winograd's F(4x4, 3x3) of images and F(3, 3) of signals or its square, with the transforms in registers.
+"""Winograd's filtering of images, as F(4x4, 3x3), and F(3, 3) of signals or its square, with transforms in registers.
 
 A block's tiles of 6 x 6 inputs are transformed to 36 matrices (tiles, C), each of which the register tile multiplies
 with its part of the transformed weight; 36 products of a tile make its 4 x 4 results. Where few tiles share a large
 weight, tiles of 4 x 4 inputs and 2 x 2 results read half as much of it; at stride 2 tiles of 5 x 5 inputs make 2 x 2
-results of 25 products, where windows have 36, and in gradients of such inputs 3 x 3 elements make 4 x 4. Tables say
-where tiles begin, so that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the first axis
-inside the product) are the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5 products make
-3 results of 3 taps. Where there are more taps, it is folded to rows that begin three elements after each other: 25
-products of a tile make 9 results of 9 taps, and the sums of longer windows go on over the tiles that follow, which are
-transformed once for all of them. The transformed weight is kept as long as the weight stays as it is.
+results of 25 products, where windows of 3 x 3 have 36, and in gradients of such inputs 3 x 3 elements make 4 x 4.
+
+Tables say where tiles begin, so that dilation (tiles of interleaved images) and volumes (2-d tiles, the taps of the
+first axis inside the product) are the same kernels. A signal is an image one element wide: of tiles of 5 inputs, 5
+products make 3 results of 3 taps. Where there are more taps, it is folded to rows that begin three elements after each
+other: 25 products of a tile make 9 results of 9 taps, and the sums of longer windows go on over the tiles that follow,
+which are transformed once for all of them. The transformed weight is kept as long as the weight stays as it is.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _form_of(spec: ConvSpec) -> Form:
 
 
 class Winograd:
-    """A convolution that `winograd.fits`, prepared."""
+    """A convolution that `winograd.fits`, or `is_spread`, prepared."""
 
     def __init__(self, call: Call) -> None:
         self._form, self._call = _form_of(call.spec), _of_images(call)

@@ -14,7 +14,7 @@ from xpconv.spec import Array, ConvSpec, Sizes
 
 
 def whole_of(spec: ConvSpec, form: Form) -> ConvSpec:
-    """The convolution with whole windows of three, and as much more padding at the end as they and whole tiles need."""
+    """The convolution with whole windows of tiles, and as much more padding at the end as they and whole tiles need."""
     lead, window, padding = spec.axes - 2, list(spec.window), list(spec.padding)
     for axis, (results, edge) in enumerate(zip(form.matrices.tile, form.matrices.edges, strict=True), start=lead):
         stride, dilation, (before, after) = spec.stride[axis], spec.dilation[axis], padding[axis]
