@@ -31,7 +31,7 @@ def input_gradient(gy: Array, request: Request) -> Callable[..., Any] | None:
         return None
     layout = "channels_last" if in_phases else spec.layout  # phases are stored between each other, then turned
     parts = _phases(spec) if in_phases else [(spec.input_adjoint, WHOLE, WHOLE)]
-    if not spread and all(_method_of_numpys(gy, part) for part, *_ in parts if 0 not in part.window):
+    if not spread and not any(_kernel_of(gy, part) for part, *_ in parts):
         return _input_gradient_by_numpy(gy, layout, parts, request)
     stored, finish = compiled.stored_and_left(activation)
     shape = in_layout(layout, spec.batch, spec.size, spec.channels)
@@ -70,7 +70,7 @@ def _input_gradient_by_numpy(gy: Array, layout: str, parts: _Parts, request: Req
     """Of small convolutions; its parts are stored in the layout."""
     spec, activation, calls = request.spec, request.options.get("activation"), []
     for part, place, taps in parts:
-        method = "" if 0 in part.window else _method_of_numpys(gy, part)  # no tap reaches some places
+        method = "" if 0 in part.window else planned(gy, part, "auto").method  # no tap reaches some places
         computed = small.conv(gy.dtype, method, part, 0, activation, part.y_shape)
         if computed is None:
             return None
@@ -89,12 +89,6 @@ def _input_gradient_by_numpy(gy: Array, layout: str, parts: _Parts, request: Req
         return (compiled.laid_out(gx, spec.layout) if turned else gx)[drop]
 
     return again
-
-
-def _method_of_numpys(x: Array, spec: ConvSpec) -> str:
-    """The method by which NumPy computes it; "" where kernels do."""
-    method = planned(x, spec, "auto").method
-    return "" if compiled.kernel_of(x.dtype, spec, method) else method
 
 
 def _kernel_of(gy: Array, part: ConvSpec) -> str:

@@ -33,10 +33,9 @@ def _plan(operation: str, arrays: Arrays, spec: Any, options: dict[str, Any]) ->
     side = operation.removeprefix("conv_grad_")
     if side != operation and (spectra := spectral_gradient(x, spec, side)):
         return spectra
-    if operation == "conv_grad_input" and x is not None and (spread := spread_intended(x, _inside(x, spec))):
-        if spread_gradient(x, _inside(x, spec)):
-            return spread
-        return Plan("direct", f"{_DIRECT[operation]}, as {compiled.found().why_not_ready()}")
+    if operation == "conv_grad_input" and x is not None and spread_intended(x, inside := _inside(x, spec)):
+        awaited = Plan("direct", f"{_DIRECT[operation]}, as {compiled.found().why_not_ready()}")
+        return spread_gradient(x, inside) or awaited
     if operation == "conv_grad_weight" and x is not None and compiled.takes_gradient(x.dtype, spec):
         if some := compiled.winograd_gradient_threads(x.dtype, spec):
             tile = "compiled: blocks of tiles, added in registers"
@@ -68,10 +67,8 @@ def _awaits_kernels(operation: str, x: Array, spec: Any, options: dict[str, Any]
 
 def _inside(gy: Array, spec: ConvSpec) -> ConvSpec:
     """Whose input gradient is taken: that of the padded input, unless what falls on the padding is taken by itself."""
-    if spec.padding_mode in ("zeros", "constant"):
-        return replace(spec, padding_mode="zeros")
-    folded = gradient_pieces.is_folded(gy, spec)
-    return replace(spec, padding_mode="zeros") if folded else spec.valid
+    apart = spec.padding_mode == "zeros" or gradient_pieces.is_folded(gy, spec)
+    return replace(spec, padding_mode="zeros") if apart else spec.valid
 
 
 _DIRECT = {  # what NumPy does to the whole result at once; the rest it leaves to the agnostic engine

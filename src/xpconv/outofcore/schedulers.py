@@ -102,8 +102,7 @@ def _interrupted_between_tasks() -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt
 
     def held(number: int, _: Any) -> None:
-        if came:
-            raise KeyboardInterrupt
+        check()
         came.append(number)
 
     signal.signal(signal.SIGINT, held)

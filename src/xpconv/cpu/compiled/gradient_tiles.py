@@ -27,7 +27,7 @@ def sums_tile(module: ir.Module, dtype: str, shape: Shape, height: int) -> Kerne
     kernel = Kernel(module, f"tile{height}", _TILE)
     given = SimpleNamespace(**dict(zip(_TILE, kernel.arguments, strict=True)))
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
-    kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
+    kind, places = vector(element, shape.lanes), shape.places(size)
     sums = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
     rows = [given.sums + given.step * r for r in range(height)]
     masks = _masks(kernel, given.width, shape)

@@ -47,6 +47,10 @@ class Shape:
         """In a tile."""
         return self.lanes * self.vectors
 
+    def places(self, size: int) -> list[int]:
+        """Bytes from a row of filters, of elements of so many, to each of its vectors."""
+        return [self.lanes * size * q for q in range(self.vectors)]
+
     @property
     def taking_turns(self) -> list[int]:
         """Lanes of one group after the other, in the order in which the groups take turns."""
@@ -146,7 +150,7 @@ def _tile(
     kernel = Kernel(module, f"{kind_of}{height}", names)
     given = SimpleNamespace(**dict(zip(names, kernel.arguments, strict=True)))
     element, size = FLOATS[dtype], np.dtype(dtype).itemsize
-    kind, places = vector(element, shape.lanes), [shape.lanes * size * q for q in range(shape.vectors)]
+    kind, places = vector(element, shape.lanes), shape.places(size)
     sums = [[kernel.variable(kernel.constant(0, kind)) for _ in places] for _ in range(height)]
     _sum(kernel, given, shape, kind, sums, foresees=foresees, packs=packs)
     if shape.groups > 1:
@@ -210,8 +214,7 @@ def _factors(
     kernel: Kernel, given: SimpleNamespace, shape: Shape, here: Value, kind: ir.Type, packed: Variable | None
 ) -> list[Value]:
     """A row of the weight, copied on the way to where it is packed."""
-    size = size_of(kind)
-    places = [shape.lanes * size * q for q in range(shape.vectors)]
+    size, places = size_of(kind), shape.places(size_of(kind))
     vectors = [kernel.load(here, kind, place) for place in places]
     if packed is not None:
         for factors, place in zip(vectors, places, strict=True):
